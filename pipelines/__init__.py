@@ -1,0 +1,1 @@
+"""Beam graphs and their Kafka and file sources."""

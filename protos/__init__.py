@@ -1,0 +1,1 @@
+"""Wire contracts: one message family a file; Python code is generated at build."""

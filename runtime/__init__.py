@@ -1,0 +1,1 @@
+"""Clients, deadlines, metrics and development servers: a leaf that every other package may import."""

@@ -1,0 +1,140 @@
+"""Kafka connection settings and clients; only this package touches confluent-kafka."""
+
+import configparser
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from runtime.errors import UserError
+
+_REQUEST_SECONDS = 10.0
+
+
+class UndeliveredError(RuntimeError):
+    """A producer could not deliver every message."""
+
+
+@dataclass(frozen=True)
+class KafkaConnection:
+    """Where the brokers are and how to talk to them.
+
+    Args:
+      bootstrap_servers: `host:port[,host:port]`.
+      properties_file: `key=value` lines of librdkafka settings (TLS, SASL); never logged.
+    """
+
+    bootstrap_servers: str
+    properties_file: str | None = field(default=None, repr=False)
+
+    def client_config(self) -> dict[str, str | int | float | bool]:
+        config: dict[str, str | int | float | bool] = {"bootstrap.servers": self.bootstrap_servers}
+        if self.properties_file:
+            parser = configparser.ConfigParser(interpolation=None, delimiters=("=",))
+            parser.optionxform = str  # type: ignore[assignment,method-assign]
+            parser.read_string("[client]\n" + Path(self.properties_file).read_text("utf-8"))
+            config.update(parser["client"])
+        return config
+
+
+def make_producer(connection: KafkaConnection, **overrides: str | int | float) -> Producer:
+    """An idempotent producer (`acks=all`, lz4); `overrides` use `_` for `.`: `linger_ms=5`."""
+    config = connection.client_config() | {
+        "enable.idempotence": True,
+        "compression.type": "lz4",
+        "linger.ms": 5,
+        "message.max.bytes": 8_000_000,
+    }
+    config.update({key.replace("_", "."): value for key, value in overrides.items()})
+    return Producer(config)
+
+
+def make_consumer(
+    connection: KafkaConnection, group_id: str = "millrace", **overrides: str | int | float
+) -> Consumer:
+    """A consumer for manual assignment: no auto-commit, no offset store, earliest on a lost offset."""
+    config = connection.client_config() | {
+        "group.id": group_id,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "enable.partition.eof": False,
+        "fetch.wait.max.ms": 50,
+        "isolation.level": "read_committed",
+    }
+    config.update({key.replace("_", "."): value for key, value in overrides.items()})
+    return Consumer(config)
+
+
+def flush_or_raise(producer: Producer, seconds: float = 30.0) -> None:
+    """Waits until every message is acknowledged; raises UndeliveredError otherwise."""
+    left = producer.flush(seconds)
+    if left:
+        raise UndeliveredError(f"{left} messages were not acknowledged within {seconds:g} s")
+
+
+def make_admin(connection: KafkaConnection) -> AdminClient:
+    return AdminClient(connection.client_config())
+
+
+def check_broker(connection: KafkaConnection, field_name: str = "--kafka", seconds: float = _REQUEST_SECONDS) -> None:
+    """Raises UserError unless a broker answers a metadata request."""
+    try:
+        make_admin(connection).list_topics(timeout=seconds)
+    except KafkaException as error:
+        raise UserError(
+            field_name,
+            connection.bootstrap_servers,
+            f"no Kafka broker answers ({error.args[0].str()})",
+            "start one with `millrace dev up` or name another address",
+        ) from error
+
+
+def partitions_of(connection: KafkaConnection, topic: str, field_name: str = "topic") -> list[int]:
+    """Partition numbers of `topic`, ascending; UserError when it does not exist."""
+    metadata = make_admin(connection).list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic]
+    if metadata.error is not None or not metadata.partitions:
+        raise UserError(field_name, topic, "the topic does not exist", "create it or start its producer first")
+    return sorted(metadata.partitions)
+
+
+def ensure_topic(
+    connection: KafkaConnection, topic: str, partitions: int = 1, config: dict[str, str] | None = None
+) -> None:
+    """Creates `topic` unless it exists."""
+    new_topic = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {})
+    future = make_admin(connection).create_topics([new_topic], request_timeout=_REQUEST_SECONDS)[topic]
+    try:
+        future.result()
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+
+
+def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, int]]:
+    """{partition: (first offset, next offset)} of `topic` now."""
+    consumer = make_consumer(connection, group_id="millrace-watermarks")
+    try:
+        return {
+            partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
+            for partition in partitions_of(connection, topic)
+        }
+    finally:
+        consumer.close()
+
+
+__all__ = [
+    "ConfigResource",
+    "KafkaConnection",
+    "ResourceType",
+    "UndeliveredError",
+    "check_broker",
+    "ensure_topic",
+    "flush_or_raise",
+    "make_admin",
+    "make_consumer",
+    "make_producer",
+    "partitions_of",
+    "watermarks",
+]

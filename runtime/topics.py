@@ -1,0 +1,39 @@
+"""Names of the Kafka topics: the one place that spells them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Topic names under one prefix (`prefix="eu."` gives `eu.events.impressions`)."""
+
+    prefix: str = ""
+
+    @property
+    def impressions(self) -> str:
+        return f"{self.prefix}events.impressions"
+
+    @property
+    def actions(self) -> str:
+        return f"{self.prefix}events.actions"
+
+    @property
+    def dead_letter(self) -> str:
+        return f"{self.prefix}feed.dead-letter"
+
+    @property
+    def model_events(self) -> str:
+        return f"{self.prefix}model.events"
+
+    @property
+    def serving_status(self) -> str:
+        return f"{self.prefix}serving.status"
+
+    def train(self, model: str) -> str:
+        return f"{self.prefix}train.{model}"
+
+    def deltas(self, model: str) -> str:
+        return f"{self.prefix}model.deltas.{model}"
+
+    def metrics(self, model: str) -> str:
+        return f"{self.prefix}metrics.{model}"

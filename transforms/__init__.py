@@ -1,0 +1,1 @@
+"""Pure functions over Arrow batches, and the Beam transforms that wrap them."""
