@@ -1,0 +1,47 @@
+"""Nothing lost, nothing twice: the audit table of the last checkpoint against the ledger of what was sent.
+
+The audit table is trained with SGD, learning rate 1 and gradient -1, so that each entry's weight is the number of times
+that its row was applied. The ledger knows every row that was sent.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """Row counts. `rows_unknown` were applied although nobody sent them."""
+
+    rows_sent: int
+    rows_trained: int
+    rows_dropped: int
+    rows_lost: int
+    rows_duplicated: int
+    rows_unknown: int
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def compare(sent_fids: np.ndarray, applied_fids: np.ndarray, applied_counts: np.ndarray, dropped: int = 0) -> AuditResult:
+    """Compares what was sent with what was applied.
+
+    Args:
+      sent_fids: int64 [n], one unique audit fid a row that was sent.
+      applied_fids: int64 [m], keys of the audit table.
+      applied_counts: float32 [m], its weights.
+      dropped: rows that the feed counted as dropped with a reason; they are not lost.
+    """
+    counts = np.rint(applied_counts).astype(np.int64)
+    known = np.isin(applied_fids, sent_fids)
+    applied = applied_fids[known & (counts > 0)]
+    missing = len(sent_fids) - len(applied)
+    return AuditResult(
+        rows_sent=len(sent_fids),
+        rows_trained=int(counts[known].sum()),
+        rows_dropped=dropped,
+        rows_lost=max(0, missing - dropped),
+        rows_duplicated=int(np.maximum(counts[known] - 1, 0).sum()) + max(0, dropped - missing),
+        rows_unknown=int((~known & (counts > 0)).sum()),
+    )
