@@ -16,6 +16,20 @@ class UndeliveredError(RuntimeError):
     """A producer could not deliver every message."""
 
 
+def _read_properties(path: str) -> dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        parser.read_string("[client]\n" + Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError("--kafka-properties", path, f"cannot be read ({problem})", "name a readable file") from error
+    except configparser.Error as error:
+        # The parser's own message quotes the line, which may hold a password.
+        raise UserError("--kafka-properties", path, "has a line that is not key=value", "correct it") from error
+    return dict(parser["client"])
+
+
 @dataclass(frozen=True)
 class KafkaConnection:
     """Where the brokers are and how to talk to them.
@@ -31,10 +45,7 @@ class KafkaConnection:
     def client_config(self) -> dict[str, str | int | float | bool]:
         config: dict[str, str | int | float | bool] = {"bootstrap.servers": self.bootstrap_servers}
         if self.properties_file:
-            parser = configparser.ConfigParser(interpolation=None, delimiters=("=",))
-            parser.optionxform = str  # type: ignore[assignment,method-assign]
-            parser.read_string("[client]\n" + Path(self.properties_file).read_text("utf-8"))
-            config.update(parser["client"])
+            config.update(_read_properties(self.properties_file))
         return config
 
 
@@ -81,7 +92,8 @@ def make_admin(connection: KafkaConnection) -> AdminClient:
 def check_broker(connection: KafkaConnection, field_name: str = "--kafka", seconds: float = _REQUEST_SECONDS) -> None:
     """Raises UserError unless a broker answers a metadata request."""
     try:
-        make_admin(connection).list_topics(timeout=seconds)
+        # log_level 0: the error below says it all; the client would repeat it on stderr at every attempt.
+        AdminClient(connection.client_config() | {"log_level": 0}).list_topics(timeout=seconds)
     except KafkaException as error:
         raise UserError(
             field_name,

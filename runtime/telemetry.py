@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import prometheus_client
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from runtime.errors import UserError
+
 _LOG_FORMAT = "%(asctime)s %(levelname).1s {role} %(name)s: %(message)s"
 
 
@@ -57,6 +59,9 @@ class MetricsEndpoint:
       port: TCP port, 0 for a free one; `address` tells which.
       health: returns None when healthy, else the reason.
       host: interface; loopback unless told otherwise.
+
+    Raises:
+      UserError: the port is in use.
     """
 
     def __init__(
@@ -84,7 +89,12 @@ class MetricsEndpoint:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise UserError(
+                "--metrics-port", port, f"cannot listen on it ({error.strerror})", "give another port, or 0 for a free one"
+            ) from error
         self.address = f"{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 

@@ -1,0 +1,162 @@
+"""Flags, addresses, signals and ready files that the commands share."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.atomic_file import write_text
+from runtime.errors import UserError
+from runtime.kafka_client import KafkaConnection, check_broker
+from runtime.topics import Topics
+
+_ADDRESS = re.compile(r"[^\s:,]+:\d{1,5}")
+_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
+
+
+def add_command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    description: str,
+    example: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """A parser for `millrace <name>` whose help ends in an example that runs.
+
+    Args:
+      example: one or more shell lines, without indentation.
+      run: called with the parsed arguments, returns the exit code.
+    """
+    lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
+    parser = subparsers.add_parser(
+        name,
+        description=description,
+        epilog=f"Example:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def port_number(text: str) -> int:
+    """argparse type: a TCP port, 0 for a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port; give a number from 0 (any free port) to 65535")
+    return int(text)
+
+
+def addresses(text: str) -> str:
+    """argparse type: `host:port[,host:port]`."""
+    if not all(_ADDRESS.fullmatch(part) and int(part.rpartition(":")[2]) <= 65535 for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"'{text}' is not an address; give HOST:PORT[,HOST:PORT]")
+    return text
+
+
+def topic_prefix(text: str) -> str:
+    """argparse type: characters that Kafka allows in a topic name."""
+    if not _PREFIX.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"'{text}' cannot begin a topic name; use letters, digits, '.', '_' and '-'")
+    return text
+
+
+def add_kafka_flags(parser: argparse.ArgumentParser) -> None:
+    """--kafka, --kafka-properties and --topic-prefix."""
+    parser.add_argument(
+        "--kafka",
+        type=addresses,
+        metavar="HOST:PORT",
+        help="Kafka brokers (default: $MILLRACE_KAFKA, else the broker of `millrace dev`)",
+    )
+    parser.add_argument(
+        "--kafka-properties", metavar="FILE", help="librdkafka settings (TLS, SASL), one key=value a line; never logged"
+    )
+    parser.add_argument("--topic-prefix", type=topic_prefix, default="", metavar="PREFIX", help="before every topic")
+
+
+def add_zookeeper_flag(parser: argparse.ArgumentParser) -> None:
+    """--zookeeper."""
+    parser.add_argument(
+        "--zookeeper",
+        type=addresses,
+        metavar="HOST:PORT",
+        help="ZooKeeper (default: $MILLRACE_ZOOKEEPER, else the server of `millrace dev`)",
+    )
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """--metrics-port, --ready-file and --log-level, for every long-running process."""
+    parser.add_argument(
+        "--metrics-port",
+        type=port_number,
+        default=0,
+        metavar="PORT",
+        help="port of /metrics and /healthz (default: a free one, which the log names)",
+    )
+    parser.add_argument("--ready-file", type=Path, metavar="PATH", help="write JSON with pid and addresses when ready")
+    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+
+
+def _address(arguments: argparse.Namespace, name: str) -> str:
+    """Address of server `name` from the flag, the environment or the development servers."""
+    from runtime.dev_servers import running_address
+
+    variable = f"MILLRACE_{name.upper()}"
+    given = getattr(arguments, name) or os.environ.get(variable) or running_address(name)
+    if not given:
+        raise UserError(
+            f"--{name}", "", "no address is given", f"run `millrace dev up`, give --{name} HOST:PORT or set {variable}"
+        )
+    try:
+        return addresses(given)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(variable, given, "this is not an address", "give HOST:PORT[,HOST:PORT]") from error
+
+
+def kafka_connection(arguments: argparse.Namespace, check: bool = True) -> KafkaConnection:
+    """The brokers of --kafka, $MILLRACE_KAFKA or `millrace dev`.
+
+    Args:
+      check: ask a broker for metadata first, so that an unreachable one is a UserError at once.
+    """
+    connection = KafkaConnection(_address(arguments, "kafka"), arguments.kafka_properties)
+    if check:
+        check_broker(connection)
+    return connection
+
+
+def topics(arguments: argparse.Namespace) -> Topics:
+    """Topic names under --topic-prefix."""
+    return Topics(arguments.topic_prefix)
+
+
+def zookeeper_address(arguments: argparse.Namespace) -> str:
+    """ZooKeeper's `host:port[,host:port]` from --zookeeper, $MILLRACE_ZOOKEEPER or `millrace dev`."""
+    return _address(arguments, "zookeeper")
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set, for commands that end cleanly with exit code 0."""
+    stop = threading.Event()
+
+    def handle(signum: int, _frame: object) -> None:
+        logging.getLogger("millrace").info("stopping on %s", signal.Signals(signum).name)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return stop
+
+
+def announce_ready(arguments: argparse.Namespace, **fields: str | int) -> None:
+    """Logs `ready key=value ...` and writes {"pid", **fields} to --ready-file, if given."""
+    words = " ".join(f"{key}={value}" for key, value in fields.items())
+    logging.getLogger("millrace").info("ready %s", words)
+    if arguments.ready_file:
+        arguments.ready_file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.ready_file, json.dumps({"pid": os.getpid()} | fields) + "\n")

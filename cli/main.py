@@ -1,0 +1,111 @@
+"""The `millrace` command: finds the module of a sub-command, parses its flags, runs it, reports errors in one line."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from runtime.errors import UserError
+
+# Sub-command -> one-line summary. The command lives in cli/<name>.py, imported only when it is chosen: `--help` and
+# `millrace dev` must not pay for TensorFlow or Beam.
+_COMMANDS = {
+    "feed": "turn live events into training batches (Apache Beam)",
+    "train": "train a model on live or stored batches",
+    "export": "export a checkpoint as a SavedModel",
+    "serve": "serve exported models over gRPC",
+    "agent": "drive a model server from Kafka and ZooKeeper",
+    "predict": "ask a model server for one prediction",
+    "records": "look at the records of a topic",
+    "checkpoint": "look at the checkpoints of a model directory",
+    "events": "generate or replay events",
+    "dev": "start and stop Kafka and ZooKeeper for development",
+    "demo": "run the whole loop on this machine and report on it",
+    "bench": "measure every stage on this machine",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see `{self.prog} --help`)\n")
+
+
+def _available() -> dict[str, str]:
+    return {name: text for name, text in _COMMANDS.items() if importlib.util.find_spec(f"cli.{name}") is not None}
+
+
+def _make_parser(chosen: str | None) -> _Parser:
+    """The parser with all commands listed, and the flags of `chosen` only."""
+    commands = _available()
+    width = max(map(len, commands), default=0)
+    listing = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in commands.items())
+    parser = _Parser(
+        prog="millrace",
+        usage="millrace COMMAND [--help] [flags]",
+        description="Trains recommender models on live events and serves them seconds later.",
+        epilog=f"Commands:\n{listing}\n\nExample:\n  millrace dev up",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS, prog="millrace"
+    )
+    for name in commands:
+        if name == chosen:
+            importlib.import_module(f"cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `argv`; a command that sets `accepts_unknown=True` finds foreign flags in `unknown`."""
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    parser = _make_parser(chosen)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown and not getattr(arguments, "accepts_unknown", False):
+        _Parser(prog=f"millrace {arguments.command}").error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments.unknown = unknown
+    return arguments
+
+
+def _exit_on_sigterm(_signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (2: a user's error, 130: interrupted)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Unwinds `finally` blocks; a long-running command replaces this with its own clean stop.
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    arguments = None
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        command = f"millrace {arguments.command}" if arguments else "millrace"
+        print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) is gone; keep the interpreter from failing again at its last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()
