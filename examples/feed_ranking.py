@@ -1,0 +1,32 @@
+"""Feed ranking on the synthetic world of `millrace events generate`."""
+
+from typing import Any
+
+from ops.table_config import Adagrad, RandomUniform
+from training.task import Head, SparseFeature, Task
+from transforms.feature_list import LabelRule
+
+_FACTORS = 12
+
+
+class FeedRanking(Task):
+    """Will this user click or like this item, on this device, at this hour?"""
+
+    name = "feed"
+    features = (
+        SparseFeature("user", 1, "user_id", _FACTORS, optimizer=Adagrad(0.1), initializer=RandomUniform(-0.1, 0.1)),
+        SparseFeature("item", 2, "item_id", _FACTORS, optimizer=Adagrad(0.1), initializer=RandomUniform(-0.1, 0.1)),
+        SparseFeature("user_bias", 1, "user_id", 1, optimizer=Adagrad(0.2)),
+        SparseFeature("item_bias", 2, "item_id", 1, optimizer=Adagrad(0.2)),
+        SparseFeature("device", 3, "context.device", 1, optimizer=Adagrad(0.05)),
+        SparseFeature("hour", 4, "context.hour", 1, optimizer=Adagrad(0.05), dtype="int64"),
+    )
+    heads = (Head("click", LabelRule("click", ("click", "like"))),)
+
+    def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+        import keras
+
+        dot = keras.layers.Dot(axes=1, name="affinity")([embeddings["user"], embeddings["item"]])
+        first_order = [embeddings[name] for name in ("user_bias", "item_bias", "device", "hour")]
+        terms = keras.layers.Concatenate()([*first_order, dot])
+        return {"click": keras.layers.Dense(1, kernel_initializer="ones", name="logit")(terms)}
