@@ -1,0 +1,61 @@
+"""What flows through the loop: a generated world, or real ratings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.loop.freshness import ProbeEvents
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A task, its events and what a client must send beside user and item.
+
+    `users` and `items` bound the ids that the client asks for; `producer` are the flags of `millrace events`.
+    """
+
+    title: str
+    task: str
+    model: str
+    head: str
+    users: int
+    items: int
+    probe: ProbeEvents
+    producer: tuple[str, ...]
+    data: Path | None = None
+
+
+def generated(rate: float, seconds: float, seed: int, bad_records: int) -> Scenario:
+    """The synthetic world, `rate` events a second for `seconds`."""
+    users, items = 2000, 1000
+    context: dict[str, str | int] = {"device": "phone", "hour": 12}
+    return Scenario(
+        title="Millrace demo: a synthetic world",
+        task="examples.feed_ranking:FeedRanking",
+        model="feed_ranking",
+        head="click",
+        users=users,
+        items=items,
+        probe=ProbeEvents("click", None, context, context),
+        producer=(
+            "generate", "--users", str(users), "--items", str(items), "--rate", str(rate),
+            "--duration", str(seconds), "--seed", str(seed), "--bad-records", str(bad_records),
+        ),
+    )  # fmt: skip
+
+
+def movielens(folder: Path, rate: float) -> Scenario:
+    """Replays `folder`/ratings.csv in time order, `rate` events a second (two events a rating)."""
+    if not (folder / "ratings.csv").is_file():
+        raise UserError("--data", folder, "there is no ratings.csv in it", "name a MovieLens folder")
+    return Scenario(
+        title="Millrace demo: MovieLens, replayed",
+        task="examples.movies:MovieRanking",
+        model="movie_ranking",
+        head="like",
+        users=600,
+        items=2000,
+        probe=ProbeEvents("rate", 5.0, {}, {}),
+        producer=("replay", "--format", "movielens", str(folder), "--rate", str(rate)),
+        data=folder,
+    )
