@@ -16,6 +16,7 @@ from runtime import atomic_file
 
 _INK, _GRID = "#1f2933", "#d9dee4"
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb2", "#d9822b", "#3c8f5a", "#c23b3b", "#7b8794"
+_MUST_BE_ZERO = ("rows_lost", "rows_duplicated", "rows_unknown", "predictions_failed")
 _WIDTH, _HEIGHT = 7.2, 2.7  # inches; two plots fit side by side on a laptop screen
 
 
@@ -35,6 +36,14 @@ class RunRecord:
     marks: list[dict[str, object]] = field(default_factory=list)
     freshness_ms: list[float] = field(default_factory=list)
     delay_curve: list[dict[str, float | None]] = field(default_factory=list)
+
+    def failures(self) -> list[str]:
+        """Promises of the loop that this run broke, one line each."""
+        broken = [f"{name}={self.summary.get(name)}" for name in _MUST_BE_ZERO if self.summary.get(name)]
+        expected = self.summary.get("dead_letters_expected")
+        if self.summary.get("dead_letters") != expected:
+            broken.append(f"dead_letters={self.summary.get('dead_letters')} but {expected} bad records were sent")
+        return broken
 
 
 def write(record: RunRecord, folder: Path) -> None:
