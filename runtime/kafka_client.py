@@ -116,7 +116,8 @@ def ensure_topic(
 ) -> None:
     """Creates `topic` unless it exists."""
     new_topic = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {})
-    future = make_admin(connection).create_topics([new_topic], request_timeout=_REQUEST_SECONDS)[topic]
+    admin = make_admin(connection)  # kept: the future is cancelled when its client is collected
+    future = admin.create_topics([new_topic], request_timeout=_REQUEST_SECONDS)[topic]
     try:
         future.result()
     except KafkaException as error:
