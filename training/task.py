@@ -126,7 +126,7 @@ class Task(ABC):
         settings: dict[str, Any] = {
             "model": self.name,
             "features": tuple(
-                FidFeature(feature.name, feature.slot, feature.column)
+                FidFeature(feature.name, feature.slot, feature.column, feature.input_dtype)
                 for feature in self.features
                 if columns[feature.name] == feature.name
             ),

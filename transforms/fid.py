@@ -1,0 +1,159 @@
+"""Feature ids, vectorised: bit layouts v1 and v2, SipHash-2-4 of strings, audit ids.
+
+v1: slot in bits 63..54, signature in bits 53..0. v2, the canonical form: bit 63 clear, slot in bits 62..48, signature
+in bits 47..0. Fids travel as int64 with the bit pattern of the unsigned number.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SIGNATURE_BITS_V1 = 54
+SIGNATURE_BITS = 48
+MAX_SLOT_V1 = (1 << 10) - 1
+MAX_SLOT = (1 << 15) - 1
+SIGNATURE_MASK_V1 = (1 << SIGNATURE_BITS_V1) - 1
+SIGNATURE_MASK = (1 << SIGNATURE_BITS) - 1
+
+HASH_KEY = b"0123456789123456"
+"""Key of the string hash; TensorFlow's strong hash with the same key gives the same fid inside a SavedModel."""
+
+AUDIT_SLOT = MAX_SLOT
+"""Slot of the audit feature; no user feature may have it."""
+
+_U64 = np.uint64
+
+
+def fid_v1(slot: int, signature: np.ndarray | int) -> np.ndarray:
+    """int64 fids v1; the signature is cut to 54 bits. ValueError when slot is not in [0, 1023]."""
+    _check_slot(slot, MAX_SLOT_V1)
+    bits = np.asarray(signature).astype(_U64) & _U64(SIGNATURE_MASK_V1)
+    return (bits | (_U64(slot) << _U64(SIGNATURE_BITS_V1))).astype(np.int64)
+
+
+def fid_v2(slot: int, signature: np.ndarray | int) -> np.ndarray:
+    """int64 fids v2; the signature is cut to 48 bits. ValueError when slot is not in [0, 32767]."""
+    _check_slot(slot, MAX_SLOT)
+    return (np.asarray(signature).astype(np.int64) & SIGNATURE_MASK) | np.int64(slot << SIGNATURE_BITS)
+
+
+def slot_v1(fids: np.ndarray) -> np.ndarray:
+    """int64 slots of fids v1."""
+    return (np.asarray(fids).astype(_U64) >> _U64(SIGNATURE_BITS_V1)).astype(np.int64)
+
+
+def slot_v2(fids: np.ndarray) -> np.ndarray:
+    """int64 slots of fids v2."""
+    return (np.asarray(fids, np.int64) >> SIGNATURE_BITS) & MAX_SLOT
+
+
+def v1_to_v2(fids: np.ndarray) -> np.ndarray:
+    """int64 fids v2. Lossy: the upper 6 bits of the signature are dropped."""
+    return (slot_v1(fids) << SIGNATURE_BITS) | (np.asarray(fids).astype(np.int64) & SIGNATURE_MASK)
+
+
+def check_v2(fids: np.ndarray) -> None:
+    """Raises ValueError when bit 63 of a fid is set."""
+    array = np.asarray(fids, np.int64)
+    if (array < 0).any():
+        raise ValueError(f"fid v2 {int(array[array < 0][0])}: bit 63 is reserved and must be clear")
+
+
+def audit_fid(partition: np.ndarray | int, offset: np.ndarray | int, row: np.ndarray | int) -> np.ndarray:
+    """int64 fids, one per source row: slot 32767, signature partition (8 bits) | offset (34 bits) | row (6 bits)."""
+    partitions, offsets, rows = (np.asarray(part).astype(np.int64) for part in (partition, offset, row))
+    return fid_v2(AUDIT_SLOT, ((partitions & 0xFF) << 40) | ((offsets & 0x3FFFFFFFF) << 6) | rows)
+
+
+def hash_strings(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
+    """48-bit SipHash-2-4 of each string, int64 [n]; a null gives 0. Each distinct string is hashed once."""
+    encoded = strings if pa.types.is_dictionary(strings.type) else pc.dictionary_encode(strings)
+    hashes = (siphash24(encoded.dictionary, key) & _U64(SIGNATURE_MASK)).astype(np.int64)
+    codes = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)
+    if not len(hashes):
+        return np.zeros(len(strings), np.int64)
+    return np.where(encoded.indices.is_valid().to_numpy(zero_copy_only=False), hashes[codes], 0)
+
+
+def siphash24(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
+    """SipHash-2-4 of the bytes of each string or binary value, uint64 [n]; a null is hashed as empty.
+
+    Standard SipHash (Aumasson and Bernstein, 2012), equal to `tf.strings.to_hash_bucket_strong` before its modulus. The
+    cost grows with the longest value, so the codecs bound the length of what is hashed.
+    """
+    offsets, data = _bytes_of(strings)
+    lengths = np.diff(offsets)
+    hashes = np.empty(len(lengths), _U64)
+    words = lengths // 8
+    for count in np.unique(words).tolist():
+        rows = np.flatnonzero(words == count)
+        hashes[rows] = _siphash_words(_padded_words(data, offsets[rows], lengths[rows], count), key)
+    return hashes
+
+
+def _bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 offsets [n + 1], uint8 bytes) of a string or binary array."""
+    plain = pc.fill_null(strings.cast(pa.large_binary()), b"")
+    _, offset_buffer, data_buffer = plain.buffers()
+    if not len(plain) or offset_buffer is None:
+        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    offsets = np.frombuffer(offset_buffer, np.int64, len(plain) + 1, plain.offset * 8)
+    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
+    return offsets, data
+
+
+def _padded_words(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, count: int) -> np.ndarray:
+    """uint64 [count + 1, n]: the message words, the last one with the length in its upper byte."""
+    padded = np.zeros((len(starts), 8 * (count + 1)), np.uint8)
+    row_of_byte = np.repeat(np.arange(len(starts)), lengths)
+    column = np.arange(len(row_of_byte)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    padded[row_of_byte, column] = data[starts[row_of_byte] + column]
+    padded[:, -1] = lengths & 0xFF
+    return np.ascontiguousarray(padded.view("<u8").T).astype(_U64)
+
+
+def _siphash_words(words: np.ndarray, key: bytes) -> np.ndarray:
+    k0, k1 = np.frombuffer(key, "<u8")
+    shape = words.shape[1]
+    state = [
+        np.full(shape, constant ^ half, _U64)
+        for constant, half in (
+            (_U64(0x736F6D6570736575), k0),
+            (_U64(0x646F72616E646F6D), k1),
+            (_U64(0x6C7967656E657261), k0),
+            (_U64(0x7465646279746573), k1),
+        )
+    ]
+    for word in words:
+        state[3] ^= word
+        _sip_round(state)
+        _sip_round(state)
+        state[0] ^= word
+    state[2] ^= _U64(0xFF)
+    for _ in range(4):
+        _sip_round(state)
+    return state[0] ^ state[1] ^ state[2] ^ state[3]
+
+
+def _sip_round(state: list[np.ndarray]) -> None:
+    """One SipRound in place; uint64 addition wraps."""
+    v0, v1, v2, v3 = state
+    v0 += v1
+    v1[:] = _rotate(v1, 13) ^ v0
+    v0[:] = _rotate(v0, 32)
+    v2 += v3
+    v3[:] = _rotate(v3, 16) ^ v2
+    v0 += v3
+    v3[:] = _rotate(v3, 21) ^ v0
+    v2 += v1
+    v1[:] = _rotate(v1, 17) ^ v2
+    v2[:] = _rotate(v2, 32)
+
+
+def _rotate(value: np.ndarray, bits: int) -> np.ndarray:
+    return (value << _U64(bits)) | (value >> _U64(64 - bits))
+
+
+def _check_slot(slot: int, largest: int) -> None:
+    if not 0 <= slot <= largest:
+        raise ValueError(f"slot {slot}: expected 0..{largest}")

@@ -1,0 +1,207 @@
+"""The canonical example batch: column names, Arrow schema, IPC bytes, splitting and validation.
+
+One row is one (impression, item). `transforms/README.md` describes every column.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+LABEL = "__LABEL__"
+WEIGHT = "__WEIGHT__"
+SAMPLE_RATE = "__SAMPLE_RATE__"
+UID = "__UID__"
+ITEM_ID = "__ITEM_ID__"
+REQ_ID = "__REQ_ID__"
+REQ_TIME = "__REQ_TIME__"
+EVENT_TIME_MS = "__EVENT_TIME_MS__"
+ACTIONS = "__ACTIONS__"
+SOURCE_PARTITION = "__SOURCE_PARTITION__"
+SOURCE_OFFSET = "__SOURCE_OFFSET__"
+SOURCE_ROW = "__SOURCE_ROW__"
+AUDIT = "__AUDIT__"
+
+INVALID_LABEL = float(np.finfo(np.float32).min)
+"""Label of a head that a row says nothing about: the lowest float32, -3.4028235e38."""
+
+CONTENT_TYPE = "application/vnd.apache.arrow.stream"
+"""Kafka header `content-type` of an IPC block."""
+
+MAX_BLOCK_BYTES = 1_000_000
+"""Largest IPC block: below the 1 MiB that a Kafka broker accepts by default, headers included."""
+
+KIND_KEY = b"millrace.kind"
+FID_METADATA = {KIND_KEY: b"fid"}
+
+METADATA_FIELDS: tuple[pa.Field, ...] = (
+    pa.field(LABEL, pa.list_(pa.float32())),
+    pa.field(WEIGHT, pa.float32()),
+    pa.field(SAMPLE_RATE, pa.float32()),
+    pa.field(UID, pa.int64()),
+    pa.field(ITEM_ID, pa.int64()),
+    pa.field(REQ_ID, pa.string()),
+    pa.field(REQ_TIME, pa.int64()),
+    pa.field(EVENT_TIME_MS, pa.int64()),
+    pa.field(ACTIONS, pa.list_(pa.string())),
+    pa.field(SOURCE_PARTITION, pa.int32()),
+    pa.field(SOURCE_OFFSET, pa.int64()),
+    pa.field(SOURCE_ROW, pa.int32()),
+)
+
+RAW_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("value", pa.binary()),
+    pa.field("partition", pa.int32()),
+    pa.field("offset", pa.int64()),
+    pa.field("timestamp_ms", pa.int64()),
+)
+"""What `ReadFromKafka` emits; the topic is in the schema metadata."""
+
+_TOPIC_KEY = b"topic"
+
+
+def fid_field(name: str) -> pa.Field:
+    """The field of a sparse feature: `list<int64>` of fid v2."""
+    return pa.field(name, pa.list_(pa.int64()), metadata=FID_METADATA)
+
+
+def train_schema(features: Sequence[str]) -> pa.Schema:
+    """Schema of a train block with the sparse features of these names, in this order."""
+    return pa.schema([fid_field(name) for name in features] + list(METADATA_FIELDS))
+
+
+def raw_schema(topic: str) -> pa.Schema:
+    """Schema of a block of Kafka records of `topic`."""
+    return pa.schema(list(RAW_FIELDS), metadata={_TOPIC_KEY: topic.encode("utf-8")})
+
+
+def raw_topic(batch: pa.RecordBatch) -> str:
+    """Topic of a raw block; ValueError when its schema does not say."""
+    metadata = batch.schema.metadata or {}
+    if _TOPIC_KEY not in metadata:
+        raise ValueError("raw block: schema metadata has no key 'topic'")
+    return metadata[_TOPIC_KEY].decode("utf-8")
+
+
+def encode_ipc(batch: pa.RecordBatch) -> bytes:
+    """One Arrow IPC stream with one batch. Of a slice only the visible rows are written."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def decode_ipc(data: bytes | memoryview | pa.Buffer) -> pa.RecordBatch:
+    """The batch of one Arrow IPC stream; ValueError when `data` is anything else."""
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+            batches = list(reader)
+            schema = reader.schema
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not an Arrow IPC stream of {len(data)} bytes: {error}") from error
+    if len(batches) == 1:
+        return batches[0]
+    return concat(batches, schema)
+
+
+def concat(batches: Sequence[pa.RecordBatch], schema: pa.Schema | None = None) -> pa.RecordBatch:
+    """One batch with the rows of all, in order; `schema` is needed when `batches` may be empty."""
+    if len(batches) == 1:
+        return batches[0]
+    if batches:
+        return pa.concat_batches(batches)
+    if schema is None:
+        raise ValueError("concat of no batches needs a schema")
+    return empty(schema)
+
+
+def empty(schema: pa.Schema) -> pa.RecordBatch:
+    """A batch of no rows."""
+    return pa.RecordBatch.from_pylist([], schema=schema)
+
+
+def encode_blocks(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> list[tuple[pa.RecordBatch, bytes]]:
+    """Splits `batch` into runs of rows whose IPC stream has at most `max_bytes`.
+
+    Returns: [(rows, IPC bytes)] in order; nothing for an empty batch.
+    Raises: ValueError when a single row is larger.
+    """
+    if not batch.num_rows:
+        return []
+    data = encode_ipc(batch)
+    if len(data) <= max_bytes:
+        return [(batch, data)]
+    if batch.num_rows == 1:
+        raise ValueError(f"one row takes {len(data)} bytes as Arrow IPC, more than the limit of {max_bytes}")
+    parts = min(batch.num_rows, max(2, -(-len(data) // max_bytes)))
+    edges = np.linspace(0, batch.num_rows, parts + 1).astype(np.int64).tolist()
+    blocks: list[tuple[pa.RecordBatch, bytes]] = []
+    for start, stop in itertools.pairwise(edges):
+        blocks.extend(encode_blocks(batch.slice(start, stop - start), max_bytes))
+    return blocks
+
+
+def split_by_bytes(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> list[pa.RecordBatch]:
+    """Like `encode_blocks`, without the bytes."""
+    return [rows for rows, _ in encode_blocks(batch, max_bytes)]
+
+
+def is_fid_field(field: pa.Field) -> bool:
+    """Whether the field's metadata says that it holds fids."""
+    return (field.metadata or {}).get(KIND_KEY) == b"fid"
+
+
+def fid_columns(schema: pa.Schema) -> list[str]:
+    """Names of the sparse features of a train block, in schema order."""
+    return [field.name for field in schema if is_fid_field(field)]
+
+
+def provenance(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(partition, offset, row) of each row, int64 [rows] each."""
+    return (
+        numpy_column(batch, SOURCE_PARTITION).astype(np.int64),
+        numpy_column(batch, SOURCE_OFFSET),
+        numpy_column(batch, SOURCE_ROW).astype(np.int64),
+    )
+
+
+def numpy_column(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """A primitive column without nulls as numpy, without a copy where Arrow allows it."""
+    return batch.column(name).to_numpy(zero_copy_only=False)
+
+
+def validate_train_batch(
+    batch: pa.RecordBatch, features: Sequence[str] | None = None, heads: int | None = None
+) -> None:
+    """Raises ValueError, naming the column, unless `batch` is a canonical train block.
+
+    Args:
+      features: sparse features that must be there, when given.
+      heads: number of labels that each row must have, when given.
+    """
+    for field in METADATA_FIELDS:
+        _check_column(batch, field)
+    for name in features if features is not None else fid_columns(batch.schema):
+        _check_column(batch, fid_field(name))
+    if heads is not None and not _all(pc.equal(pc.list_value_length(batch.column(LABEL)), heads)):
+        raise ValueError(f"column {LABEL}: every row needs {heads} labels, one per head")
+    rate = batch.column(SAMPLE_RATE)
+    if not _all(pc.and_(pc.greater(rate, 0.0), pc.less_equal(rate, 1.0))):
+        raise ValueError(f"column {SAMPLE_RATE}: a sampling probability is in (0, 1]")
+
+
+def _check_column(batch: pa.RecordBatch, field: pa.Field) -> None:
+    index = batch.schema.get_field_index(field.name)
+    if index < 0:
+        raise ValueError(f"column {field.name}: missing; the block has {', '.join(batch.schema.names) or 'no columns'}")
+    found = batch.schema.field(index).type
+    if found != field.type:
+        raise ValueError(f"column {field.name}: expected {field.type}, found {found}")
+    if batch.column(index).null_count:
+        raise ValueError(f"column {field.name}: {batch.column(index).null_count} nulls in {batch.num_rows} rows")
+
+
+def _all(condition: pa.BooleanArray) -> bool:
+    return pc.all(condition, min_count=0).as_py() is not False
