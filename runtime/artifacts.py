@@ -114,7 +114,9 @@ def _run(command: list[str], field: str, what: str, env: dict[str, str]) -> None
             timeout=_FETCH_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise UserError(field, what, f"not fetched within {_FETCH_SECONDS} s", "check the network, run again") from error
+        raise UserError(
+            field, what, f"not fetched within {_FETCH_SECONDS} s", "check the network, run again"
+        ) from error
     if done.returncode:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         errors = [line for line in lines if "ERROR" in line] or lines[-1:] or ["no output"]

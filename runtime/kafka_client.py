@@ -61,9 +61,7 @@ def make_producer(connection: KafkaConnection, **overrides: str | int | float) -
     return Producer(config)
 
 
-def make_consumer(
-    connection: KafkaConnection, group_id: str = "millrace", **overrides: str | int | float
-) -> Consumer:
+def make_consumer(connection: KafkaConnection, group_id: str = "millrace", **overrides: str | int | float) -> Consumer:
     """A consumer for manual assignment: no auto-commit, no offset store, earliest on a lost offset."""
     config = connection.client_config() | {
         "group.id": group_id,

@@ -64,9 +64,7 @@ class MetricsEndpoint:
       UserError: the port is in use.
     """
 
-    def __init__(
-        self, port: int = 0, health: Callable[[], str | None] = lambda: None, host: str = "127.0.0.1"
-    ) -> None:
+    def __init__(self, port: int = 0, health: Callable[[], str | None] = lambda: None, host: str = "127.0.0.1") -> None:
         endpoint_health = health
 
         class Handler(BaseHTTPRequestHandler):
@@ -93,7 +91,10 @@ class MetricsEndpoint:
             self._server = ThreadingHTTPServer((host, port), Handler)
         except OSError as error:
             raise UserError(
-                "--metrics-port", port, f"cannot listen on it ({error.strerror})", "give another port, or 0 for a free one"
+                "--metrics-port",
+                port,
+                f"cannot listen on it ({error.strerror})",
+                "give another port, or 0 for a free one",
             ) from error
         self.address = f"{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
