@@ -260,6 +260,16 @@ class DevServers:
     def servers(self) -> tuple[DevServer, ...]:
         return (self.kafka, self.zookeeper)
 
+    @property
+    def kafka_address(self) -> str:
+        """`host:port` of the broker to use, after `up`."""
+        return self._address(self.kafka)
+
+    @property
+    def zookeeper_address(self) -> str:
+        """`host:port` of the ZooKeeper to use, after `up`."""
+        return self._address(self.zookeeper)
+
     def up(self) -> None:
         """Starts what does not run and is not named by $MILLRACE_KAFKA or $MILLRACE_ZOOKEEPER."""
         with self._locked():
@@ -278,6 +288,13 @@ class DevServers:
 
     def status(self) -> list[ServerStatus]:
         return [server.status() for server in self.servers]
+
+    @staticmethod
+    def _address(server: DevServer) -> str:
+        address = server.status().address
+        if address is None:
+            raise UserError(server.name, "", "it does not run", "start it with `millrace dev up`")
+        return address
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -68,13 +68,13 @@ class _UserCount:
 @pytest.fixture(scope="session")
 def kafka(shared_servers: DevServers) -> KafkaConnection:
     """A broker that other tests use too: topics of one's own come from `topics`."""
-    return KafkaConnection(os.environ.get("MILLRACE_KAFKA") or str(shared_servers.kafka.address))
+    return KafkaConnection(shared_servers.kafka_address)
 
 
 @pytest.fixture(scope="session")
 def zookeeper(shared_servers: DevServers) -> str:
     """`host:port` of a ZooKeeper that other tests use too: take paths of one's own."""
-    return os.environ.get("MILLRACE_ZOOKEEPER") or str(shared_servers.zookeeper.address)
+    return shared_servers.zookeeper_address
 
 
 @pytest.fixture

@@ -79,8 +79,8 @@ class LoopRun:
         with ExitStack() as stack:
             self._say("starting Kafka and ZooKeeper")
             servers = DevServers(self._folder / "servers")
-            stack.callback(servers.stop)
-            servers.start()
+            stack.callback(servers.down)
+            servers.up()
             stack.callback(self._stop_processes)
             kafka = KafkaConnection(servers.kafka_address)
             self._create_topics(kafka)
@@ -292,7 +292,9 @@ class LoopRun:
     # Processes
 
     def _add(self, name: str, *words: str, ready: bool = True) -> None:
-        self._processes[name] = ChildProcess(name, [sys.executable, "-m", "cli.main", *words], self._folder, ready=ready)
+        self._processes[name] = ChildProcess(
+            name, [sys.executable, "-m", "cli.main", *words], self._folder, ready=ready
+        )
 
     def _metrics(self, name: str) -> dict[str, float]:
         process = self._processes.get(name)
@@ -319,5 +321,7 @@ def print_summary(summary: dict[str, object], folder: Path, as_json: bool) -> No
         return
     console = Console()
     for name, value in summary.items():
-        console.print(f"  {name:<22} {value if not isinstance(value, dict | list) else json.dumps(value)}", highlight=False)
+        console.print(
+            f"  {name:<22} {value if not isinstance(value, dict | list) else json.dumps(value)}", highlight=False
+        )
     console.print(f"\nreport: {folder / 'report.html'}")
