@@ -1,0 +1,155 @@
+"""Beam's Flink job server with an embedded Flink, and a pool of Python workers that can die alone."""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from runtime.artifacts import Progress, java_program, maven_jars
+from runtime.child_process import ChildProcess
+from runtime.daemon import free_port
+from runtime.deadline import wait_until
+from runtime.errors import UserError
+
+_START_SECONDS = 120.0
+# Flink serialises with reflection over these packages.
+_OPENED_PACKAGES = ("java.util", "java.lang", "java.time", "java.nio")
+
+
+class FlinkJobServer:
+    """Runs portable Beam pipelines on an embedded Flink, or on the cluster `master`.
+
+    Submit with `--runner=PortableRunner --job_endpoint=<job_endpoint>`.
+
+    Args:
+      folder: log, artifacts and temporary files; created when needed.
+      master: "[local]" for the embedded Flink, or `host:port` of a cluster.
+      heap: maximum of the Java heap, in Java's spelling.
+      progress: told in a few words what happens.
+    """
+
+    def __init__(self, folder: Path, master: str = "[local]", heap: str = "3g", progress: Progress = print) -> None:
+        self.folder = folder.absolute()
+        self._master, self._heap, self._progress = master, heap, progress
+        self._process: ChildProcess | None = None
+        self.job_endpoint = ""
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "flink.log"
+
+    def start(self) -> None:
+        """Returns when it accepts connections; raises UserError when it does not start."""
+        jars = maven_jars("flink", self._progress)
+        temporary = self.folder / "tmp"
+        temporary.mkdir(parents=True, exist_ok=True)
+        ports: list[int] = []
+        for _ in range(3):
+            ports.append(free_port(exclude=ports))
+        job, artifact, expansion = ports
+        command = [
+            java_program(),
+            f"-Xmx{self._heap}",
+            "-XX:+UseSerialGC",
+            f"-Djava.io.tmpdir={temporary}",
+            *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED_PACKAGES),
+            "-cp",
+            f"{jars}/*",
+            "org.apache.beam.runners.flink.FlinkJobServerDriver",
+            f"--flink-master={self._master}",
+            "--job-host=localhost",
+            f"--job-port={job}",
+            f"--artifact-port={artifact}",
+            f"--expansion-port={expansion}",
+            f"--artifacts-dir={self.folder / 'artifacts'}",
+        ]
+        self._progress(f"starting the Flink job server on localhost:{job}")
+        self._process = ChildProcess("flink", command, self.folder, ready=False)
+        self._process.start()
+        _wait_listening(self._process, job, "the Flink job server")
+        self.job_endpoint = f"localhost:{job}"
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def __enter__(self) -> "FlinkJobServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class WorkerPool:
+    """Starts Beam Python workers beside the runner: killing one is a failure that Flink recovers from.
+
+    Submit with `--environment_type=EXTERNAL --environment_config=<address>`.
+
+    Args:
+      folder: its log and that of the workers; created when needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._process: ChildProcess | None = None
+        self.address = ""
+
+    def start(self) -> None:
+        """Returns when it accepts connections; raises UserError when it does not start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+        # It starts workers with the `python` on PATH and must find the same packages.
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+            "PYTHONPATH": ":".join(path for path in sys.path if path),
+        }
+        self._process = ChildProcess("workers", command, self.folder, environment, ready=False)
+        self._process.start()
+        _wait_listening(self._process, port, "the worker pool")
+        self.address = f"localhost:{port}"
+
+    def worker_pids(self) -> list[int]:
+        """Pids of the workers that run now."""
+        if self._process is None or not self._process.running():
+            return []
+        # A child belongs to the thread that started it: the pool starts workers from its gRPC threads.
+        threads = Path(f"/proc/{self._process.pid}/task").glob("*/children")
+        return sorted(int(pid) for children in threads for pid in children.read_text("ascii").split())
+
+    def stop(self) -> None:
+        """Stops the pool and its workers."""
+        workers = self.worker_pids()
+        if self._process is not None:
+            self._process.stop()
+        for pid in workers:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def __enter__(self) -> "WorkerPool":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _wait_listening(process: ChildProcess, port: int, what: str) -> None:
+    def listening() -> bool:
+        if not process.running():
+            raise UserError("--runner", "flink", f"{what} ended ({process.log_tail()[-200:]})", f"read {process.log_path}")
+        try:
+            socket.create_connection(("localhost", port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
+
+    try:
+        wait_until(listening, _START_SECONDS, what, 0.2)
+    except TimeoutError as error:
+        process.stop()
+        raise UserError("--runner", "flink", str(error), f"read {process.log_path}") from error
