@@ -1,0 +1,408 @@
+"""JSON events from Kafka to rows: `pyarrow.json` over whole blocks, dead letters for what cannot be read.
+
+A block is joined with newlines and parsed at once. One malformed record fails the whole parse, so a failing block is
+split, around the bad record where the parser names it, else in halves, until the bad one stands alone: k bad records
+among n cost O(k log n) parses at most, and good ones are not touched by Python. `transforms/README.md` describes the
+events and the rows.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+from apache_beam.metrics import Metrics
+
+from runtime import telemetry
+from transforms import (
+    beam_coder,  # noqa: F401 (registers the coder)
+    dead_letter,
+    event_diagnosis,
+    record_batch,
+)
+from transforms.dead_letter import Reason, Refusals
+from transforms.feature_list import CONTEXT_PREFIX
+from transforms.fid import SIGNATURE_MASK
+
+SCHEMA_VERSION = 1
+MAX_VALUE_BYTES = 1 << 20
+MAX_ITEMS = 64  # the row index has six bits in an audit fid
+MAX_REQUEST_ID_BYTES = 256  # hashing costs as much as the longest id of a block
+MAX_TEXT_BYTES = 1024  # likewise for context strings and action names
+MIN_TIMESTAMP_MS = 631_152_000_000
+"""1990-01-01: older events are mistakes of a clock or a unit (seconds for milliseconds)."""
+DAY_MS = 86_400_000
+
+DEAD_LETTERS = "dead_letters"
+"""Tag of the second output of the PTransforms below."""
+
+# pyarrow's parser stops after 100,000 objects a block.
+_MAX_PARSE_ROWS = 50_000
+# A parse costs 300 us even of one record. After so many failed ones the block is mostly garbage, and looking at each of
+# its records is faster.
+_MAX_FAILURES = 32
+_ROW_IN_PROBLEM = re.compile(r" in row (\d+)$")
+_NAMESPACE = telemetry.namespace("transforms", "event_codec")
+
+ACTION_SCHEMA = pa.schema(
+    [
+        pa.field("request_id", pa.string()),
+        pa.field("item_id", pa.int64()),
+        pa.field("action", pa.string()),
+        pa.field("timestamp_ms", pa.int64()),
+        pa.field("value", pa.float64()),
+    ]
+)
+
+
+def impression_schema(context_fields: Mapping[str, str]) -> pa.Schema:
+    """Rows of `decode_impressions` for these {context field: "int64" or "string"}."""
+    return pa.schema(
+        [
+            pa.field("request_id", pa.string()),
+            pa.field("user_id", pa.int64()),
+            pa.field("item_id", pa.int64()),
+            pa.field("timestamp_ms", pa.int64()),
+            *(pa.field(f"{CONTEXT_PREFIX}{name}", _ARROW_TYPES[dtype]) for name, dtype in context_fields.items()),
+            pa.field(record_batch.SOURCE_PARTITION, pa.int32()),
+            pa.field(record_batch.SOURCE_OFFSET, pa.int64()),
+            pa.field(record_batch.SOURCE_ROW, pa.int32()),
+        ]
+    )
+
+
+class DecodeImpressions(beam.PTransform):
+    """Raw blocks to impression rows (main output) and dead letters (output `DEAD_LETTERS`).
+
+    Args:
+      context_fields: {context field: "int64" or "string"} to decode; all others are ignored.
+      max_future_ms: how far ahead of `clock` an event may be.
+      clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        context_fields: Mapping[str, str],
+        max_future_ms: int = DAY_MS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        self._decode = _ImpressionDecoder(dict(context_fields), max_future_ms, clock)
+
+    def expand(self, pcoll: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
+        decode = beam.ParDo(_DecodeDoFn(self._decode, "impressions")).with_output_types(pa.RecordBatch)
+        return pcoll | "DecodeImpressions" >> decode.with_outputs(DEAD_LETTERS, main="rows")
+
+
+class DecodeActions(beam.PTransform):
+    """Raw blocks to action rows (main output) and dead letters (output `DEAD_LETTERS`); see `DecodeImpressions`."""
+
+    def __init__(self, max_future_ms: int = DAY_MS, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self._decode = _ActionDecoder(max_future_ms, clock)
+
+    def expand(self, pcoll: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
+        decode = beam.ParDo(_DecodeDoFn(self._decode, "actions")).with_output_types(pa.RecordBatch)
+        return pcoll | "DecodeActions" >> decode.with_outputs(DEAD_LETTERS, main="rows")
+
+
+class _ImpressionDecoder:
+    def __init__(self, context_fields: dict[str, str], max_future_ms: int, clock: Callable[[], float]) -> None:
+        self._context_fields, self._max_future_ms, self._clock = context_fields, max_future_ms, clock
+
+    def __call__(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        now_ms = int(self._clock() * 1000)
+        return decode_impressions(block, self._context_fields, now_ms, self._max_future_ms)
+
+
+class _ActionDecoder:
+    def __init__(self, max_future_ms: int, clock: Callable[[], float]) -> None:
+        self._max_future_ms, self._clock = max_future_ms, clock
+
+    def __call__(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        return decode_actions(block, int(self._clock() * 1000), self._max_future_ms)
+
+
+class _DecodeDoFn(beam.DoFn):
+    """Counters: `<kind>_records`, `<kind>_rows`, `<kind>_dead_letters` and `<kind>_dead_letters_<reason>`."""
+
+    def __init__(self, decode: Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]], kind: str) -> None:
+        self._decode = decode
+        self._kind = kind
+        self._records = Metrics.counter(_NAMESPACE, f"{kind}_records")
+        self._rows = Metrics.counter(_NAMESPACE, f"{kind}_rows")
+        self._dead = Metrics.counter(_NAMESPACE, f"{kind}_dead_letters")
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        rows, dead = self._decode(element)
+        self._records.inc(element.num_rows)
+        self._rows.inc(rows.num_rows)
+        if rows.num_rows:
+            yield rows
+        if dead.num_rows:
+            self._dead.inc(dead.num_rows)
+            for reason, count in dead_letter.count_by_reason(dead).items():
+                Metrics.counter(_NAMESPACE, f"{self._kind}_dead_letters_{reason}").inc(count)
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
+
+
+def decode_impressions(
+    block: pa.RecordBatch, context_fields: Mapping[str, str], now_ms: int, max_future_ms: int = DAY_MS
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Explodes impression records into one row an item.
+
+    Args:
+      block: raw block (`record_batch.raw_schema`).
+      context_fields: {context field: "int64" or "string"} to decode; all others are ignored.
+      now_ms: current time; an event more than `max_future_ms` ahead of it is refused.
+
+    Returns: (rows of `impression_schema(context_fields)`, dead letters of `dead_letter.SCHEMA`); each record is in
+      exactly one of them.
+    """
+    refusals = Refusals(block)
+    context = pa.struct([pa.field(name, _ARROW_TYPES[dtype]) for name, dtype in context_fields.items()])
+    schema = _IMPRESSION_JSON if not context_fields else _IMPRESSION_JSON.append(pa.field("context", context))
+    parsed, rows = _parse(block, schema, refusals)
+    _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
+    _refuse_ids(parsed.column("user_id"), "user_id", rows, refusals)
+    _refuse_items(parsed.column("item_ids"), rows, refusals)
+    contexts = dict(zip(context_fields, parsed.column("context").flatten(), strict=True)) if context_fields else {}
+    for name, column in contexts.items():
+        _refuse_context(column, f"{CONTEXT_PREFIX}{name}", rows, refusals)
+    good = np.flatnonzero(refusals.keep(rows))
+    chosen = pa.array(good)
+    items = parsed.column("item_ids").take(chosen)
+    counts = pc.list_value_length(items).to_numpy(zero_copy_only=False)
+    record = np.repeat(good, counts)
+    index = np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts, counts)
+    of_record, of_block = pa.array(record), pa.array(rows[record])
+    columns = [
+        parsed.column("request_id").take(of_record),
+        parsed.column("user_id").take(of_record),
+        items.flatten(),
+        parsed.column("timestamp_ms").take(of_record),
+        *(column.take(of_record) for column in contexts.values()),
+        block.column("partition").take(of_block),
+        block.column("offset").take(of_block),
+        pa.array(index, pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=impression_schema(context_fields)), refusals.to_batch()
+
+
+def decode_actions(
+    block: pa.RecordBatch, now_ms: int, max_future_ms: int = DAY_MS
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Action records to (rows of `ACTION_SCHEMA`, dead letters); arguments as of `decode_impressions`."""
+    refusals = Refusals(block)
+    parsed, rows = _parse(block, _ACTION_JSON, refusals)
+    _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
+    _refuse_ids(parsed.column("item_id"), "item_id", rows, refusals)
+    action, value = parsed.column("action"), parsed.column("value")
+    _refuse(pc.is_null(action), rows, refusals, Reason.MISSING_FIELD, "action: missing or null")
+    _refuse_length(action, "action", MAX_TEXT_BYTES, rows, refusals)
+    finite = pc.fill_null(pc.is_finite(value), True)
+    _refuse(pc.invert(finite), rows, refusals, Reason.OUT_OF_RANGE, "value: not a finite number")
+    good = parsed.take(pa.array(np.flatnonzero(refusals.keep(rows))))
+    return good.select(ACTION_SCHEMA.names).cast(ACTION_SCHEMA), refusals.to_batch()
+
+
+_ARROW_TYPES = {"int64": pa.int64(), "string": pa.string()}
+_COMMON_JSON = [
+    pa.field("schema_version", pa.int64()),
+    pa.field("request_id", pa.string()),
+    pa.field("timestamp_ms", pa.int64()),
+]
+_IMPRESSION_JSON = pa.schema(
+    [*_COMMON_JSON, pa.field("user_id", pa.int64()), pa.field("item_ids", pa.list_(pa.int64()))]
+)
+_ACTION_JSON = pa.schema(
+    [*_COMMON_JSON, pa.field("item_id", pa.int64()), pa.field("action", pa.string()), pa.field("value", pa.float64())]
+)
+
+
+# Checks of parsed columns. `rows` are the block positions of the parsed rows.
+
+
+def _refuse(condition: pa.BooleanArray, rows: np.ndarray, refusals: Refusals, reason: Reason, detail: str) -> None:
+    chosen = pc.fill_null(condition, False).to_numpy(zero_copy_only=False)
+    if chosen.any():
+        refusals.add(rows[chosen], reason, detail)
+
+
+def _refuse_common(parsed: pa.RecordBatch, rows: np.ndarray, refusals: Refusals, newest_ms: int) -> None:
+    version, request_id, timestamp = (parsed.column(field.name) for field in _COMMON_JSON)
+    _refuse(pc.is_null(version), rows, refusals, Reason.MISSING_FIELD, "schema_version: missing or null")
+    unknown = pc.not_equal(version, SCHEMA_VERSION)
+    _refuse(unknown, rows, refusals, Reason.UNKNOWN_SCHEMA_VERSION, f"schema_version: expected {SCHEMA_VERSION}")
+    _refuse(pc.is_null(request_id), rows, refusals, Reason.MISSING_FIELD, "request_id: missing or null")
+    _refuse_length(request_id, "request_id", MAX_REQUEST_ID_BYTES, rows, refusals)
+    _refuse(pc.is_null(timestamp), rows, refusals, Reason.MISSING_FIELD, "timestamp_ms: missing or null")
+    old = pc.less(timestamp, MIN_TIMESTAMP_MS)
+    _refuse(old, rows, refusals, Reason.BAD_TIMESTAMP, "timestamp_ms: before 1990-01-01 (milliseconds are expected)")
+    _refuse(pc.greater(timestamp, newest_ms), rows, refusals, Reason.BAD_TIMESTAMP, "timestamp_ms: in the future")
+
+
+def _refuse_ids(column: pa.Array, name: str, rows: np.ndarray, refusals: Refusals) -> None:
+    _refuse(pc.is_null(column), rows, refusals, Reason.MISSING_FIELD, f"{name}: missing or null")
+    _refuse(_outside(column), rows, refusals, Reason.OUT_OF_RANGE, f"{name}: outside [0, 2^48)")
+
+
+def _refuse_items(items: pa.ListArray, rows: np.ndarray, refusals: Refusals) -> None:
+    _refuse(pc.is_null(items), rows, refusals, Reason.MISSING_FIELD, "item_ids: missing or null")
+    length = pc.list_value_length(items)
+    wrong = pc.or_(pc.less(length, 1), pc.greater(length, MAX_ITEMS))
+    _refuse(wrong, rows, refusals, Reason.OUT_OF_RANGE, f"item_ids: expected 1 to {MAX_ITEMS} items")
+    flat, parents = items.flatten(), pc.list_parent_indices(items).to_numpy(zero_copy_only=False)
+    nulls = pc.is_null(flat).to_numpy(zero_copy_only=False)
+    outside = pc.fill_null(_outside(flat), False).to_numpy(zero_copy_only=False)
+    if nulls.any():
+        refusals.add(rows[np.unique(parents[nulls])], Reason.WRONG_TYPE, "item_ids: holds null")
+    if outside.any():
+        refusals.add(rows[np.unique(parents[outside])], Reason.OUT_OF_RANGE, "item_ids: outside [0, 2^48)")
+
+
+def _refuse_context(column: pa.Array, name: str, rows: np.ndarray, refusals: Refusals) -> None:
+    if pa.types.is_integer(column.type):
+        _refuse(_outside(column), rows, refusals, Reason.OUT_OF_RANGE, f"{name}: outside [0, 2^48)")
+    else:
+        long = pc.greater(pc.binary_length(column), MAX_TEXT_BYTES)
+        _refuse(long, rows, refusals, Reason.OUT_OF_RANGE, f"{name}: longer than {MAX_TEXT_BYTES} bytes")
+
+
+def _refuse_length(column: pa.Array, name: str, largest: int, rows: np.ndarray, refusals: Refusals) -> None:
+    length = pc.binary_length(column)
+    wrong = pc.or_(pc.less(length, 1), pc.greater(length, largest))
+    _refuse(wrong, rows, refusals, Reason.OUT_OF_RANGE, f"{name}: expected 1 to {largest} bytes")
+
+
+def _outside(column: pa.Array) -> pa.BooleanArray:
+    return pc.or_(pc.less(column, 0), pc.greater(column, SIGNATURE_MASK))
+
+
+# Parsing
+
+
+def _parse(block: pa.RecordBatch, schema: pa.Schema, refusals: Refusals) -> tuple[pa.RecordBatch, np.ndarray]:
+    """Parses what can be parsed.
+
+    Returns: (one row a parsed record with the columns of `schema`, int64 positions of those records in `block`).
+    """
+    values = block.column("value")
+    _refuse_unreadable(values, refusals)
+    batches, positions, failures = [], [], 0
+    todo = _runs(refusals.accepted())
+    while todo:
+        rows = todo.pop()
+        batch, problem = _parse_run(values.take(pa.array(rows)), schema)
+        if batch is not None:
+            batches.append(batch)
+            positions.append(rows)
+            continue
+        failures += 1
+        if len(rows) == 1:
+            reason, detail = event_diagnosis.diagnose(values[int(rows[0])].as_py(), schema, SCHEMA_VERSION, problem)
+            refusals.add(rows, reason, detail)
+        else:
+            todo += _split(rows, problem)
+        if failures == _MAX_FAILURES:
+            todo = [kept for run in todo if len(kept := _screen(values, run, schema, refusals))]
+    found = np.concatenate(positions) if positions else np.zeros(0, np.int64)
+    return record_batch.concat(batches, schema), found
+
+
+def _screen(values: pa.BinaryArray, rows: np.ndarray, schema: pa.Schema, refusals: Refusals) -> np.ndarray:
+    """Refuses, one record at a time, what Python's parser finds bad; returns the other rows."""
+    for row in rows.tolist():
+        fault = event_diagnosis.find_fault(values[row].as_py(), schema, SCHEMA_VERSION)
+        if fault:
+            refusals.add(np.array([row]), *fault)
+    return rows[refusals.keep(rows)]
+
+
+def _runs(rows: np.ndarray) -> list[np.ndarray]:
+    """`rows` in pieces that the parser takes, last piece first."""
+    return [rows[at : at + _MAX_PARSE_ROWS] for at in range(0, len(rows), _MAX_PARSE_ROWS)][::-1]
+
+
+def _split(rows: np.ndarray, problem: str) -> list[np.ndarray]:
+    """`rows` without its bad record, where the parser says which one, else its halves; later rows first."""
+    named = _ROW_IN_PROBLEM.search(problem)
+    at = int(named[1]) if named else -1
+    if 0 <= at < len(rows):
+        pieces = [rows[at + 1 :], rows[at : at + 1], rows[:at]]
+    else:
+        pieces = [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+    return [piece for piece in pieces if len(piece)]
+
+
+def _parse_run(values: pa.BinaryArray, schema: pa.Schema) -> tuple[pa.RecordBatch | None, str]:
+    """(one row a value, "") or (None, what is wrong).
+
+    Each value begins with `{` and ends with `}` (`_refuse_unreadable`). Between values there is then `}` newline `{`,
+    which is valid JSON between two objects only. So every value gives one object or more, and as many objects as values
+    means one each: rows cannot shift against their source.
+    """
+    one_list = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+    text = pc.binary_join(one_list, b"\n")[0].as_buffer()
+    read = pyarrow.json.ReadOptions(use_threads=False, block_size=text.size + 1)
+    parse = pyarrow.json.ParseOptions(
+        explicit_schema=schema, newlines_in_values=True, unexpected_field_behavior="ignore"
+    )
+    try:
+        table = pyarrow.json.read_json(pa.BufferReader(text), read_options=read, parse_options=parse)
+    except pa.ArrowInvalid as error:
+        return None, str(error)
+    if table.num_rows != len(values):
+        return None, "more than one JSON object"
+    return table.combine_chunks().to_batches()[0], ""
+
+
+def _refuse_unreadable(values: pa.BinaryArray, refusals: Refusals) -> None:
+    """Refuses what is empty, too large, not UTF-8 or does not look like one JSON object from outside."""
+    plain = pc.fill_null(values, b"")
+    lengths = pc.binary_length(plain).to_numpy(zero_copy_only=False)
+    refusals.add(np.flatnonzero(lengths == 0), Reason.EMPTY_VALUE, "no value")
+    too_large = np.flatnonzero(lengths > MAX_VALUE_BYTES)
+    refusals.add(too_large, Reason.TOO_LARGE, f"more than {MAX_VALUE_BYTES} bytes")
+    rows = refusals.accepted()
+    for bad in _not_utf8(plain, rows):
+        refusals.add(bad, Reason.NOT_UTF8, "not UTF-8")
+    rows = refusals.accepted()
+    first, last, has_nul = _outer_bytes(plain.take(pa.array(rows)))
+    odd = (first != ord("{")) | (last != ord("}")) | has_nul
+    # White space around an object is legal and rare: only these few are looked at one by one.
+    for row, nul in zip(rows[odd].tolist(), has_nul[odd].tolist(), strict=True):
+        stripped = plain[row].as_py().strip(b" \t\r\n")
+        if nul or not (stripped.startswith(b"{") and stripped.endswith(b"}")):
+            refusals.add(np.array([row]), *event_diagnosis.not_an_object(stripped))
+
+
+def _not_utf8(values: pa.BinaryArray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions among `rows` of values that are not UTF-8, one at a time."""
+    todo = [rows] if len(rows) else []
+    while todo:
+        some = todo.pop()
+        try:
+            values.take(pa.array(some)).cast(pa.string())
+        except pa.ArrowInvalid:
+            if len(some) == 1:
+                yield some
+            else:
+                middle = len(some) // 2
+                todo += [some[middle:], some[:middle]]
+
+
+def _outer_bytes(values: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First byte, last byte, and whether a NUL is inside (JSON has none, and the parser stops there), of each value."""
+    if not len(values):
+        return np.zeros(0, np.uint8), np.zeros(0, np.uint8), np.zeros(0, bool)
+    offsets = np.frombuffer(values.buffers()[1], np.int32, len(values) + 1, values.offset * 4)
+    data = np.frombuffer(values.buffers()[2], np.uint8)
+    nul_at = np.flatnonzero(data[offsets[0] : offsets[-1]] == 0) + offsets[0]
+    has_nul = np.zeros(len(values), bool)
+    has_nul[np.searchsorted(offsets, nul_at, side="right") - 1] = True
+    return data[offsets[:-1]], data[offsets[1:] - 1], has_nul
