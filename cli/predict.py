@@ -1,0 +1,49 @@
+"""`millrace predict`: one prediction from the shell."""
+
+import argparse
+import json
+
+from cli import common
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = common.add_command(
+        subparsers,
+        "predict",
+        "Asks a model server for one prediction. Lists give a batch; single values are repeated to its size.",
+        "millrace predict --server 127.0.0.1:8500 --model movies --input user_id=17 --input item_id=3,9,2",
+        _run,
+    )
+    parser.add_argument("--server", type=common.addresses, required=True, metavar="HOST:PORT")
+    parser.add_argument("--model", required=True, metavar="NAME")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE[,VALUE...]",
+        help="one input of the signature; once for each",
+    )
+    parser.add_argument("--version", type=int, metavar="N", help="a version (default: the newest)")
+    parser.add_argument("--signature", default="serving_default", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from serving.shell_predict import PredictOptions, predict_once
+
+    answer = predict_once(
+        PredictOptions(
+            server=arguments.server,
+            model=arguments.model,
+            inputs=tuple(arguments.input),
+            version=arguments.version,
+            signature=arguments.signature,
+            timeout=arguments.timeout,
+        )
+    )
+    if arguments.json:
+        print(json.dumps(answer.to_json()))
+    else:
+        print(answer.to_table())
+    return 0

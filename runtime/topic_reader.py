@@ -1,0 +1,99 @@
+"""Reads partitions of one topic in order, by manual assignment, through restarts of the brokers."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from runtime.kafka_client import KafkaConnection, make_consumer
+
+_LOG = logging.getLogger(__name__)
+_POLL_SECONDS = 0.02
+_END_REQUEST_SECONDS = 1.0
+_LOG_EVERY_SECONDS = 10.0
+# librdkafka backs off to 10 s by default; a reader that feeds live predictions must be back sooner than that.
+_RECONNECT_MAX_MS = 1000
+
+
+@dataclass(frozen=True)
+class Record:
+    """One message; `key` and `value` are None where the producer sent none."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+
+
+class TopicReader:
+    """A consumer of given partitions without a group: nothing is committed, every reader sees every record.
+
+    Lost brokers and a topic that does not exist yet are waited out: `read` returns nothing and logs a warning now and
+    then. An offset that retention has removed goes on at the earliest one that is left.
+
+    Args:
+      start: {partition: offset of the first record to read}.
+    """
+
+    def __init__(self, connection: KafkaConnection, topic: str, start: Mapping[int, int]) -> None:
+        self.topic = topic
+        self._positions = dict(start)
+        self._ends: dict[int, int] = {}
+        self._quiet_until = 0.0
+        self._consumer: Consumer = make_consumer(
+            connection,
+            group_id="millrace-reader",
+            enable_partition_eof=True,
+            reconnect_backoff_max_ms=_RECONNECT_MAX_MS,
+            topic_metadata_refresh_interval_ms=30_000,
+        )
+        self._consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """{partition: offset of the next record}."""
+        return dict(self._positions)
+
+    def read(self, max_records: int = 500, seconds: float = _POLL_SECONDS) -> list[Record]:
+        """The next records, as soon as there is one; [] after `seconds` without any."""
+        records = []
+        for message in self._consumer.consume(max_records, seconds):
+            error = message.error()
+            if error is None:
+                self._positions[message.partition()] = message.offset() + 1
+                records.append(
+                    Record(
+                        message.partition(), message.offset(), message.key(), message.value(), message.timestamp()[1]
+                    )
+                )
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._positions[message.partition()] = message.offset()
+            else:
+                self._warn(str(error))
+        return records
+
+    def reached_end(self) -> bool:
+        """Whether every partition was read up to where it ended when this was first asked with a broker at hand."""
+        for partition in self._positions:
+            if partition not in self._ends:
+                try:
+                    _, end = self._consumer.get_watermark_offsets(
+                        TopicPartition(self.topic, partition), timeout=_END_REQUEST_SECONDS
+                    )
+                except KafkaException as error:
+                    self._warn(str(error.args[0]))
+                    return False
+                self._ends[partition] = end
+        return all(self._positions[partition] >= end for partition, end in self._ends.items())
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _warn(self, problem: str) -> None:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _LOG_EVERY_SECONDS
+            _LOG.warning("reading %s: %s; trying on", self.topic, problem)

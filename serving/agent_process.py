@@ -1,0 +1,70 @@
+"""Wires an agent to its servers, and takes it apart again."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from runtime.kafka_client import KafkaConnection, ensure_topic, make_producer
+from runtime.topic_reader import TopicReader
+from runtime.topics import Topics
+from runtime.zookeeper import ZooKeeperSession, check_zookeeper
+from serving.agent import Agent, AgentConfig
+from serving.registry import Registry
+from serving.server_control import ServerControl
+
+_LOG = logging.getLogger(__name__)
+_FLUSH_SECONDS = 5.0
+_STATUS_BUFFER = 1000
+
+
+class StatusProducer:
+    """Sends statuses without ever blocking; with too many waiting for a dead broker, new ones are dropped."""
+
+    def __init__(self, connection: KafkaConnection, topic: str, key: str) -> None:
+        self._producer = make_producer(connection, queue_buffering_max_messages=_STATUS_BUFFER)
+        self._topic = topic
+        self._key = key
+
+    def send(self, value: bytes) -> None:
+        try:
+            self._producer.produce(self._topic, value, key=self._key)
+        except BufferError:
+            _LOG.warning("status not sent: %d wait for a broker", len(self._producer))
+        self._producer.poll(0)
+
+    def close(self) -> None:
+        self._producer.flush(_FLUSH_SECONDS)
+
+
+def run_agent(
+    config: AgentConfig,
+    connection: KafkaConnection,
+    topics: Topics,
+    zookeeper: str,
+    agent_address: str,
+    stop: threading.Event,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs an agent until `stop` is set.
+
+    Raises:
+      UserError: no ZooKeeper answers at the start.
+    """
+    check_zookeeper(zookeeper)
+    ensure_topic(connection, topics.model_events, partitions=1, config={"cleanup.policy": "compact"})
+    ensure_topic(connection, topics.serving_status, partitions=1)
+    events = TopicReader(connection, topics.model_events, {0: 0})
+    statuses = StatusProducer(connection, topics.serving_status, f"{config.bzid}/{config.model}/{config.replica_id}")
+    session = ZooKeeperSession(zookeeper)
+    server = ServerControl(config.server, config.model)
+    registry = Registry(session, config.bzid, config.model, config.replica_id)
+    try:
+        session.start()
+        registry.register(config.server, agent_address)
+        on_ready()
+        Agent(config, events, server, registry, statuses.send).run(stop)
+    finally:
+        events.close()
+        server.close()
+        session.close()
+        statuses.close()
