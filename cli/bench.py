@@ -67,7 +67,12 @@ def describe_machine() -> dict[str, object]:
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = {package: importlib.metadata.version(package) for package in _VERSIONS}
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory), "python": platform.python_version()} | versions
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory),
+        "python": platform.python_version(),
+    } | versions
 
 
 def _lines(path: str) -> list[str]:

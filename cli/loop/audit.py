@@ -24,7 +24,9 @@ class AuditResult:
         return asdict(self)
 
 
-def compare(sent_fids: np.ndarray, applied_fids: np.ndarray, applied_counts: np.ndarray, dropped: int = 0) -> AuditResult:
+def compare(
+    sent_fids: np.ndarray, applied_fids: np.ndarray, applied_counts: np.ndarray, dropped: int = 0
+) -> AuditResult:
     """Compares what was sent with what was applied.
 
     Args:

@@ -111,7 +111,11 @@ class FreshnessProber:
     def _send(self, probe: Probe) -> None:
         request_id, now_ms = f"probe-{probe.index}", int(time.time() * 1e3)
         common = {"schema_version": 1, "request_id": request_id, "timestamp_ms": now_ms}
-        impression = common | {"user_id": probe.user_id, "item_ids": [probe.item_id], "context": dict(self.events.context)}
+        impression = common | {
+            "user_id": probe.user_id,
+            "item_ids": [probe.item_id],
+            "context": dict(self.events.context),
+        }
         action = common | {"item_id": probe.item_id, "action": self.events.action}
         if self.events.value is not None:
             action["value"] = self.events.value

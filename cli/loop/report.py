@@ -56,16 +56,33 @@ def write(record: RunRecord, folder: Path) -> None:
 def render(record: RunRecord) -> str:
     """The page as one string: style, tiles and inline SVG, nothing to fetch."""
     plots = [
-        ("plot-auc", "Learning", "Predict-then-train, so every score was made before its label was seen.", _draw_learning),
-        ("plot-freshness", "Freshness", "From an action on a never-seen item to a moved score at the server.", _draw_freshness),
+        (
+            "plot-auc",
+            "Learning",
+            "Predict-then-train, so every score was made before its label was seen.",
+            _draw_learning,
+        ),
+        (
+            "plot-freshness",
+            "Freshness",
+            "From an action on a never-seen item to a moved score at the server.",
+            _draw_freshness,
+        ),
         ("plot-throughput", "Throughput", "Rows a second at each stage.", _draw_throughput),
-        ("plot-timeline", "Versions and deltas", "What reached the server, and what was killed meanwhile.", _draw_timeline),
+        (
+            "plot-timeline",
+            "Versions and deltas",
+            "What reached the server, and what was killed meanwhile.",
+            _draw_timeline,
+        ),
     ]
     if record.delay_curve:
         caption = "Same data, same model: only how many rows late it learns differs."
         plots.append(("plot-delay", "What a delay costs", caption, _draw_delay_curve))
     figures = "\n".join(_figure(record, *plot) for plot in plots)
-    rows = "\n".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(_plain(v))}</td></tr>" for k, v in record.summary.items())
+    rows = "\n".join(
+        f"<tr><th>{html.escape(k)}</th><td>{html.escape(_plain(v))}</td></tr>" for k, v in record.summary.items()
+    )
     return _PAGE.substitute(title=html.escape(record.title), tiles=_tiles(record.summary), figures=figures, rows=rows)
 
 
@@ -78,7 +95,11 @@ def _tiles(summary: dict[str, object]) -> str:
         ("AUC, last third", _plain(summary.get("auc_model")), f"best reachable {_plain(oracle)}" if oracle else ""),
         ("Freshness p50", f"{_plain(freshness.get('p50'))} ms", f"p99 {_plain(freshness.get('p99'))} ms"),
         ("Rows lost / doubled", lost_twice, f"of {_plain(summary.get('rows_trained'))} trained"),
-        ("Failed predictions", _plain(summary.get("predictions_failed")), f"of {_plain(summary.get('predictions_ok'))}"),
+        (
+            "Failed predictions",
+            _plain(summary.get("predictions_failed")),
+            f"of {_plain(summary.get('predictions_ok'))}",
+        ),
         ("Versions", _plain(summary.get("versions_published")), f"{_plain(summary.get('deltas_applied'))} deltas"),
     ]
     return "\n".join(
@@ -129,8 +150,14 @@ def _draw_marks(record: RunRecord, axes: Axes, kinds: tuple[str, ...] = ("kill",
             color = _RED if mark["kind"] == "kill" else _GREEN
             axes.axvline(float(mark["t"]), color=color, linewidth=1, linestyle="--")  # type: ignore[arg-type]
             axes.annotate(
-                str(mark["label"]), (float(mark["t"]), 1.0), xycoords=("data", "axes fraction"), color=color, fontsize=7,  # type: ignore[arg-type]
-                rotation=90, ha="right", va="top",
+                str(mark["label"]),
+                (float(mark["t"]), 1.0),
+                xycoords=("data", "axes fraction"),
+                color=color,
+                fontsize=7,  # type: ignore[arg-type]
+                rotation=90,
+                ha="right",
+                va="top",
             )
 
 

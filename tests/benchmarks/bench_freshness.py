@@ -1,4 +1,7 @@
-"""Freshness and predict latency of the whole loop, from outside: `python tests/benchmarks/bench_freshness.py [--json]`."""
+"""Freshness and predict latency of the whole loop, from outside.
+
+python tests/benchmarks/bench_freshness.py [--json]
+"""
 
 import argparse
 import json
@@ -22,7 +25,12 @@ def main() -> None:
         figures = summary[name]
         assert isinstance(figures, dict)
         for quantile in ("p50", "p99"):
-            case = {"case": f"{name.removesuffix('_ms')} {quantile}", "value": figures[quantile], "unit": "ms", "n": figures["n"]}
+            case = {
+                "case": f"{name.removesuffix('_ms')} {quantile}",
+                "value": figures[quantile],
+                "unit": "ms",
+                "n": figures["n"],
+            }
             print(json.dumps(case) if arguments.json else f"{case['case']:<20} {case['value']:>10} ms  n={case['n']}")
 
 

@@ -32,7 +32,11 @@ def _record() -> RunRecord:
         "rows_trained": 123456,
         "predictions_failed": 0,
     }
-    curve = [{"delay_rows": 256.0, "auc": 0.74}, {"delay_rows": 33000.0, "auc": 0.67}, {"delay_rows": None, "auc": 0.66}]
+    curve = [
+        {"delay_rows": 256.0, "auc": 0.74},
+        {"delay_rows": 33000.0, "auc": 0.67},
+        {"delay_rows": None, "auc": 0.66},
+    ]
     return RunRecord("A <title> & more", summary, samples, marks, [500.0, 900.0, 1500.0], curve)
 
 
