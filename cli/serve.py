@@ -70,7 +70,7 @@ def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threadin
     server.start()
     metrics = MetricsEndpoint(arguments.metrics_port)
     try:
-        common.announce_ready(arguments, grpc=server.address, metrics=metrics.address)
+        common.announce_ready(arguments, address=server.address, metrics=metrics.address)
         stop.wait()
     finally:
         server.stop()

@@ -1,8 +1,12 @@
-"""A ZooKeeper session whose ephemeral nodes outlive lost sessions and restarts of the server."""
+"""A ZooKeeper session that lasts: ephemeral nodes and watches outlive a lost session and a restarted server.
+
+Only this module touches kazoo. Paths are absolute (`/millrace/serving/...`), data are bytes.
+"""
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any
 
 from kazoo.client import KazooClient, KazooState
 from kazoo.exceptions import KazooException, NodeExistsError, NoNodeError
@@ -12,148 +16,222 @@ from kazoo.retry import KazooRetry
 from runtime.errors import UserError
 
 _LOG = logging.getLogger(__name__)
-_SESSION_SECONDS = 10.0
-_CONNECT_SECONDS = 10.0
-# Nodes are looked at again this often even when nothing seems to have happened: another process may have removed them.
-_ASSERT_SECONDS = 5.0
-_RETRY_SECONDS = 0.5
+# Watches wake the session at once; this often it looks without being told, so that nothing rests on one lost event.
+_CHECK_SECONDS = 1.0
+_REQUEST_SECONDS = 5.0
+
+
+class ZooKeeperError(RuntimeError):
+    """A request failed: the server is away or refused it."""
 
 
 class ZooKeeperSession:
-    """Publishes ephemeral nodes and puts them back whenever they are lost.
+    """One client of ZooKeeper, connected from construction to `close`.
 
-    `publish` and `withdraw` never block and never fail: a thread of the session's own brings ZooKeeper in line with
-    what was last asked, as soon as there is a server.
+    What was registered or watched stays so: after an outage of any length, ephemeral nodes are made again and watchers
+    hear what they missed. Callbacks run one at a time on a thread of the session; one that raises is logged. Requests
+    (`set`, `get`, `delete`, `children`) raise ZooKeeperError while the server is away.
 
     Args:
       address: `host:port[,host:port]`.
+      timeout_seconds: of the session: how long after a crash its ephemeral nodes stay.
+      connect_seconds: how long to wait for the first connection.
+      field_name: the flag that an error names.
+
+    Raises:
+      UserError: no server answers within `connect_seconds`.
     """
 
     def __init__(
-        self, address: str, session_seconds: float = _SESSION_SECONDS, assert_seconds: float = _ASSERT_SECONDS
+        self,
+        address: str,
+        timeout_seconds: float = 4.0,
+        connect_seconds: float = 10.0,
+        field_name: str = "--zookeeper",
     ) -> None:
-        self._assert_seconds = assert_seconds
-        self._lock = threading.Lock()
-        self._wanted: dict[str, bytes] = {}
-        self._unwanted: set[str] = set()
+        retry = KazooRetry(max_tries=-1, delay=0.1, backoff=2, max_delay=1.0)
+        self._client = KazooClient(hosts=address, timeout=timeout_seconds, connection_retry=retry)
+        logging.getLogger("kazoo").setLevel(logging.ERROR)  # it repeats every attempt of a reconnect
+        self._registered: dict[str, bytes] = {}
+        self._unregistered: set[str] = set()
+        self._watches: list[_Watch] = []
+        self._lock = threading.RLock()
         self._wake = threading.Event()
-        self._stopped = False
-        self._client = KazooClient(
-            hosts=address,
-            timeout=session_seconds,
-            connection_retry=KazooRetry(max_tries=-1, delay=0.1, backoff=2, max_delay=1.0),
-        )
+        self._closed = False
         self._client.add_listener(self._state_changed)
-        self._thread = threading.Thread(target=self._run, name="zookeeper", daemon=True)
-
-    def start(self) -> None:
-        """Connects in the background."""
-        self._client.start_async()
+        try:
+            self._client.start(connect_seconds)
+        except KazooTimeoutError as error:
+            self._client.close()
+            raise UserError(
+                field_name,
+                address,
+                f"no ZooKeeper answers within {connect_seconds:g} s",
+                "start one with `millrace dev up` or name another address",
+            ) from error
+        self._thread = threading.Thread(target=self._loop, name="zookeeper-session", daemon=True)
         self._thread.start()
 
     @property
     def connected(self) -> bool:
         return bool(self._client.connected)
 
-    def publish(self, path: str, data: bytes) -> None:
-        """Wants an ephemeral node of this session at `path`; parents are created as needed."""
-        with self._lock:
-            if self._wanted.get(path) == data:
-                return
-            self._wanted[path] = data
-            self._unwanted.discard(path)
-        self._wake.set()
+    def register(self, path: str, data: bytes) -> None:
+        """Makes the ephemeral node `path` with its (persistent) parents, or changes its data; again when it is lost.
 
-    def withdraw(self, path: str) -> None:
-        """Wants no node at `path` that was published here."""
+        A node that another session left there is replaced: give each process a path of its own. While the server is
+        away this returns at once, and the node follows.
+        """
         with self._lock:
-            if self._wanted.pop(path, None) is None:
-                return
-            self._unwanted.add(path)
-        self._wake.set()
-
-    def children(self, path: str) -> dict[str, bytes]:
-        """{name: data} of the nodes below `path`; {} when there is none. Raises KazooException without a server."""
-        try:
-            names = self._client.get_children(path)
-        except NoNodeError:
-            return {}
-        found = {}
-        for name in names:
+            self._registered[path] = data
+            self._unregistered.discard(path)
             try:
-                found[name] = self._client.get(f"{path}/{name}")[0]
-            except NoNodeError:  # gone between the two reads
-                continue
-        return found
+                self._make(path, data)
+            except ZooKeeperError as error:
+                _LOG.warning("%s is registered once ZooKeeper is back (%s)", path, error)
+
+    def unregister(self, path: str) -> None:
+        """Removes an ephemeral node made by `register`; once the server is back if it is away."""
+        with self._lock:
+            self._registered.pop(path, None)
+            self._unregistered.add(path)
+            try:
+                self._remove(path)
+            except ZooKeeperError as error:
+                _LOG.warning("%s is removed once ZooKeeper is back (%s)", path, error)
+
+    def set(self, path: str, data: bytes) -> None:
+        """Writes a persistent node, with its parents when needed."""
+        self._request(lambda: self._client.ensure_path_async(path))
+        self._request(lambda: self._client.set_async(path, data))
+
+    def get(self, path: str) -> bytes | None:
+        """Data of `path`, None when there is no such node."""
+        answer = self._request(lambda: self._client.get_async(path))
+        return None if answer is None else bytes(answer[0])
+
+    def delete(self, path: str) -> None:
+        """Removes the node `path`, which has no children; nothing happens when it is not there."""
+        self._request(lambda: self._client.delete_async(path))
+
+    def children(self, path: str) -> list[str]:
+        """Names below `path`, sorted; empty when there is no such node."""
+        return sorted(self._request(lambda: self._client.get_children_async(path)) or ())
+
+    def watch_children(self, path: str, callback: Callable[[list[str]], None]) -> None:
+        """Calls `callback(sorted names below path)` soon, and after every change; [] while there is no such node."""
+        self._add_watch(_Watch(path, lambda: self._read_children(path), callback))
+
+    def watch_data(self, path: str, callback: Callable[[bytes | None], None]) -> None:
+        """Calls `callback(data)` soon, and after every change; None while there is no such node."""
+        self._add_watch(_Watch(path, lambda: self._read_data(path), callback))
 
     def close(self) -> None:
-        """Ends the session, and with it the nodes."""
-        self._stopped = True
+        """Ends the session: its ephemeral nodes are gone when this returns, if the server is there."""
+        self._closed = True
         self._wake.set()
-        self._thread.join(timeout=_CONNECT_SECONDS)
+        self._thread.join(_REQUEST_SECONDS * 2)
         self._client.stop()
         self._client.close()
 
+    def __enter__(self) -> "ZooKeeperSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _add_watch(self, watch: "_Watch") -> None:
+        with self._lock:
+            self._watches.append(watch)
+        self._wake.set()
+
     def _state_changed(self, state: str) -> None:
-        # Runs on kazoo's thread, which must not block: only wake the session's own.
-        _LOG.info("session %s", state.lower())
+        # Runs on kazoo's connection thread, where a request would wait for itself: the session's thread acts.
+        _LOG.info("ZooKeeper session: %s", state.lower())
         if state == KazooState.CONNECTED:
             self._wake.set()
 
-    def _run(self) -> None:
-        while not self._stopped:
-            self._wake.wait(self._assert_seconds)
+    def _on_event(self, _event: object) -> None:
+        self._wake.set()
+
+    def _request(self, send: Callable[[], Any]) -> Any:
+        """Result of an asynchronous kazoo call, None when the node is not there."""
+        if not self.connected:
+            raise ZooKeeperError("no connection")  # kazoo would queue the request until there is one
+        try:
+            return send().get(timeout=_REQUEST_SECONDS)
+        except NoNodeError:
+            return None
+        except (KazooException, KazooTimeoutError) as error:
+            raise ZooKeeperError(f"{type(error).__name__} {error}".strip()) from error
+
+    def _make(self, path: str, data: bytes) -> None:
+        """Makes the ephemeral node unless this session has it with the same data."""
+        answer = self._request(lambda: self._client.get_async(path))
+        if answer is not None:
+            present, stat = answer
+            if stat.ephemeralOwner == self._client.client_id[0]:
+                if present != data:
+                    self._request(lambda: self._client.set_async(path, data))
+                return
+            self.delete(path)
+        try:
+            self._request(lambda: self._client.create_async(path, data, ephemeral=True, makepath=True))
+        except ZooKeeperError as error:
+            if not isinstance(error.__cause__, NodeExistsError):
+                raise
+
+    def _remove(self, path: str) -> None:
+        self.delete(path)
+        self._unregistered.discard(path)
+
+    def _read_children(self, path: str) -> list[str]:
+        names = self._request(lambda: self._client.get_children_async(path, watch=self._on_event))
+        if names is None:
+            self._request(lambda: self._client.exists_async(path, watch=self._on_event))
+        return sorted(names or ())
+
+    def _read_data(self, path: str) -> bytes | None:
+        answer = self._request(lambda: self._client.get_async(path, watch=self._on_event))
+        if answer is None:
+            self._request(lambda: self._client.exists_async(path, watch=self._on_event))
+            return None
+        return bytes(answer[0])
+
+    def _loop(self) -> None:
+        while not self._closed:
+            try:
+                self._check()
+            except ZooKeeperError as error:
+                _LOG.debug("ZooKeeper is away (%s)", error)
+            self._wake.wait(_CHECK_SECONDS)
             self._wake.clear()
-            if self._stopped or not self._client.connected:
-                continue
-            try:
-                self._assert_nodes()
-            except (KazooException, KazooTimeoutError) as error:
-                _LOG.warning("nodes not published (%s); trying on", type(error).__name__)
-                threading.Event().wait(_RETRY_SECONDS)
-                self._wake.set()
 
-    def _assert_nodes(self) -> None:
+    def _check(self) -> None:
+        """Makes lost nodes again and tells watchers what changed."""
         with self._lock:
-            wanted: Mapping[str, bytes] = dict(self._wanted)
-            unwanted = set(self._unwanted)
-        for path in unwanted:
-            try:
-                self._client.delete(path)
-            except NoNodeError:
-                pass
-            with self._lock:
-                self._unwanted.discard(path)
-        for path, data in wanted.items():
-            self._assert_node(path, data)
+            for path, data in self._registered.items():
+                self._make(path, data)
+            for path in list(self._unregistered):
+                self._remove(path)
+            watches = list(self._watches)
+        for watch in watches:
+            watch.check()
 
-    def _assert_node(self, path: str, data: bytes) -> None:
-        try:
-            self._client.create(path, data, ephemeral=True, makepath=True)
+
+class _Watch:
+    """Calls back when what `read` returns is not what it returned before."""
+
+    def __init__(self, path: str, read: Callable[[], Any], callback: Callable[[Any], None]) -> None:
+        self._path, self._read, self._callback = path, read, callback
+        self._last: tuple[Any] | None = None
+
+    def check(self) -> None:
+        value = self._read()
+        if self._last == (value,):
             return
-        except NodeExistsError:
-            pass
+        self._last = (value,)
         try:
-            found, stat = self._client.get(path)
-            session_id = self._client.client_id[0] if self._client.client_id else 0
-            if stat.ephemeralOwner != session_id:
-                # A predecessor's node vanishes when its session expires; data written into it would go with it.
-                self._client.delete(path)
-                self._client.create(path, data, ephemeral=True, makepath=True)
-            elif found != data:
-                self._client.set(path, data)
-        except (NoNodeError, NodeExistsError):  # someone else was at it; the next round sees how it ended
-            self._wake.set()
-
-
-def check_zookeeper(address: str, field: str = "--zookeeper", seconds: float = _CONNECT_SECONDS) -> None:
-    """Raises UserError unless a ZooKeeper server accepts a session."""
-    client = KazooClient(hosts=address, timeout=seconds)
-    try:
-        client.start(timeout=seconds)
-    except KazooTimeoutError as error:
-        remedy = "start one with `millrace dev up` or name another address"
-        raise UserError(field, address, "no ZooKeeper answers", remedy) from error
-    finally:
-        client.stop()
-        client.close()
+            self._callback(value)
+        except Exception:
+            _LOG.exception("a watcher of %s failed", self._path)

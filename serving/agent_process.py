@@ -7,7 +7,7 @@ from collections.abc import Callable
 from runtime.kafka_client import KafkaConnection, ensure_topic, make_producer
 from runtime.topic_reader import TopicReader
 from runtime.topics import Topics
-from runtime.zookeeper import ZooKeeperSession, check_zookeeper
+from runtime.zookeeper import ZooKeeperSession
 from serving.agent import Agent, AgentConfig
 from serving.registry import Registry
 from serving.server_control import ServerControl
@@ -50,16 +50,14 @@ def run_agent(
     Raises:
       UserError: no ZooKeeper answers at the start.
     """
-    check_zookeeper(zookeeper)
+    session = ZooKeeperSession(zookeeper)
     ensure_topic(connection, topics.model_events, partitions=1, config={"cleanup.policy": "compact"})
     ensure_topic(connection, topics.serving_status, partitions=1)
-    events = TopicReader(connection, topics.model_events, {0: 0})
     statuses = StatusProducer(connection, topics.serving_status, f"{config.bzid}/{config.model}/{config.replica_id}")
-    session = ZooKeeperSession(zookeeper)
+    events = TopicReader(connection, topics.model_events, {0: 0})
     server = ServerControl(config.server, config.model)
     registry = Registry(session, config.bzid, config.model, config.replica_id)
     try:
-        session.start()
         registry.register(config.server, agent_address)
         on_ready()
         Agent(config, events, server, registry, statuses.send).run(stop)

@@ -128,9 +128,8 @@ class DeltaApplier:
         shape = tuple(int(size) for size in variable.shape)
         dtype = np.dtype(variable.dtype.as_numpy_dtype if hasattr(variable.dtype, "as_numpy_dtype") else variable.dtype)
         if tuple(dense.shape) != shape or dense.dtype != dtype.name:
-            raise DeltaError(
-                f"dense variable '{dense.name}': {dense.dtype}{list(dense.shape)}, exported as {dtype.name}{list(shape)}"
-            )
+            wanted = f"{dtype.name}{list(shape)}"
+            raise DeltaError(f"dense variable '{dense.name}': {dense.dtype}{list(dense.shape)}, must be {wanted}")
         if len(dense.data) != dtype.itemsize * int(np.prod(shape)):
             raise DeltaError(f"dense variable '{dense.name}': {len(dense.data)} bytes for shape {list(shape)}")
         return variable, np.frombuffer(dense.data, dtype.newbyteorder("<")).reshape(shape)

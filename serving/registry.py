@@ -21,9 +21,9 @@ _CLUSTER = "default"
 class Nodes(Protocol):
     """The part of `runtime.zookeeper.ZooKeeperSession` that is used here."""
 
-    def publish(self, path: str, data: bytes) -> None: ...
+    def register(self, path: str, data: bytes) -> None: ...
 
-    def withdraw(self, path: str) -> None: ...
+    def unregister(self, path: str) -> None: ...
 
 
 def check_name(field: str, name: str) -> str:
@@ -57,12 +57,12 @@ class Registry:
     def register(self, grpc_address: str, agent_address: str) -> None:
         """Shows where the replica's server and agent answer."""
         info = {"grpc": grpc_address, "http": None, "archon": None, "agent": agent_address, "idc": None}
-        self._nodes.publish(self._service, json.dumps(info | {"debug_info": None}).encode())
+        self._nodes.register(self._service, json.dumps(info | {"debug_info": None}).encode())
 
     def report(self, versions: list[int], state: str, error: str) -> None:
         """Shows which versions can be asked; none removes the binding."""
         if not versions:
-            self._nodes.withdraw(self._binding)
+            self._nodes.unregister(self._binding)
             return
         data = {"versions": versions, "state": state, "error": error}
-        self._nodes.publish(self._binding, json.dumps(data).encode())
+        self._nodes.register(self._binding, json.dumps(data).encode())

@@ -96,7 +96,7 @@ class VersionManager:
 
     def _why_not(self, name: str, version: int | None, known: Mapping[int, ServableVersion]) -> ServingError:
         states = ", ".join(f"{number} {known[number].state.name}" for number in sorted(known, reverse=True)) or "none"
-        coming = version in known and known[version].state < State.AVAILABLE
+        coming = version is not None and version in known and known[version].state < State.AVAILABLE
         if version is None or coming:
             return UnavailableError(f"model '{name}' is not loaded yet; versions: {states}")
         return NotFoundError(f"model '{name}' has no loaded version {version}; versions: {states}")
