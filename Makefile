@@ -1,0 +1,120 @@
+# Millrace: `make` lists the targets. Everything is installed into .venv and ~/.cache/millrace (or $MILLRACE_CACHE).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3.11
+VENV ?= .venv
+RUNNER ?= prism
+# Unit tests run in this many processes; service tests run alone, each starts several processes of its own.
+WORKERS ?= 2
+
+bin := $(VENV)/bin
+stamps := $(VENV)/stamps
+protos := $(wildcard protos/*.proto)
+library := ops/_millrace_ops.so
+library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc' 2>/dev/null)
+library_tests := $(wildcard tests/cc/*)
+python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
+cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
+
+.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos build asan tsan ubsan bench \
+        conformance lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# What a step did is recorded in $(stamps): a second run of `setup` takes no time.
+
+setup: $(stamps)/installed $(library) $(stamps)/servers $(stamps)/extras  ## install all that is missing
+
+$(stamps)/tools: build_tools/check_tools
+	@PYTHON=$(PYTHON) build_tools/check_tools
+	@mkdir -p $(@D) && touch $@
+
+$(stamps)/packages: constraints.txt build_tools/install_packages | $(stamps)/tools
+	@echo "setup: installing Python packages into $(VENV) (2.9 GB, about 4 minutes)"
+	@PYTHON=$(PYTHON) build_tools/install_packages $(VENV)
+	@$(bin)/python -m pip check --disable-pip-version-check
+	@touch $@
+
+$(stamps)/protos: $(protos) $(stamps)/packages
+	@echo "setup: compiling protos"
+	@$(bin)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(protos)
+	@touch $@
+
+$(library): $(library_sources) $(stamps)/packages
+	@echo "setup: building the C++ library (about 1 minute)"
+	@$(cmake) -B build/cmake -DCMAKE_BUILD_TYPE=Release >build-library.log 2>&1 \
+	  && cmake --build build/cmake --target millrace_ops >>build-library.log 2>&1 \
+	  || { cat build-library.log >&2; rm -f build-library.log; exit 1; }
+	@rm -f build-library.log && touch $@
+
+$(stamps)/installed: setup.py pyproject.toml $(library) $(stamps)/protos
+	@echo "setup: installing the millrace command"
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(stamps)/servers: runtime/artifacts.py $(wildcard runtime/poms/*.xml) $(stamps)/installed
+	@echo "setup: fetching Kafka, ZooKeeper, Prism and Flink into the cache"
+	@$(bin)/millrace dev fetch kafka zookeeper prism flink
+	@touch $@
+
+$(stamps)/extras: build_tools/install_extras | $(stamps)/tools
+	@build_tools/install_extras && touch $@
+
+demo: setup  ## run the whole loop on this machine (RUNNER=prism|flink, DATA=folder of ratings)
+	@$(bin)/millrace demo --runner $(RUNNER) $(if $(DATA),--data $(DATA))
+
+test: test-cc test-unit test-service  ## run all tests (15 minutes)
+
+test-unit: setup  ## run the tests that need no servers (3 minutes)
+	$(bin)/python -m pytest -m "not service" -n $(WORKERS) --dist loadfile
+
+test-service: setup  ## run the tests against real servers
+	$(bin)/python -m pytest -m service
+
+test-cc: setup  ## run the C++ tests
+	@cmake --build build/cmake
+	@ctest --test-dir build/cmake --output-on-failure
+
+# The embedding library and its tests only: TensorFlow is not built for sanitizers.
+asan tsan ubsan: sanitizer = $(patsubst asan,address,$(patsubst tsan,thread,$(patsubst ubsan,undefined,$@)))
+asan: setup  ## run the C++ tests under AddressSanitizer
+tsan: setup  ## ... under ThreadSanitizer
+ubsan: setup  ## ... under UndefinedBehaviorSanitizer
+asan tsan ubsan:
+	@$(cmake) -B build/$@ -DMILLRACE_SANITIZER=$(sanitizer) -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	@cmake --build build/$@ --target embedding_test
+	@ctest --test-dir build/$@ --output-on-failure
+
+lint: $(stamps)/protos  ## ruff and mypy
+	$(bin)/ruff check $(python_folders)
+	$(bin)/ruff format --check $(python_folders)
+	$(bin)/mypy
+
+format: $(stamps)/packages  ## let ruff rewrite the Python files
+	$(bin)/ruff check --fix $(python_folders)
+	$(bin)/ruff format $(python_folders)
+
+typecheck: $(stamps)/protos  ## mypy
+	$(bin)/mypy
+
+protos: $(stamps)/protos  ## compile protos/*.proto
+
+build: $(library)  ## build the C++ library
+
+bench: setup  ## measure every stage (JSON=1 for scripts)
+	@$(bin)/millrace bench $(if $(JSON),--json)
+
+conformance:  ## count the vectors of ../shared/spec that have a test
+	@$(PYTHON) build_tools/conformance.py
+
+lock: $(stamps)/packages  ## write constraints.txt anew from what is installed
+	@$(bin)/python build_tools/lock.py >constraints.tmp && mv constraints.tmp constraints.txt
+
+clean:  ## remove what was built, but not .venv and not the cache
+	rm -rf build ops/_millrace_ops.so protos/*_pb2.py protos/*_pb2.pyi .pytest_cache .mypy_cache .ruff_cache demo-report
+	rm -rf $(stamps)/protos *.egg-info
