@@ -25,6 +25,7 @@ from transforms import (
     record_batch,
 )
 from transforms.dead_letter import Reason, Refusals
+from transforms.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
 from transforms.feature_list import CONTEXT_PREFIX
 from transforms.fid import SIGNATURE_MASK
 
@@ -47,32 +48,6 @@ _MAX_PARSE_ROWS = 50_000
 _MAX_FAILURES = 32
 _ROW_IN_PROBLEM = re.compile(r" in row (\d+)$")
 _NAMESPACE = telemetry.namespace("transforms", "event_codec")
-
-ACTION_SCHEMA = pa.schema(
-    [
-        pa.field("request_id", pa.string()),
-        pa.field("item_id", pa.int64()),
-        pa.field("action", pa.string()),
-        pa.field("timestamp_ms", pa.int64()),
-        pa.field("value", pa.float64()),
-    ]
-)
-
-
-def impression_schema(context_fields: Mapping[str, str]) -> pa.Schema:
-    """Rows of `decode_impressions` for these {context field: "int64" or "string"}."""
-    return pa.schema(
-        [
-            pa.field("request_id", pa.string()),
-            pa.field("user_id", pa.int64()),
-            pa.field("item_id", pa.int64()),
-            pa.field("timestamp_ms", pa.int64()),
-            *(pa.field(f"{CONTEXT_PREFIX}{name}", _ARROW_TYPES[dtype]) for name, dtype in context_fields.items()),
-            pa.field(record_batch.SOURCE_PARTITION, pa.int32()),
-            pa.field(record_batch.SOURCE_OFFSET, pa.int64()),
-            pa.field(record_batch.SOURCE_ROW, pa.int32()),
-        ]
-    )
 
 
 class DecodeImpressions(beam.PTransform):
@@ -164,7 +139,7 @@ def decode_impressions(
       exactly one of them.
     """
     refusals = Refusals(block)
-    context = pa.struct([pa.field(name, _ARROW_TYPES[dtype]) for name, dtype in context_fields.items()])
+    context = pa.struct([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in context_fields.items()])
     schema = _IMPRESSION_JSON if not context_fields else _IMPRESSION_JSON.append(pa.field("context", context))
     parsed, rows = _parse(block, schema, refusals)
     _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
@@ -210,7 +185,6 @@ def decode_actions(
     return good.select(ACTION_SCHEMA.names).cast(ACTION_SCHEMA), refusals.to_batch()
 
 
-_ARROW_TYPES = {"int64": pa.int64(), "string": pa.string()}
 _COMMON_JSON = [
     pa.field("schema_version", pa.int64()),
     pa.field("request_id", pa.string()),
