@@ -1,0 +1,106 @@
+"""Loaders that load nothing, and sources and servers that hold what a test puts into them."""
+
+import threading
+from dataclasses import dataclass, field
+
+from runtime.topic_reader import Record
+from serving.server_control import ServerDownError
+from serving.servable import State
+from serving.version_manager import VersionStatus
+
+
+@dataclass
+class FakeLoader:
+    """Its servable is "name:version". `gate` holds `load` back; `error` makes it fail."""
+
+    name: str
+    version: int
+    path: str
+    gate: threading.Event = field(default_factory=threading.Event)
+    error: str = ""
+    loads: int = 0
+    unloads: int = 0
+
+    def load(self) -> str:
+        self.loads += 1
+        if not self.gate.wait(10):
+            raise TimeoutError("the test never opened the gate")
+        if self.error:
+            raise ValueError(self.error)
+        return f"{self.name}:{self.version}"
+
+    def unload(self) -> None:
+        self.unloads += 1
+
+
+class FakeLoaders:
+    """A LoaderFactory that keeps every loader it made; open ones unless `gated`, failing ones for `failing` versions."""
+
+    def __init__(self, gated: bool = False) -> None:
+        self.gated = gated
+        self.failing: dict[int, str] = {}
+        self.made: list[FakeLoader] = []
+
+    def __call__(self, name: str, version: int, path: str) -> FakeLoader:
+        loader = FakeLoader(name, version, path, error=self.failing.get(version, ""))
+        if not self.gated:
+            loader.gate.set()
+        self.made.append(loader)
+        return loader
+
+    def of(self, version: int) -> FakeLoader:
+        """The newest loader of `version`."""
+        return [loader for loader in self.made if loader.version == version][-1]
+
+
+class FakeTopic:
+    """Records in memory that a consumer reads as they are put; `at_end` is what `reached_end` says."""
+
+    def __init__(self, *values: bytes | None) -> None:
+        self.at_end = True
+        self.closed = False
+        self._pending: list[Record] = []
+        self._next_offset = 0
+        self.put(*values)
+
+    def put(self, *values: bytes | None) -> None:
+        for value in values:
+            self._pending.append(Record(0, self._next_offset, None, value, 0))
+            self._next_offset += 1
+
+    def read(self, max_records: int = 500, seconds: float = 0.0) -> list[Record]:
+        records, self._pending = self._pending[:max_records], self._pending[max_records:]
+        if not records:
+            threading.Event().wait(min(seconds, 0.005))
+        return records
+
+    def reached_end(self) -> bool:
+        return self.at_end and not self._pending
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeServer:
+    """What the agent sees of a model server; a configured version stays in START until the test moves it on."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.rows: dict[int, VersionStatus] = {}
+        self.configured: list[tuple[str, tuple[int, ...]]] = []
+
+    def statuses(self) -> list[VersionStatus]:
+        if self.down:
+            raise ServerDownError("down")
+        return [self.rows[version] for version in sorted(self.rows, reverse=True)]
+
+    def configure(self, base_path: str, versions: tuple[int, ...]) -> None:
+        if self.down:
+            raise ServerDownError("down")
+        self.configured.append((base_path, versions))
+        for version in versions:
+            if version not in self.rows or self.rows[version].state is State.END:
+                self.move(version, State.START)
+
+    def move(self, version: int, state: State, error: str = "") -> None:
+        self.rows[version] = VersionStatus(version, state, error)
