@@ -6,24 +6,46 @@ from ops.table_config import Adagrad, RandomUniform
 from training.task import Head, SparseFeature, Task
 from transforms.feature_list import LabelRule
 
-_FACTORS = 12
+_FACTORS = 8
+_FACTOR_RULE = Adagrad(0.14, initial_accumulator_value=0.5)
+_NEAR_ZERO = RandomUniform(-0.03, 0.03)
 
 
 class MovieRanking(Task):
-    """Will this user rate this movie 4 or better?"""
+    """Will this user rate this movie 4 or better?
+
+    Ratings come in bursts, so the biases learn as fast as one burst lasts.
+    """
 
     name = "movies"
     features = (
-        SparseFeature("user", 1, "user_id", _FACTORS, optimizer=Adagrad(0.1), initializer=RandomUniform(-0.1, 0.1)),
-        SparseFeature("item", 2, "item_id", _FACTORS, optimizer=Adagrad(0.1), initializer=RandomUniform(-0.1, 0.1)),
-        SparseFeature("user_bias", 1, "user_id", 1, optimizer=Adagrad(0.3)),
-        SparseFeature("item_bias", 2, "item_id", 1, optimizer=Adagrad(0.3)),
+        SparseFeature("user", 1, "user_id", _FACTORS, optimizer=_FACTOR_RULE, initializer=_NEAR_ZERO),
+        SparseFeature("item", 2, "item_id", _FACTORS, optimizer=_FACTOR_RULE, initializer=_NEAR_ZERO),
+        SparseFeature("user_bias", 1, "user_id", 1, optimizer=Adagrad(0.85)),
+        SparseFeature("item_bias", 2, "item_id", 1, optimizer=Adagrad(0.55)),
     )
     heads = (Head("like", LabelRule("like", ("rate",), min_value=4.0)),)
 
     def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
         import keras
 
-        dot = keras.layers.Dot(axes=1, name="affinity")([embeddings["user"], embeddings["item"]])
-        biases = keras.layers.Concatenate()([embeddings["user_bias"], embeddings["item_bias"], dot])
-        return {"like": keras.layers.Dense(1, kernel_initializer="ones", name="logit")(biases)}
+        affinity = keras.layers.Dot(axes=1, name="affinity")([embeddings["user"], embeddings["item"]])
+        terms = keras.layers.Concatenate()([embeddings["user_bias"], embeddings["item_bias"], affinity])
+        return {"like": keras.layers.Dense(1, kernel_initializer="ones", name="logit")(terms)}
+
+
+class MovieContent(Task):
+    """The same question asked of what is on the box, without user and item ids: what freshness is compared with."""
+
+    name = "movie-content"
+    features = (
+        SparseFeature("genres", 3, "context.genres", 1, optimizer=Adagrad(0.1)),
+        SparseFeature("year", 4, "context.year", 1, optimizer=Adagrad(0.1)),
+    )
+    heads = MovieRanking.heads
+
+    def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+        import keras
+
+        terms = keras.layers.Concatenate()([embeddings["genres"], embeddings["year"]])
+        return {"like": keras.layers.Dense(1, kernel_initializer="ones", name="logit")(terms)}

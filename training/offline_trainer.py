@@ -1,0 +1,159 @@
+"""A bounded run over stored batches in order: the online step, predicting each batch before it is learned."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from runtime.errors import UserError
+from training.example_stream import FeedQueue, Layout, Ticket, invalid_rows
+from training.metrics import auc, calibration, last_third, log_loss
+from training.movielens import is_movielens, read_movielens
+from training.task import Task
+from training.train_step import TrainStep, new_stores
+from transforms import record_batch
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class OfflineResult:
+    """Quality of the predictions, each made before its row was learned, and speed.
+
+    Attributes:
+      auc, auc_last_third, log_loss, calibration: of the first head.
+      delay_rows: how many rows late the model learned; a whole batch is predicted before any of it is learned.
+    """
+
+    rows: int
+    delay_rows: int
+    auc: float
+    auc_last_third: float
+    log_loss: float
+    calibration: float
+    seconds: float
+    rows_per_second: float
+
+
+def read_input(path: Path, task: Task) -> pa.RecordBatch:
+    """All rows at `path`: a MovieLens folder, a Parquet file, or a folder of Parquet files in name order."""
+    if is_movielens(path):
+        return read_movielens(path, task)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise UserError("--input", path, "no Parquet file and no ratings.csv there", "name a file or folder with data")
+    names = [*Layout.of(task).sparse, *(field.name for field in record_batch.METADATA_FIELDS)]
+    try:
+        table = pa.concat_tables([pq.read_table(file, columns=names) for file in files]).combine_chunks()
+    except (pa.ArrowException, KeyError) as error:
+        raise UserError("--input", path, f"not a train file ({error})", "make it with `millrace feed`") from error
+    schema = record_batch.train_schema(Layout.of(task).sparse)
+    try:
+        batches = table.select(schema.names).cast(schema).to_batches()
+        whole = record_batch.concat(batches, schema)
+        record_batch.validate_train_batch(whole, Layout.of(task).sparse, len(task.heads))
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise UserError("--input", path, str(error), f"make it with `millrace feed` for task {task.name}") from error
+    return whole
+
+
+def train(
+    task: Task,
+    data: pa.RecordBatch,
+    batch_size: int = 256,
+    delay_rows: int = 0,
+    micro_batch: int = 32,
+    epochs: int = 2,
+    progress: Progress = lambda done, total: None,
+) -> tuple[OfflineResult, TrainStep]:
+    """Predicts each batch of `data` with what was learned so far, then learns it, `delay_rows` rows later if asked.
+
+    Args:
+      data: train rows in the order of time.
+      delay_rows: 0, or at least this many rows lie between a prediction and the learning of its row.
+      micro_batch, epochs: slices of an update and passes over a batch, see TrainStep.
+      progress: called with (rows done, rows in all).
+
+    Returns: the result and the trained step with its tables.
+    """
+    layout = Layout.of(task)
+    feed_queue = FeedQueue(layout, f"{task.name}/offline", capacity=2)
+    store, _ = new_stores(task, feed_queue.name, audit=False)
+    step = TrainStep(task, store, feed_queue, micro_batch=micro_batch, epochs=epochs)
+    scores, late = [], deque[pa.RecordBatch]()
+    start = time.perf_counter()
+    for done, batch in _batches(data, batch_size):
+        if delay_rows:
+            scores.append(step.predict(*layout.arrays(batch)).numpy())
+            late.append(batch)
+            if (len(late) - 1) * batch_size >= delay_rows:
+                _learn(feed_queue, step, late.popleft())
+        else:
+            scores.append(_learn(feed_queue, step, batch))
+        progress(done, data.num_rows)
+    seconds = time.perf_counter() - start
+    feed_queue.close()
+    return _result(data, np.concatenate(scores), delay_rows, seconds, len(task.heads)), step
+
+
+def delay_curve(
+    task: Task,
+    data: pa.RecordBatch,
+    delays: Sequence[int] = (256, 1024, 8192, 33_000),
+    without_ids: Task | None = None,
+    without_ids_data: pa.RecordBatch | None = None,
+    batch_size: int = 256,
+    progress: Progress = lambda done, total: None,
+) -> list[dict[str, float | int | str]]:
+    """Quality against lateness: one point a delay, [{"name", "delay_rows", "auc_last_third", "auc"}].
+
+    Args:
+      delays: rows; a delay up to `batch_size` is what predicting whole batches costs anyway.
+      without_ids, without_ids_data: a task without user and item ids, and its rows, for the last point.
+    """
+    points: list[dict[str, float | int | str]] = []
+    for delay in delays:
+        late = 0 if delay <= batch_size else delay
+        result, _ = train(task, data, batch_size, late, epochs=2 if not late else 1, progress=progress)
+        points.append(_point(f"{delay:,} rows late", delay, result))
+    if without_ids is not None and without_ids_data is not None:
+        result, _ = train(without_ids, without_ids_data, batch_size, epochs=1, progress=progress)
+        points.append(_point("without ids", 0, result))
+    return points
+
+
+def _point(name: str, delay: int, result: OfflineResult) -> dict[str, float | int | str]:
+    return {"name": name, "delay_rows": delay, "auc_last_third": result.auc_last_third, "auc": result.auc}
+
+
+def _learn(feed_queue: FeedQueue, step: TrainStep, batch: pa.RecordBatch) -> np.ndarray:
+    feed_queue.put(Ticket.of(batch, feed_queue.layout.heads), batch)
+    feed_queue.next_ticket(0.0)
+    return np.asarray(step.step())
+
+
+def _batches(data: pa.RecordBatch, size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    for start in range(0, data.num_rows, size):
+        batch = data.slice(start, size)
+        yield start + batch.num_rows, batch
+
+
+def _result(data: pa.RecordBatch, logits: np.ndarray, delay: int, seconds: float, heads: int) -> OfflineResult:
+    labels = np.asarray(data.column(record_batch.LABEL).flatten()).reshape(-1, heads)[:, 0]
+    known = ~invalid_rows(labels)
+    labels, scores = labels[known], 1 / (1 + np.exp(-logits[known, 0].astype(np.float64)))
+    return OfflineResult(
+        rows=data.num_rows,
+        delay_rows=delay,
+        auc=auc(labels, scores),
+        auc_last_third=last_third(labels, scores),
+        log_loss=log_loss(labels, scores),
+        calibration=calibration(labels, scores),
+        seconds=seconds,
+        rows_per_second=data.num_rows / seconds,
+    )
