@@ -1,0 +1,70 @@
+// Tables by name, and the process-wide registry of stores.
+#ifndef MILLRACE_EMBEDDING_EMBEDDING_STORE_H_
+#define MILLRACE_EMBEDDING_EMBEDDING_STORE_H_
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "ops/cc/embedding/embedding_table.h"
+
+namespace millrace {
+
+class EmbeddingStore {
+ public:
+  // `table_texts`: one TableConfig text a table, names all different.
+  static Status Create(const std::string& name, const std::vector<std::string>& table_texts,
+                       std::shared_ptr<EmbeddingStore>* result);
+
+  const std::string& name() const { return name_; }
+  const std::vector<std::string>& table_texts() const { return table_texts_; }
+  // In the order of creation.
+  const std::vector<std::unique_ptr<EmbeddingTable>>& tables() const { return tables_; }
+  // NotFound names the choices.
+  Status Find(const std::string& table, EmbeddingTable** result) const;
+
+  // Runs `action` unless an earlier one succeeded; callers wait for each other.
+  template <typename Action>  // Status()
+  Status DoOnce(Action action) {
+    const std::lock_guard lock(once_mutex_);
+    if (done_once_) return {};
+    MILLRACE_RETURN_IF_ERROR(action());
+    done_once_ = true;
+    return {};
+  }
+
+ private:
+  std::string name_;
+  std::vector<std::string> table_texts_;
+  std::vector<std::unique_ptr<EmbeddingTable>> tables_;
+  std::mutex once_mutex_;
+  bool done_once_ = false;
+};
+
+// Stores live here, not with a client, so they outlast a coordinator that reconnects. Each Open is matched by a Close; a store
+// is freed with its last owner, after the calls that still use it.
+class StoreRegistry {
+ public:
+  static StoreRegistry& Global();
+
+  // Creates the store or joins it; a store of this name with other tables is refused.
+  Status Open(const std::string& name, const std::vector<std::string>& table_texts);
+  // NotFound names the open stores.
+  Status Find(const std::string& name, std::shared_ptr<EmbeddingStore>* result) const;
+  // No-op when the store is not open. With `force` all owners lose it.
+  void Close(const std::string& name, bool force);
+
+ private:
+  struct Registered {
+    std::shared_ptr<EmbeddingStore> store;
+    int owners = 0;
+  };
+  mutable std::mutex mutex_;
+  std::map<std::string, Registered> stores_;
+};
+
+}  // namespace millrace
+
+#endif  // MILLRACE_EMBEDDING_EMBEDDING_STORE_H_
