@@ -1,0 +1,52 @@
+"""Down-sampling of negatives, the same for every run with one seed, and the rate that corrects for it."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from transforms import record_batch
+from transforms.fid import siphash24
+from transforms.key_index import mix64
+
+_TRANSFORM = "negative_sampling"
+
+
+def uniform(seed: int, transform: str, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """float64 [n] in [0, 1) from hash(seed, transform, provenance): equal wherever and whenever it is computed."""
+    mixed = siphash24(pa.array([f"{seed}/{transform}"]))[0]
+    for part in (partition, offset, row):
+        mixed = mix64(mixed + np.asarray(part).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def sample_negatives(batch: pa.RecordBatch, rate: float, seed: int) -> tuple[pa.RecordBatch, int]:
+    """Keeps every row with a positive label and the others with probability `rate`.
+
+    `__SAMPLE_RATE__` becomes `rate` times what it was, on every row that is kept: the trainer's correction
+    (logit - ln rate) holds for positives too, because the odds of a positive are 1 / rate times too high among what is
+    left. It is exact for one head; with several, a row is kept if any head is positive.
+
+    Args:
+      batch: rows with `__LABEL__`, `__SAMPLE_RATE__` and provenance.
+      rate: in (0, 1].
+
+    Returns: (kept rows in order, number of dropped ones).
+    """
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"rate {rate}: expected more than 0, up to 1")
+    if rate == 1.0 or not batch.num_rows:
+        return batch, 0
+    keep = positive_rows(batch.column(record_batch.LABEL))
+    keep |= uniform(seed, _TRANSFORM, *record_batch.provenance(batch)) < rate
+    kept = batch.filter(pa.array(keep))
+    index = kept.schema.get_field_index(record_batch.SAMPLE_RATE)
+    corrected = pc.multiply(kept.column(index), pa.scalar(rate, pa.float32()))
+    return kept.set_column(index, kept.schema.field(index), corrected), batch.num_rows - kept.num_rows
+
+
+def positive_rows(labels: pa.ListArray) -> np.ndarray:
+    """bool [rows]: whether any label is above zero."""
+    positive = np.zeros(len(labels), bool)
+    parents = pc.list_parent_indices(labels).to_numpy(zero_copy_only=False)
+    positive[parents[pc.greater(labels.flatten(), 0.0).to_numpy(zero_copy_only=False)]] = True
+    return positive
