@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
         chosen = scenario.movielens(arguments.data, arguments.rate or _REPLAY_RATE)
     else:
         chosen = scenario.generated(arguments.rate or _RATE, arguments.seconds, arguments.seed, arguments.bad_records)
-    options = LoopOptions(runner=arguments.runner, report=arguments.report)
+    options = LoopOptions(runner=arguments.runner, report=arguments.report, seconds=arguments.seconds)
     record = LoopRun(chosen, options).run()
     print_summary(record.summary, arguments.report, arguments.json)
     for failure in record.failures():

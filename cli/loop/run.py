@@ -27,7 +27,7 @@ from runtime.topics import Topics
 from serving.predict_client import PredictClient
 
 _START_SECONDS = 90.0
-_PROBE_TAIL_SECONDS = 10.0
+_LATE_PRODUCER_SECONDS = 20.0
 _TICK_SECONDS = 5.0
 _KILL_AT = 0.45  # share of the run after which the trainer is killed: both halves see enough versions
 
@@ -37,7 +37,7 @@ class LoopOptions:
     """Settings of one run.
 
     `drain_seconds`: how long, after the last event, rows may still be on their way before they count as lost.
-    `limit_seconds`: the producer is stopped then, whatever it has left.
+    `seconds`: how long events flow; a producer that has more by then is stopped.
     """
 
     runner: str = "prism"
@@ -47,7 +47,7 @@ class LoopOptions:
     export_seconds: float = 15.0
     checkpoint_seconds: float = 10.0
     probe_interval_seconds: float = 0.5
-    limit_seconds: float = 120.0
+    seconds: float = 100.0
     drain_seconds: float = 40.0
     delays: Sequence[int] = field(default=(256, 1024, 8192, 33_000))
 
@@ -135,11 +135,11 @@ class LoopRun:
         self._phase = "events are flowing"
         producer = self._processes["producer"]
         producer.start()
-        began, deadline = time.monotonic(), Deadline(self._options.limit_seconds)
+        began, deadline = time.monotonic(), Deadline(self._options.seconds + _LATE_PRODUCER_SECONDS)
         self._wait_for_version()
         self._start_client(kafka, stack)
         tick = Deadline(_TICK_SECONDS)
-        kill_after = _KILL_AT * self._options.limit_seconds
+        kill_after = _KILL_AT * self._options.seconds
         while producer.running() and not deadline.expired():
             self._check_alive()
             if not self._kills and time.monotonic() - began > kill_after:

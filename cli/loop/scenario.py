@@ -32,7 +32,7 @@ def generated(rate: float, seconds: float, seed: int, bad_records: int) -> Scena
     return Scenario(
         title="Millrace demo: a synthetic world",
         task="examples.feed_ranking:FeedRanking",
-        model="feed_ranking",
+        model="feed",
         head="click",
         users=users,
         items=items,
@@ -51,7 +51,7 @@ def movielens(folder: Path, rate: float) -> Scenario:
     return Scenario(
         title="Millrace demo: MovieLens, replayed",
         task="examples.movies:MovieRanking",
-        model="movie_ranking",
+        model="movies",
         head="like",
         users=600,
         items=2000,

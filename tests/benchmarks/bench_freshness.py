@@ -19,7 +19,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = LoopOptions(report=Path(folder) / "report", state=Path(folder) / "state", probe_interval_seconds=0.3)
+        options = LoopOptions(
+            report=Path(folder) / "report", state=Path(folder) / "state", seconds=arguments.seconds,
+            probe_interval_seconds=0.3,
+        )  # fmt: skip
         summary = LoopRun(generated(arguments.rate, arguments.seconds, seed=0, bad_records=0), options).run().summary
     for name in ("freshness_ms", "predict_ms"):
         figures = summary[name]
