@@ -28,15 +28,15 @@ _RESYNC = telemetry.gauge("resync_required", "1 after a gap in the deltas, until
 
 
 class DeltaError(ValueError):
-    """A delta that does not fit the model; nothing of it was applied."""
+    """A delta that does not fit the model, or that the model refused to take."""
 
 
 class EmbeddingTables(Protocol):
     """The part of `ops.embedding_table.EmbeddingStore` that deltas write to."""
 
-    def assign(self, table: str, ids: np.ndarray, values: np.ndarray) -> None: ...
+    def assign(self, table: str, ids: np.ndarray, values: np.ndarray) -> Any: ...
 
-    def erase(self, table: str, ids: np.ndarray) -> None: ...
+    def erase(self, table: str, ids: np.ndarray) -> Any: ...
 
 
 class DeltaApplier:
@@ -72,7 +72,7 @@ class DeltaApplier:
         stays stale only until it is touched again or exported.
 
         Raises:
-          DeltaError: the delta does not fit the model.
+          DeltaError: the delta does not fit the model; checked before anything is written. Or the model refused it.
         """
         delta = _decode(value)
         last = self._sequences.get(delta.shard, self._base_sequence)
@@ -84,10 +84,15 @@ class DeltaApplier:
             self._note_gap(delta, last)
         writes = [self._table_write(table) for table in delta.tables]
         dense = [self._dense_write(variable) for variable in delta.dense]
-        for name, fids, values, evicted in writes:
-            self._write(name, fids, values, evicted)
-        for variable, array in dense:
-            variable.assign(array)
+        try:
+            for name, fids, values, evicted in writes:
+                self._write(name, fids, values, evicted)
+            for variable, array in dense:
+                variable.assign(array)
+        except Exception as error:
+            # Skipped rather than tried for ever: one delta that cannot be written must not hold up those behind it.
+            self.resync_required = True
+            raise DeltaError(f"cannot be written: {type(error).__name__}: {str(error)[:200]}") from error
         self.applied += 1
         return delta
 
@@ -111,6 +116,8 @@ class DeltaApplier:
         if table.dim <= 0 or len(table.values) != 4 * table.dim * len(fids):
             raise DeltaError(f"table '{table.name}': {len(fids)} fids x {table.dim} with {len(table.values)} bytes")
         values = np.frombuffer(table.values, "<f4").reshape(len(fids), table.dim)
+        if not np.isfinite(values).all():
+            raise DeltaError(f"table '{table.name}': a value is not finite")
         return table.name, fids, values, np.frombuffer(table.evicted_fids, "<i8")
 
     def _write(self, name: str, fids: np.ndarray, values: np.ndarray, evicted: np.ndarray) -> None:

@@ -36,7 +36,6 @@ class DesiredState:
         self.target: Target | None = None
         self.retired = False
         self.newest_seen = 0
-        self.ignored = 0
 
     def apply(self, value: bytes) -> bool:
         """Applies one event; returns whether the target changed. EventError for a malformed one."""
@@ -46,18 +45,12 @@ class DesiredState:
         before = (self.target, self.retired)
         if event.kind == model_event_pb2.ModelEvent.RETIRE:
             self.target, self.retired = None, True
-        elif event.kind == model_event_pb2.ModelEvent.ROLLBACK:
-            self._aim_at(event)
-        elif event.kind == model_event_pb2.ModelEvent.EXPORT:
-            if event.version > self.newest_seen:
-                self._aim_at(event)
-            else:
-                self.ignored += 1
+        elif event.kind in (model_event_pb2.ModelEvent.EXPORT, model_event_pb2.ModelEvent.ROLLBACK):
+            target = _target(event)
+            if event.kind == model_event_pb2.ModelEvent.ROLLBACK or target.version > self.newest_seen:
+                self.target, self.retired = target, False
+                self.newest_seen = max(self.newest_seen, target.version)
         return (self.target, self.retired) != before
-
-    def _aim_at(self, event: model_event_pb2.ModelEvent) -> None:
-        self.target, self.retired = _target(event), False
-        self.newest_seen = max(self.newest_seen, event.version)
 
 
 def _parse(value: bytes) -> model_event_pb2.ModelEvent:
