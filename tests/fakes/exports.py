@@ -1,11 +1,15 @@
-"""Small exports as the trainer lays them out: a bias and a version, no tables."""
+"""Small exports as the trainer lays them out."""
 
 import json
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import tensorflow as tf
 
+from ops.embedding_table import EmbeddingStore
+from ops.table_config import Sgd, TableConfig, Zeros
 from runtime.checksum import crc32c_of_file
 
 MODEL = "tiny"
@@ -32,6 +36,20 @@ class TinyModel(tf.Module):
         return {"click": rows + self.bias, "version": tf.cast(rows, tf.int64) + self._version}
 
 
+class TableModel(tf.Module):
+    """click = the weight of the item in table "item" (0.0 for an unknown one) + bias."""
+
+    def __init__(self, store: EmbeddingStore, bias: float) -> None:
+        super().__init__()
+        self.store = store
+        self.bias = tf.Variable([bias], dtype=tf.float32)
+        self.dense_variables = [self.bias]
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "item_id")])
+    def score(self, item_id: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"click": self.store.lookup("item", item_id)[:, 0] + self.bias}
+
+
 def write_export(
     base_path: Path,
     version: int,
@@ -41,10 +59,37 @@ def write_export(
     delta_sequence: int = 0,
     model: str = MODEL,
 ) -> Path:
-    """Writes one version below `base_path` as an exporter does: under another name, then renamed; returns its folder."""
+    """Writes one version of a TinyModel below `base_path`; returns its folder."""
     temporary = base_path / f"temp-{version}"
     tiny = TinyModel(bias, version)
     tf.saved_model.save(tiny, str(temporary), signatures={"serving_default": tiny.score})
+    deltas = {"delta_topic": delta_topic, "delta_offsets": {"0": delta_offset} if delta_topic else {}}
+    return _publish(temporary, model, version, deltas | {"delta_sequence": delta_sequence})
+
+
+def write_table_export(
+    base_path: Path, version: int, rows: Mapping[int, float], delta_topic: str = "", delta_offset: int = 0,
+    delta_sequence: int = 0, model: str = MODEL,
+) -> Path:  # fmt: skip
+    """Writes one version of a TableModel whose items have these weights; returns its folder."""
+    temporary = base_path / f"temp-{version}"
+    snapshot = base_path / f"temp-{version}-tables"
+    shared_name = f"{model}@{version}"
+    tables = [TableConfig("item", dim=1, optimizer=Sgd(0.1), initializer=Zeros())]
+    source = EmbeddingStore(tables, shared_name)
+    source.assign("item", list(rows), [[value] for value in rows.values()])
+    source.save(snapshot)
+    table_model = TableModel(EmbeddingStore(tables, shared_name, snapshot=snapshot), 0.0)
+    tf.saved_model.save(table_model, str(temporary), signatures={"serving_default": table_model.score})
+    EmbeddingStore.release(shared_name)
+    shutil.rmtree(snapshot)
+    deltas = {"delta_topic": delta_topic, "delta_offsets": {"0": delta_offset} if delta_topic else {}}
+    tables_fields = {"store": shared_name, "tables": ["item"], "delta_sequence": delta_sequence}
+    return _publish(temporary, model, version, deltas | tables_fields)
+
+
+def _publish(temporary: Path, model: str, version: int, fields: Mapping[str, object]) -> Path:
+    """Adds the manifest and gives the export its name, as an exporter does last."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     manifest = {
         "schema_version": 1,
@@ -54,9 +99,6 @@ def write_export(
         "store": "",
         "tables": [],
         "dense_variables": ["bias"],
-        "delta_topic": delta_topic,
-        "delta_offsets": {"0": delta_offset} if delta_topic else {},
-        "delta_sequence": delta_sequence,
         "created_at_ms": time.time_ns() // 1_000_000,
         "signature": {"inputs": {}, "outputs": []},
         "files": [
@@ -69,5 +111,5 @@ def write_export(
         ],
     }
     (temporary / "assets.extra").mkdir()
-    (temporary / "assets.extra" / "millrace.json").write_text(json.dumps(manifest))
-    return temporary.rename(base_path / str(version))
+    (temporary / "assets.extra" / "millrace.json").write_text(json.dumps(manifest | dict(fields)))
+    return temporary.rename(temporary.with_name(str(version)))

@@ -4,8 +4,8 @@ import threading
 from dataclasses import dataclass, field
 
 from runtime.topic_reader import Record
-from serving.server_control import ServerDownError
 from serving.servable import State
+from serving.server_control import ServerDownError
 from serving.version_manager import VersionStatus
 
 
@@ -34,7 +34,7 @@ class FakeLoader:
 
 
 class FakeLoaders:
-    """A LoaderFactory that keeps every loader it made; open ones unless `gated`, failing ones for `failing` versions."""
+    """A LoaderFactory that keeps the loaders it made; open ones unless `gated`, failing ones for `failing` versions."""
 
     def __init__(self, gated: bool = False) -> None:
         self.gated = gated
