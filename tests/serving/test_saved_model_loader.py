@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from ops.embedding_table import EmbeddingStore
+from runtime.kafka_client import KafkaConnection
 from serving.errors import ExportError
 from serving.saved_model_loader import SavedModelLoader
 from tests.fakes.exports import MODEL, write_export, write_table_export
@@ -49,16 +50,12 @@ def test_a_manifest_that_names_other_dense_variables_is_refused(tmp_path: Path) 
     export = write_export(tmp_path, 1, delta_topic="deltas")
     manifest = export / "assets.extra" / "millrace.json"
     manifest.write_text(manifest.read_text().replace('["bias"]', '["bias", "kernel"]'))
-    from runtime.kafka_client import KafkaConnection
-
     loader = SavedModelLoader(MODEL, 1, str(export), KafkaConnection("127.0.0.1:1"), catch_up_seconds=0.1)
     with pytest.raises(ExportError, match="2 dense variables are named, the SavedModel has 1"):
         loader.load()
 
 
 def test_without_a_broker_an_export_is_served_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from runtime.kafka_client import KafkaConnection
-
     export = write_export(tmp_path, 1, bias=0.5, delta_topic="deltas")
     loader = SavedModelLoader(MODEL, 1, str(export), KafkaConnection("127.0.0.1:1"), catch_up_seconds=0.2)
     servable = loader.load()
