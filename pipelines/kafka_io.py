@@ -37,7 +37,7 @@ from runtime.kafka_blocks import Block, BlockReader, Positions
 from runtime.kafka_client import KafkaConnection, UndeliveredError, make_producer
 from transforms import beam_coder, record_batch
 
-__all__ = ["KafkaRecord", "OffsetRange", "ReadFromKafka", "WriteToKafka", "raw_batch"]
+__all__ = ["FIRST_POLL", "KafkaRecord", "OffsetRange", "ReadFromKafka", "WriteToKafka", "raw_batch"]
 
 _LOGGER = logging.getLogger(__name__)
 _NAMESPACE = telemetry.namespace("pipelines", "kafka_io")
@@ -53,6 +53,10 @@ _IDLE_SECONDS = 2.0
 _DELIVERY_SECONDS = 60.0
 _QUIET_SECONDS = 30.0
 _RANGE_RECORDS = 100_000
+
+
+FIRST_POLL = threading.Event()
+"""Set when a reader of this process has asked the brokers for the first time."""
 
 
 def raw_batch(block: Block) -> pa.RecordBatch:
@@ -255,6 +259,7 @@ class KafkaBlockReader(UnboundedReader):
     def advance(self) -> bool:
         if not self._read:
             self._read.extend(self._reader.read(self._max_records, _READ_SECONDS))
+            FIRST_POLL.set()
         if not self._read:
             return False
         block = self._read.popleft()

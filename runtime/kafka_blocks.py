@@ -106,7 +106,9 @@ class BlockReader:
 _PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._PARTITION_EOF}
 
 
-def resolve_start(connection: KafkaConnection, topic: str, start: str, group_id: str) -> dict[int, int]:
+def resolve_start(
+    connection: KafkaConnection, topic: str, start: str, group_id: str, field_name: str = "--start"
+) -> dict[int, int]:
     """{partition: first offset} for `start`: earliest, latest, group, time:MILLISECONDS or {"0": 17, ...}.
 
     `group` is the group's committed offset, or the earliest one where there is none. Offsets that retention has
@@ -127,9 +129,9 @@ def resolve_start(connection: KafkaConnection, topic: str, start: str, group_id:
         elif start == "group":
             chosen = _committed(consumer, topic, partitions)
         elif start.startswith("time:"):
-            chosen = _at_time(consumer, topic, partitions, start)
+            chosen = _at_time(consumer, topic, partitions, start, field_name)
         else:
-            chosen = _explicit(start, partitions)
+            chosen = _explicit(start, partitions, field_name)
     except KafkaException as error:
         raise UserError("--kafka", connection.bootstrap_servers, error.args[0].str(), "see the broker's log") from error
     finally:
@@ -150,23 +152,23 @@ def _committed(consumer: Consumer, topic: str, partitions: list[int]) -> dict[in
             time.sleep(0.2)
 
 
-def _at_time(consumer: Consumer, topic: str, partitions: list[int], start: str) -> dict[int, int]:
+def _at_time(consumer: Consumer, topic: str, partitions: list[int], start: str, field_name: str) -> dict[int, int]:
     try:
         time_ms = int(start.removeprefix("time:"))
     except ValueError:
-        raise UserError("--start", start, "not a number of milliseconds", f"choose {_START_CHOICES}") from None
+        raise UserError(field_name, start, "not a number of milliseconds", f"choose {_START_CHOICES}") from None
     asked = [TopicPartition(topic, partition, time_ms) for partition in partitions]
     found = consumer.offsets_for_times(asked, timeout=_REQUEST_SECONDS)
     # A negative offset: no record is as young as that, so start at the end.
     return {each.partition: each.offset if each.offset >= 0 else _BEYOND_END for each in found}
 
 
-def _explicit(start: str, partitions: list[int]) -> dict[int, int]:
+def _explicit(start: str, partitions: list[int], field_name: str) -> dict[int, int]:
     try:
         chosen = {int(partition): int(offset) for partition, offset in json.loads(start).items()}
     except (ValueError, AttributeError, TypeError):
-        raise UserError("--start", start, "not a start position", f"choose {_START_CHOICES}") from None
+        raise UserError(field_name, start, "not a start position", f"choose {_START_CHOICES}") from None
     unknown = sorted(set(chosen) - set(partitions))
     if unknown:
-        raise UserError("--start", start, f"partition {unknown[0]} does not exist", f"partitions are {partitions}")
+        raise UserError(field_name, start, f"partition {unknown[0]} does not exist", f"partitions are {partitions}")
     return chosen
