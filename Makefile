@@ -16,7 +16,6 @@ stamps := $(VENV)/stamps
 protos := $(wildcard protos/*.proto)
 library := ops/_millrace_ops.so
 library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc' 2>/dev/null)
-library_tests := $(wildcard tests/cc/*)
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
 
@@ -28,7 +27,7 @@ help:  ## list the targets
 
 # What a step did is recorded in $(stamps): a second run of `setup` takes no time.
 
-setup: $(stamps)/installed $(library) $(stamps)/servers $(stamps)/extras  ## install all that is missing
+setup: $(stamps)/installed $(stamps)/servers $(stamps)/extras  ## install all that is missing
 
 $(stamps)/tools: build_tools/check_tools
 	@PYTHON=$(PYTHON) build_tools/check_tools
@@ -45,12 +44,11 @@ $(stamps)/protos: $(protos) $(stamps)/packages
 	@$(bin)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(protos)
 	@touch $@
 
-$(library): $(library_sources) $(stamps)/packages
+$(library): $(library_sources) $(stamps)/packages | $(stamps)/extras
 	@echo "setup: building the C++ library (about 1 minute)"
-	@$(cmake) -B build/cmake -DCMAKE_BUILD_TYPE=Release >build-library.log 2>&1 \
-	  && cmake --build build/cmake --target millrace_ops >>build-library.log 2>&1 \
-	  || { cat build-library.log >&2; rm -f build-library.log; exit 1; }
-	@rm -f build-library.log && touch $@
+	@$(cmake) -B build/cmake -DMILLRACE_TESTS=$$(test -e /usr/include/gtest/gtest.h && echo ON || echo OFF) >/dev/null
+	@cmake --build build/cmake --target millrace_ops
+	@touch $@
 
 $(stamps)/installed: setup.py pyproject.toml $(library) $(stamps)/protos
 	@echo "setup: installing the millrace command"
@@ -77,18 +75,18 @@ test-service: setup  ## run the tests against real servers
 	$(bin)/python -m pytest -m service
 
 test-cc: setup  ## run the C++ tests
-	@cmake --build build/cmake
-	@ctest --test-dir build/cmake --output-on-failure
+	@cmake --build build/cmake --target embedding_test
+	@build/cmake/embedding_test --gtest_brief=1
 
 # The embedding library and its tests only: TensorFlow is not built for sanitizers.
 asan tsan ubsan: sanitizer = $(patsubst asan,address,$(patsubst tsan,thread,$(patsubst ubsan,undefined,$@)))
-asan: setup  ## run the C++ tests under AddressSanitizer
-tsan: setup  ## ... under ThreadSanitizer
-ubsan: setup  ## ... under UndefinedBehaviorSanitizer
+asan: $(stamps)/extras  ## run the C++ tests under AddressSanitizer
+tsan: $(stamps)/extras  ## ... under ThreadSanitizer
+ubsan: $(stamps)/extras  ## ... under UndefinedBehaviorSanitizer
 asan tsan ubsan:
-	@$(cmake) -B build/$@ -DMILLRACE_SANITIZER=$(sanitizer) -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	@cmake -S . -B build/$@ -G Ninja -DMILLRACE_SANITIZE=$(sanitizer) >/dev/null
 	@cmake --build build/$@ --target embedding_test
-	@ctest --test-dir build/$@ --output-on-failure
+	@build/$@/embedding_test --gtest_brief=1
 
 lint: $(stamps)/protos  ## ruff and mypy
 	$(bin)/ruff check $(python_folders)
@@ -116,5 +114,5 @@ lock: $(stamps)/packages  ## write constraints.txt anew from what is installed
 	@$(bin)/python build_tools/lock.py >constraints.tmp && mv constraints.tmp constraints.txt
 
 clean:  ## remove what was built, but not .venv and not the cache
-	rm -rf build ops/_millrace_ops.so protos/*_pb2.py protos/*_pb2.pyi .pytest_cache .mypy_cache .ruff_cache demo-report
+	rm -rf build ops/_millrace_ops.* protos/*_pb2.py protos/*_pb2.pyi .pytest_cache .mypy_cache .ruff_cache demo-report
 	rm -rf $(stamps)/protos *.egg-info

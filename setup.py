@@ -38,11 +38,17 @@ class BuildLibrary(build_ext):
             print("setup.py: no TensorFlow here, the C++ library is left out", file=sys.stderr)
             return
         folder = _ROOT / "build" / "cmake"
-        configure = ["cmake", "-S", str(_ROOT), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
+        configure = ["cmake", "-S", str(_ROOT), "-B", str(folder), "-G", "Ninja"]
+        if not (folder / "CMakeCache.txt").exists():
+            configure.append("-DMILLRACE_TESTS=OFF")  # `make` turns them on in the same folder
         subprocess.run([*configure, f"-DPython3_EXECUTABLE={sys.executable}"], check=True)
         subprocess.run(["cmake", "--build", str(folder), "--target", "millrace_ops"], check=True)
         if not self.inplace:
-            self.copy_file(str(_ROOT / "ops" / "_millrace_ops.so"), self.get_ext_fullpath(ext.name))
+            library = Path(self.get_ext_fullpath(ext.name))
+            library.parent.mkdir(parents=True, exist_ok=True)
+            for suffix in (".so", ".json"):
+                built = _ROOT / "ops" / f"_millrace_ops{suffix}"
+                self.copy_file(str(built), str(library.with_suffix(suffix)))
 
 
 setup(

@@ -7,9 +7,11 @@ from pathlib import Path
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from runtime.deadline import wait_until
 from runtime.errors import UserError
 
 _REQUEST_SECONDS = 10.0
+_CHECK_SECONDS = 5.0  # what a user waits for "no broker answers"
 
 
 class UndeliveredError(RuntimeError):
@@ -87,7 +89,7 @@ def make_admin(connection: KafkaConnection) -> AdminClient:
     return AdminClient(connection.client_config())
 
 
-def check_broker(connection: KafkaConnection, field_name: str = "--kafka", seconds: float = _REQUEST_SECONDS) -> None:
+def check_broker(connection: KafkaConnection, field_name: str = "--kafka", seconds: float = _CHECK_SECONDS) -> None:
     """Raises UserError unless a broker answers a metadata request."""
     try:
         # log_level 0: the error below says it all; the client would repeat it on stderr at every attempt.
@@ -112,7 +114,7 @@ def partitions_of(connection: KafkaConnection, topic: str, field_name: str = "to
 def ensure_topic(
     connection: KafkaConnection, topic: str, partitions: int = 1, config: dict[str, str] | None = None
 ) -> None:
-    """Creates `topic` unless it exists."""
+    """Creates `topic` unless it exists, and waits until its partitions have leaders."""
     new_topic = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {})
     admin = make_admin(connection)  # kept: the future is cancelled when its client is collected
     future = admin.create_topics([new_topic], request_timeout=_REQUEST_SECONDS)[topic]
@@ -121,6 +123,13 @@ def ensure_topic(
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise
+    # The broker that answers the next request may not know the new topic yet.
+    wait_until(lambda: _has_leaders(admin, topic), _REQUEST_SECONDS, f"topic {topic} is ready")
+
+
+def _has_leaders(admin: AdminClient, topic: str) -> bool:
+    metadata = admin.list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic]
+    return bool(metadata.partitions) and all(each.leader >= 0 for each in metadata.partitions.values())
 
 
 def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, int]]:

@@ -1,0 +1,121 @@
+"""The cache of servers and runners: whole or absent, fetched once, clear when a program is missing."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import artifacts
+from runtime.errors import UserError
+
+_MAVEN = """#!/bin/sh
+for argument in "$@"; do case $argument in -DoutputDirectory=*) folder=${argument#-DoutputDirectory=};; esac; done
+echo run >>"$CALLS"
+touch "$folder/a.jar"
+"""
+_FAILING = """#!/bin/sh
+echo run >>"$CALLS"
+echo "[INFO] trying"
+echo "[ERROR] Could not transfer artifact org.example:thing from central"
+exit 1
+"""
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """tool(name, script) puts a program on PATH, in front of all others; the cache is empty."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+
+    def write(name: str, script: str) -> None:
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+
+    write("java", "#!/bin/sh\n")
+    return write
+
+
+def _calls(tmp_path: Path) -> int:
+    return (tmp_path / "calls").read_text().count("run")
+
+
+def test_jars_are_fetched_once_and_announced_once(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    tool("mvn", _MAVEN)
+    said: list[str] = []
+    first = artifacts.maven_jars("kafka", said.append)
+    assert artifacts.maven_jars("kafka", said.append) == first
+    assert (first / "a.jar").exists()
+    assert said == ["fetching Kafka 4.1.1 from Maven (54 MB)"]
+    assert _calls(tmp_path) == 1
+
+
+def test_a_failed_download_leaves_nothing_and_says_why(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    tool("mvn", _FAILING)
+    with pytest.raises(UserError, match="Could not transfer artifact.*check the network"):
+        artifacts.maven_jars("zookeeper", lambda _: None)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+    tool("mvn", _MAVEN)
+    assert (artifacts.maven_jars("zookeeper", lambda _: None) / "a.jar").exists()
+
+
+def test_an_interrupted_download_is_never_half_used(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    """SIGKILL in the middle: the partial folder has another name, and the next call fetches again."""
+    tool("mvn", _MAVEN + "kill -9 $PPID\nsleep 0.2\n")
+    code = "from runtime.artifacts import maven_jars; maven_jars('kafka')"
+    killed = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
+    assert killed.returncode == -9
+    tool("mvn", _MAVEN)
+    said: list[str] = []
+    artifacts.maven_jars("kafka", said.append)
+    assert len(said) == 1
+
+
+def test_two_at_once_fetch_once(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    tool("mvn", _MAVEN.replace("touch", "sleep 0.3; touch"))
+    threads = [threading.Thread(target=artifacts.maven_jars, args=("kafka", lambda _: None)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30.0)
+    assert _calls(tmp_path) == 1
+
+
+def test_prism_is_built_from_its_module_in_the_pinned_version(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    tool("go", '#!/bin/sh\necho "$@" >>"$CALLS"\ntouch "$GOBIN/prism"\n')
+    binary = artifacts.prism_binary(lambda _: None)
+    assert binary.exists() and binary.name == "prism"
+    arguments = (tmp_path / "calls").read_text().strip()
+    assert arguments == f"install github.com/apache/beam/sdks/v2/go/cmd/prism@v{artifacts.PRISM_VERSION}"
+
+
+@pytest.mark.parametrize(
+    ("call", "program", "package"),
+    [
+        (lambda: artifacts.maven_jars("kafka", lambda _: None), "mvn", "maven"),
+        (lambda: artifacts.prism_binary(lambda _: None), "go", "golang-go"),
+    ],
+)
+def test_a_missing_program_names_its_debian_package(
+    call: Callable[[], Path],
+    program: str,
+    package: str,
+    tool: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match=f"program={program}: .*apt-get install {package}"):
+        call()
+
+
+def test_an_unwritable_cache_is_a_user_error(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="MILLRACE_CACHE"):
+        artifacts.maven_jars("kafka", lambda _: None)

@@ -1,0 +1,144 @@
+"""Imports point one way, read from the import statements of every source file."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+# Package -> what it may import of ours, beside itself. `runtime` is a leaf.
+_MAY_IMPORT = {
+    "runtime": set(),
+    "protos": set(),
+    "ops": {"runtime", "protos"},
+    "transforms": {"runtime", "protos", "ops"},
+    "training": {"runtime", "protos", "ops", "transforms"},
+    "pipelines": {"runtime", "protos", "ops", "transforms", "training"},
+    "serving": {"runtime", "protos", "ops", "transforms", "training"},
+    "cli": {"runtime", "protos", "ops", "transforms", "training", "pipelines", "serving"},
+    "examples": {"runtime", "protos", "ops", "transforms", "training"},
+}
+
+_TENSORFLOW = {"tensorflow", "keras", "tensorflow_serving"}
+_CLIENT_MAKERS = {"AdminClient", "Consumer", "DeserializingConsumer", "Producer", "SerializingProducer"}
+_LOADERS = {"load_op_library", "load_library", "CDLL", "PyDLL", "LoadLibrary"}
+
+
+def _sources(package: str) -> list[Path]:
+    return [path for path in sorted((_ROOT / package).rglob("*.py")) if "_pb2" not in path.name]
+
+
+def _all_sources() -> list[Path]:
+    return [path for package in _MAY_IMPORT for path in _sources(package)]
+
+
+def _imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, str, int]]:
+    """(module, imported name or "", line) of every import statement among `nodes`."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            yield from ((node.module or "", alias.name, node.lineno) for alias in node.names)
+
+
+def _at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
+    """Nodes that run at import: all but the bodies of functions and of `if TYPE_CHECKING`."""
+    todo: list[ast.AST] = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        todo.extend(ast.iter_child_nodes(node))
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """Every name and attribute that the file uses."""
+    nodes = list(ast.walk(tree))
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.attr for node in nodes if isinstance(node, ast.Attribute)
+    }
+
+
+@pytest.mark.parametrize("package", sorted(_MAY_IMPORT))
+def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(_ROOT)}:{line} imports {module}"
+        for path in _sources(package)
+        for module, _, line in _imports(ast.walk(_parse(path)))
+        if (top := module.split(".")[0]) in _MAY_IMPORT and top != package and top not in _MAY_IMPORT[package]
+    ]
+    assert wrong == []
+
+
+def test_product_code_imports_no_test_code() -> None:
+    wrong = [
+        f"{path.relative_to(_ROOT)}:{line} imports {module}"
+        for path in _all_sources()
+        for module, _, line in _imports(ast.walk(_parse(path)))
+        if module.split(".")[0] in {"tests", "pytest", "hypothesis", "_pytest"}
+    ]
+    assert wrong == []
+
+
+def test_transforms_import_no_tensorflow_and_nothing_that_needs_it() -> None:
+    """Followed through our own modules: a Beam worker must not pay seconds for an import that it does not use."""
+    todo = [".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in _sources("transforms")]
+    seen: set[str] = set()
+    wrong = []
+    while todo:
+        name = todo.pop().removesuffix(".__init__")
+        if name in seen:
+            continue
+        seen.add(name)
+        path = _ROOT / (name.replace(".", "/") + ".py")
+        path = path if path.exists() else _ROOT / name.replace(".", "/") / "__init__.py"
+        if not path.exists() or "_pb2" in path.name:
+            continue
+        nodes = ast.walk(_parse(path)) if name.startswith("transforms") else _at_module_level(_parse(path))
+        for module, member, line in _imports(iter(nodes)):
+            if module.split(".")[0] in _TENSORFLOW:
+                wrong.append(f"{path.relative_to(_ROOT)}:{line} imports {module}")
+            elif module.split(".")[0] in _MAY_IMPORT:
+                todo += [module, f"{module}.{member}"] if member else [module]
+    assert wrong == []
+
+
+def test_only_ops_library_loads_a_shared_object() -> None:
+    loaders = [str(path.relative_to(_ROOT)) for path in _all_sources() if _names(_parse(path)) & _LOADERS]
+    assert [path for path in loaders if path != "ops/library.py"] == []
+
+
+def test_only_runtime_makes_kafka_and_zookeeper_clients() -> None:
+    wrong = []
+    for path in _all_sources():
+        if path.relative_to(_ROOT).parts[0] == "runtime":
+            continue
+        for module, member, line in _imports(ast.walk(_parse(path))):
+            top = module.split(".")[0]
+            if top == "kazoo" or (top == "confluent_kafka" and (not member or member in _CLIENT_MAKERS)):
+                wrong.append(f"{path.relative_to(_ROOT)}:{line} imports {module}.{member}")
+    assert wrong == []
+
+
+def test_every_package_of_the_repository_is_covered() -> None:
+    packages = {path.parent.name for path in _ROOT.glob("*/__init__.py")}
+    assert packages == set(_MAY_IMPORT)
+
+
+def test_init_files_hold_one_docstring_line() -> None:
+    wrong = [
+        str(path.relative_to(_ROOT))
+        for path in _all_sources()
+        if path.name == "__init__.py" and [type(node) for node in _parse(path).body] != [ast.Expr]
+    ]
+    assert wrong == []
