@@ -56,6 +56,7 @@ class SavedModelServable:
         self._model = model  # signatures hold weak references to the variables: keep their owner
         self._functions: dict[str, Callable[..., dict[str, tf.Tensor]]] = dict(model.signatures)
         self._inputs = {name: _input_specs(function) for name, function in model.signatures.items()}
+        self._arguments = {name: _argument_names(function) for name, function in model.signatures.items()}
 
     def inputs(self, signature: str) -> dict[str, InputSpec]:
         """{input name: spec}; InvalidRequestError for an unknown signature."""
@@ -68,9 +69,12 @@ class SavedModelServable:
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. `inputs` must fit `inputs(signature)`; InvalidRequestError where the graph refuses them."""
-        function = self._functions[signature or _DEFAULT_SIGNATURE]
+        signature = signature or _DEFAULT_SIGNATURE
+        arguments = self._arguments[signature]
         try:
-            outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
+            outputs = self._functions[signature](
+                **{arguments[name]: tf.convert_to_tensor(value) for name, value in inputs.items()}
+            )
             return {name: tensor.numpy() for name, tensor in outputs.items()}
         except tf.errors.InvalidArgumentError as error:
             raise InvalidRequestError(f"the model refuses the inputs: {error.message.splitlines()[0]}") from error
@@ -79,11 +83,15 @@ class SavedModelServable:
 
 
 def _input_specs(function: Any) -> dict[str, InputSpec]:
-    specs = function.structured_input_signature[1]
     return {
-        name: InputSpec(spec.dtype, None if spec.shape.rank is None else tuple(spec.shape.as_list()))
-        for name, spec in specs.items()
+        spec.name: InputSpec(spec.dtype, None if spec.shape.rank is None else tuple(spec.shape.as_list()))
+        for spec in function.structured_input_signature[1].values()
     }
+
+
+def _argument_names(function: Any) -> dict[str, str]:
+    """{input name: Python argument}: TensorFlow turns `context.device` into `context_device`."""
+    return {spec.name: argument for argument, spec in function.structured_input_signature[1].items()}
 
 
 class SavedModelLoader:

@@ -28,7 +28,7 @@ class TinyModel(tf.Module):
         input_signature=[
             tf.TensorSpec([None], tf.int64, "user_id"),
             tf.TensorSpec([None], tf.int64, "item_id"),
-            tf.TensorSpec([None], tf.string, "device"),
+            tf.TensorSpec([None], tf.string, "context.device"),
         ]
     )
     def score(self, user_id: tf.Tensor, item_id: tf.Tensor, device: tf.Tensor) -> dict[str, tf.Tensor]:

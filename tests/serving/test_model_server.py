@@ -29,7 +29,7 @@ _SECONDS = 30.0
 _INPUTS = {
     "user_id": np.array([1, 2], np.int64),
     "item_id": np.array([3, 4], np.int64),
-    "device": np.array([b"phone", b""], object),
+    "context.device": np.array([b"phone", b""], object),
 }
 
 
@@ -112,12 +112,12 @@ def _assert_status(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"user": [1]}, "unknown input 'user'; inputs: 'device', 'item_id', 'user_id'"),
+        ({"user": [1]}, "unknown input 'user'; inputs: 'context.device', 'item_id', 'user_id'"),
         ({"user_id": None}, "missing input 'user_id'"),
         ({"user_id": np.array([1.5, 2.5])}, "input 'user_id': dtype float64, must be int64"),
         ({"user_id": np.array([1, 2], np.int32)}, "input 'user_id': dtype int32, must be int64"),
         ({"user_id": np.array([[1], [2]])}, "input 'user_id': shape [2, 1], must be [any]"),
-        ({"device": np.array([1, 2])}, "input 'device': dtype int64, must be string"),
+        ({"context.device": np.array([1, 2])}, "input 'context.device': dtype int64, must be string"),
         ({"user_id": np.array([1, 2, 3])}, "the model refuses the inputs"),
     ],
 )
@@ -159,7 +159,7 @@ def test_unknown_models_versions_labels_and_signatures_are_named(
 
 
 def test_an_empty_batch_is_answered(stub: prediction_service_pb2_grpc.PredictionServiceStub) -> None:
-    empty = {"user_id": np.zeros(0, np.int64), "item_id": np.zeros(0, np.int64), "device": np.zeros(0, "S1")}
+    empty = {"user_id": np.zeros(0, np.int64), "item_id": np.zeros(0, np.int64), "context.device": np.zeros(0, "S1")}
     response = stub.Predict(_request(empty), timeout=5)
     assert tf.make_ndarray(response.outputs["version"]).shape == (0,)
 
@@ -178,22 +178,22 @@ def test_metadata_holds_the_signatures(stub: prediction_service_pb2_grpc.Predict
 
 
 def test_the_shell_repeats_single_values_and_takes_types_from_the_model(server: ModelServer) -> None:
-    answer = predict_once(PredictOptions(server.address, MODEL, ("user_id=1", "item_id=3,9,2", "device=phone")))
+    answer = predict_once(PredictOptions(server.address, MODEL, ("user_id=1", "item_id=3,9,2", "context.device=phone")))
     assert answer.to_json() == {
         "model": MODEL,
         "version": 2,
         "outputs": {"click": [0.5, 0.5, 0.5], "version": [2, 2, 2]},
     }
-    assert answer.to_table().splitlines()[1].split() == ["user_id", "item_id", "device", "click", "version"]
+    assert answer.to_table().splitlines()[1].split() == ["user_id", "item_id", "context.device", "click", "version"]
 
 
 @pytest.mark.parametrize(
     ("inputs", "mentions"),
     [
-        (("user_id=1", "item_id=3"), "device: is missing"),
-        (("user_id=1", "item_id=3", "device=a", "x=1"), "x: is no input of the model"),
-        (("user_id=one", "item_id=3", "device=a"), "user_id=one: has the wrong type; give int64"),
-        (("user_id=1,2", "item_id=3,4,5", "device=a"), "user_id: has 2 values; give 1 value or 3"),
+        (("user_id=1", "item_id=3"), "context.device: is missing"),
+        (("user_id=1", "item_id=3", "context.device=a", "x=1"), "x: is no input of the model"),
+        (("user_id=one", "item_id=3", "context.device=a"), "user_id=one: has the wrong type; give int64"),
+        (("user_id=1,2", "item_id=3,4,5", "context.device=a"), "user_id: has 2 values; give 1 value or 3"),
         (("user_id", "item_id=3"), "user_id: is not NAME=VALUE"),
         (("user_id=1", "user_id=3"), "user_id=3: is given twice"),
     ],
