@@ -37,3 +37,55 @@ def percentiles(values: np.ndarray, asked: int) -> dict[str, float | int]:
         return {"p50": float("nan"), "p99": float("nan"), "n": 0, "asked": asked}
     p50, p99 = np.percentile(values, [50, 99])
     return {"p50": round(float(p50), 1), "p99": round(float(p99), 1), "n": len(values), "asked": asked}
+
+
+def rows_applied(model_dir: Path) -> int:
+    """Rows that the trainer had applied when it last wrote its progress; 0 before that."""
+    path = model_dir / "progress.jsonl"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return int(json.loads(lines[-1])["rows_trained"]) if lines else 0
+
+
+def audit_counts(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(fids int64 [n], counts float32 [n]) of the audit table in the newest checkpoint."""
+    from ops.embedding_table import EmbeddingStore
+    from training.train_step import AUDIT_TABLE
+
+    newest = max((model_dir / "checkpoints").glob("*/manifest.json"), key=lambda path: int(path.parent.name)).parent
+    store = EmbeddingStore([AUDIT_TABLE], "demo/audit")
+    store.restore(newest / "audit")
+    fids, counts = store.dump(AUDIT_TABLE.name)
+    return np.asarray(fids), np.asarray(counts).ravel()
+
+
+def auc_figures(ledger: Path, model_dir: Path) -> dict[str, float | None]:
+    """AUC over the last third of the run: the model's own predictions, and the true probabilities where they are known."""
+    from training.metrics import last_third, read_predictions
+
+    predictions = read_predictions(model_dir / "predictions.bin")
+    model = last_third(predictions["label"].astype(float), predictions["score"])
+    oracle = ledger_summary(ledger).get("auc_oracle_last_third")
+    figures: dict[str, float | None] = {"auc_model": round(model, 4)}
+    if isinstance(oracle, float):
+        figures |= {"auc_oracle": round(oracle, 4), "lift_of_oracle": round((model - 0.5) / (oracle - 0.5), 3)}
+    return figures
+
+
+def versions_published(model_dir: Path, seen: Sequence[float]) -> int:
+    """Versions that were exported; old folders are removed, so those that the server was seen to serve count too."""
+    folders = [path.name for path in (model_dir / "exports" / "standalone").glob("[0-9]*")]
+    return len({*map(int, folders), *map(int, seen)})
+
+
+def delay_curve(data: Path, delays: Sequence[int]) -> list[dict[str, float | None]]:
+    """AUC of the last third of `data` for each delay in rows, and without user and item ids (delay None)."""
+    from examples.movies import MovieContent, MovieRanking
+    from training.offline_trainer import delay_curve as measure
+    from training.offline_trainer import read_input
+
+    task, without = MovieRanking(), MovieContent()
+    points = measure(task, read_input(data, task), delays, without, read_input(data, without))
+    return [
+        {"delay_rows": float(point["delay_rows"]) or None, "auc": round(float(point["auc_last_third"]), 4)}
+        for point in points
+    ]

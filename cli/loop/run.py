@@ -67,6 +67,7 @@ class LoopRun:
         self._topics = Topics(f"demo-{os.getpid()}.")
         self._processes: dict[str, ChildProcess] = {}
         self._kills: list[dict[str, object]] = []
+        self._versions: list[float] = []
         self._phase = "starting"
         self._began = time.monotonic()
         self._counter: PredictCounter | None = None
@@ -215,7 +216,7 @@ class LoopRun:
         if self._processes["trainer"].stop(60.0) != 0:
             raise ChildProcessError(f"the trainer did not save: {self._processes['trainer'].log_tail()}")
         self._stop_processes()
-        fids, counts = figures.audit_counts(self._scenario.task, self._model_dir)
+        fids, counts = figures.audit_counts(self._model_dir)
         sent = figures.sent_fids(self._ledger, self._prober.probes)
         result = audit.compare(sent, fids, counts, dropped)
         latencies = self._prober.latencies_ms()
@@ -223,9 +224,9 @@ class LoopRun:
         summary: dict[str, object] = {
             "events": int(ledger_summary["events"]) + 2 * len(self._prober.probes),  # type: ignore[call-overload]
             **result.to_json(),
-            **figures.last_third_auc(self._ledger, self._model_dir),
+            **figures.auc_figures(self._ledger, self._model_dir),
             "freshness_ms": figures.percentiles(latencies, len(self._prober.probes)),
-            "versions_published": figures.versions_published(self._model_dir, totals),
+            "versions_published": figures.versions_published(self._model_dir, self._versions),
             "deltas_applied": int(totals.get("deltas_applied", 0)),
             "predictions_ok": self._counter.ok,
             "predictions_failed": self._counter.failed,
@@ -239,7 +240,7 @@ class LoopRun:
         curve = []
         if self._scenario.data is not None:
             self._say("drawing AUC against delay")
-            curve = figures.delay_curve(self._scenario.task, self._scenario.data, self._options.delays)
+            curve = figures.delay_curve(self._scenario.data, self._options.delays)
             summary["delay_curve"] = curve
         summary["wall_s"] = round(time.monotonic() - self._began, 1)
         return RunRecord(
@@ -254,8 +255,8 @@ class LoopRun:
             gauges["auc"] = trainer["millrace_progressive_auc"]
             gauges["log_loss"] = trainer.get("millrace_progressive_log_loss", 0.0)
         version = server.get("millrace_model_version", 0.0)
-        if version and version != self._sampler.totals.get("version_seen"):
-            self._sampler.totals["version_seen"] = version
+        if version and version not in self._versions:
+            self._versions.append(version)
             self._sampler.mark("version", str(int(version)))
         gauges["deltas_applied"] = self._sampler.totals.get("deltas_applied", 0.0)
         totals = {
@@ -281,7 +282,7 @@ class LoopRun:
                 "AUC": f"{last.get('auc', float('nan')):.3f}",
                 "freshness p50": f"{np.median(freshness):,.0f} ms" if len(freshness) else "–",
                 "probes": str(len(freshness)),
-                "version": str(int(self._sampler.totals.get("version_seen", 0)) or "–"),
+                "version": str(int(self._versions[-1])) if self._versions else "–",
                 "deltas": f"{self._sampler.totals.get('deltas_applied', 0):.0f}",
                 "predictions": f"{self._counter.ok if self._counter else 0:,} ok, "
                 f"{self._counter.failed if self._counter else 0} failed",
