@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -120,6 +120,7 @@ class Ticket:
     Attributes:
       rows: rows of the batch; 0 means that nothing is in the queue for this ticket.
       labels: float32 [rows, heads].
+      sample_rates: float32 [rows].
       partition, offset, row: int64 [rows], provenance.
       event_time_ms: newest event time in the batch, 0 without rows.
       offsets: {partition of the train topic: next offset} once the batch is applied.
@@ -128,6 +129,7 @@ class Ticket:
 
     rows: int
     labels: np.ndarray
+    sample_rates: np.ndarray
     partition: np.ndarray
     offset: np.ndarray
     row: np.ndarray
@@ -141,7 +143,8 @@ class Ticket:
         partition, offset, row = record_batch.provenance(batch)
         times = record_batch.numpy_column(batch, record_batch.EVENT_TIME_MS)
         newest = int(times.max()) if len(times) else 0
-        return cls(batch.num_rows, labels_of(batch, heads).copy(), partition, offset, row, newest)
+        rates = record_batch.numpy_column(batch, record_batch.SAMPLE_RATE)
+        return cls(batch.num_rows, labels_of(batch, heads), rates, partition, offset, row, newest)
 
 
 class FeedQueue:
@@ -252,7 +255,7 @@ class Batcher:
         batch = record_batch.concat(taken, record_schema(self._layout.sparse))
         self.rows -= batch.num_rows
         ticket = Ticket.of(batch, self._layout.heads)
-        ticket = Ticket(**(vars(ticket) | {"offsets": offsets, "duplicates": self._duplicates, "too_old": self._too_old}))
+        ticket = replace(ticket, offsets=offsets, duplicates=self._duplicates, too_old=self._too_old)
         self._duplicates = self._too_old = 0
         return ticket, batch
 

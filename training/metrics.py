@@ -105,6 +105,11 @@ class PredictionFile:
         block["score"], block["label"] = scores, labels > 0.5
         self._pending.append(block)
 
+    def rows_when_flushed(self) -> int:
+        """Appends what waits; returns how many rows the file has then."""
+        self.flush()
+        return self.rows
+
     def flush(self) -> None:
         """Appends what was added since the last call."""
         if not self._pending:

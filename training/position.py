@@ -154,15 +154,19 @@ class Position:
     rows_duplicate: int = 0
     rows_too_old: int = 0
 
-    def advance(self, offsets: Mapping[int, int]) -> None:
-        """Records that all blocks before `offsets` are done; never goes back."""
+    def applied(self, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> None:
+        """Records rows that a step has just learned; ProvenanceError if one of them was learned before.
+
+        Args:
+          partition, offset, row: int64 [n], provenance.
+        """
+        if not self.seen.admit(partition, offset, row).new.all():
+            raise ProvenanceError("a row that was already applied has reached the train step")
+        self.rows_applied += len(row)
+
+    def passed(self, offsets: Mapping[int, int], duplicates: int = 0, too_old: int = 0) -> None:
+        """Records that all blocks before `offsets` are done, and how many rows were refused; offsets never go back."""
         for partition, offset in offsets.items():
             self.offsets[partition] = max(offset, self.offsets.get(partition, 0))
-
-    def apply(self, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Marks source rows as applied and counts them; bool [n], True where a row is to be trained."""
-        admission = self.seen.admit(partition, offset, row)
-        self.rows_applied += int(admission.new.sum())
-        self.rows_duplicate += admission.duplicates
-        self.rows_too_old += admission.too_old
-        return admission.new
+        self.rows_duplicate += duplicates
+        self.rows_too_old += too_old

@@ -125,10 +125,16 @@ class TrainStep:
         self.audit_store.apply_gradients(AUDIT_TABLE.name, fids, minus_one)  # type: ignore[union-attr]
 
 
+def limit_threads(intra: int = 1, inter: int = 2) -> None:
+    """Few threads: a step is small, so more of them only wait for each other. To be called before TensorFlow runs."""
+    tf.config.threading.set_intra_op_parallelism_threads(intra)
+    tf.config.threading.set_inter_op_parallelism_threads(inter)
+
+
 def new_stores(task: Task, shared_name: str, audit: bool) -> tuple[EmbeddingStore, EmbeddingStore | None]:
     """(tables of the task, audit table or None), empty, found process-wide by names that begin with `shared_name`."""
     store = EmbeddingStore(list(task.tables()), shared_name=shared_name)
     return store, EmbeddingStore([AUDIT_TABLE], shared_name=f"{shared_name}#audit") if audit else None
 
 
-__all__ = ["AUDIT_TABLE", "Layout", "TrainStep", "new_stores"]
+__all__ = ["AUDIT_TABLE", "Layout", "TrainStep", "limit_threads", "new_stores"]
