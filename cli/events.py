@@ -1,0 +1,123 @@
+"""`millrace events`: generate a synthetic world's events, or replay recorded ones, into Kafka."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli import common
+
+if TYPE_CHECKING:
+    from pipelines.event_source import EventSource
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = common.add_command(
+        subparsers,
+        "events",
+        "Sends impressions and actions to Kafka in real time, as JSON, and keeps a ledger of what was sent.",
+        "millrace events generate --rate 1000 --duration 60 --ledger ledger.parquet",
+        _run,
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="generate|replay")
+    _add_generate(kinds)
+    _add_replay(kinds)
+
+
+def _add_generate(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = common.add_command(
+        kinds,
+        "generate",
+        "Sends the events of a synthetic world whose true click probabilities are known: users and items with\n"
+        "drifting interests, clicks and likes after random delays, some lost, some late, some sent twice.",
+        "millrace events generate --users 2000 --items 1000 --rate 1000 --duration 60 --ledger ledger.parquet",
+        _run_generate,
+    )
+    parser.add_argument("--users", type=int, default=2000, metavar="N", help="number of users (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=1000, metavar="N", help="number of items (default: %(default)s)")
+    parser.add_argument(
+        "--items-per-impression", type=int, default=3, metavar="K", help="items shown at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--window-seconds", type=float, default=5.0, metavar="S", help="the feed's window (default: %(default)s)"
+    )
+    _add_sending_flags(parser)
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop after so long (default: never)")
+
+
+def _add_replay(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = common.add_command(
+        kinds,
+        "replay",
+        "Sends recorded ratings in time order as if they happened now: each is an impression of one item and, shortly\n"
+        "after, a `rate` action with its value. It ends after the last rating.",
+        "millrace events replay --format movielens ml-latest-small --rate 1000",
+        _run_replay,
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a MovieLens folder, or its ratings.csv")
+    parser.add_argument("--format", choices=("movielens",), default="movielens", help="(default: %(default)s)")
+    _add_sending_flags(parser)
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop after so long (default: at the end)")
+
+
+def _add_sending_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rate", type=float, default=1000.0, metavar="N", help="records a second, both topics (default: %(default)g)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--ledger", type=Path, metavar="PATH", help="write what was sent here (Parquet), summary beside it"
+    )
+    parser.add_argument(
+        "--partitions", type=int, default=4, metavar="N", help="of topics that do not exist yet (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bad-records", type=int, default=0, metavar="N", help="mix in N bad records of each kind (default: 0)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    common.add_kafka_flags(parser)
+    common.add_process_flags(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    raise AssertionError("argparse requires generate or replay")
+
+
+def _run_generate(arguments: argparse.Namespace) -> int:
+    from pipelines.event_source import ActionModel, GeneratedSource
+    from pipelines.event_world import EventWorld, WorldConfig
+
+    world = EventWorld(
+        WorldConfig(arguments.users, arguments.items, arguments.items_per_impression, seed=arguments.seed)
+    )
+    return _send(arguments, GeneratedSource(world, ActionModel(window_seconds=arguments.window_seconds)))
+
+
+def _run_replay(arguments: argparse.Namespace) -> int:
+    from pipelines.movielens import MovieLensSource
+
+    return _send(arguments, MovieLensSource(arguments.path, arguments.seed))
+
+
+def _send(arguments: argparse.Namespace, source: "EventSource") -> int:
+    from pipelines.event_producer import EventProducer, ProducerConfig, describe, to_json
+    from runtime.telemetry import MetricsEndpoint, setup_logging
+
+    stop = common.stop_on_signals()
+    setup_logging("events", arguments.log_level)
+    config = ProducerConfig(
+        rate=arguments.rate,
+        duration_seconds=arguments.duration,
+        bad_records=arguments.bad_records,
+        partitions=arguments.partitions,
+        ledger=arguments.ledger,
+        seed=arguments.seed,
+    )
+    producer = EventProducer(common.kafka_connection(arguments), common.topics(arguments), source, config)
+    endpoint = MetricsEndpoint(arguments.metrics_port)
+    common.announce_ready(arguments, metrics=endpoint.address)
+    try:
+        summary = producer.run(stop)
+    finally:
+        endpoint.close()
+    print(to_json(summary) if arguments.json else describe(summary))
+    return 0
