@@ -17,7 +17,7 @@ _MAY_IMPORT = {
     "training": {"runtime", "protos", "ops", "transforms"},
     "pipelines": {"runtime", "protos", "ops", "transforms", "training"},
     "serving": {"runtime", "protos", "ops", "transforms", "training"},
-    "cli": {"runtime", "protos", "ops", "transforms", "training", "pipelines", "serving"},
+    "cli": {"runtime", "protos", "ops", "transforms", "training", "pipelines", "serving", "examples"},
     "examples": {"runtime", "protos", "ops", "transforms", "training"},
 }
 

@@ -1,0 +1,56 @@
+"""Flink's job server and its workers for real."""
+
+import os
+import signal
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from runtime.deadline import wait_until
+from runtime.flink_server import FlinkJobServer, WorkerPool
+
+pytestmark = pytest.mark.service
+
+
+def test_a_pipeline_runs_through_the_death_of_a_worker(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with FlinkJobServer(tmp_path / "flink") as flink, WorkerPool(tmp_path / "workers") as workers:
+        options = PipelineOptions(
+            [
+                "--runner=PortableRunner",
+                f"--job_endpoint={flink.job_endpoint}",
+                "--environment_type=EXTERNAL",
+                f"--environment_config={workers.address}",
+                "--number_of_execution_retries=5",
+                "--execution_retry_delay=200",
+                "--parallelism=1",
+                "--streaming",
+                "--checkpointing_interval=500",
+                "--shutdown_sources_after_idle_ms=1000",
+            ]
+        )
+        pipeline = beam.Pipeline(options=options)
+        folder, release = str(marks), str(tmp_path / "release")
+        _ = pipeline | beam.Create([1, 2, 3]) | beam.Map(_mark, folder, release)
+        result = pipeline.run()
+        wait_until(lambda: (marks / "1").exists(), 60.0, "a worker at work")
+        (worker,) = workers.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: workers.worker_pids() not in ([], [worker]), 60.0, "another worker")
+        Path(release).touch()
+        assert result.wait_until_finish() == "DONE"
+        pids = workers.worker_pids()
+    assert all((marks / f"done-{number}").exists() for number in (1, 2, 3))
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def _mark(number: int, folder: str, release: str) -> int:
+    from runtime.deadline import wait_until as wait
+
+    (Path(folder) / str(number)).touch()
+    wait(Path(release).exists, 60.0, "release")
+    (Path(folder) / f"done-{number}").touch()
+    return number
