@@ -1,0 +1,151 @@
+"""A server that reads the deltas of its versions from a real broker."""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protos.model_delta_pb2 import ModelDelta
+from runtime.deadline import wait_until
+from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from runtime.topics import Topics
+from serving.model_server import ModelServer, ServerConfig
+from serving.predict_client import PredictClient
+from tests.fakes.exports import write_table_export
+
+pytestmark = pytest.mark.service
+_SECONDS = 30.0
+
+
+class _Deltas:
+    """Produces deltas of table "item" with ascending sequence numbers, the first one 1."""
+
+    def __init__(self, kafka: KafkaConnection, topic: str) -> None:
+        self.topic = topic
+        self.sequence = 0
+        self._producer = make_producer(kafka)
+
+    def put(self, rows: Mapping[int, float], bias: float | None = None, skip: int = 0) -> None:
+        self.sequence += 1 + skip
+        delta = ModelDelta(sequence=self.sequence, schema_version=1, created_at_ms=1)
+        delta.tables.add(
+            name="item",
+            dim=1,
+            fids=np.array(list(rows), "<i8").tobytes(),
+            values=np.array(list(rows.values()), "<f4").tobytes(),
+        )
+        if bias is not None:
+            delta.dense.add(name="bias", dtype="float32", shape=[1], data=np.array([bias], "<f4").tobytes())
+        self._producer.produce(self.topic, delta.SerializeToString())
+        flush_or_raise(self._producer)
+
+    def put_bytes(self, value: bytes) -> None:
+        self._producer.produce(self.topic, value)
+        flush_or_raise(self._producer)
+
+
+@pytest.fixture
+def model() -> str:
+    """Stores are known by name in the process, so no two tests may share a model's name."""
+    return f"tiny-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def deltas(kafka: KafkaConnection, topics: Topics, model: str) -> _Deltas:
+    ensure_topic(kafka, topics.deltas(model))
+    return _Deltas(kafka, topics.deltas(model))
+
+
+@pytest.fixture
+def server(kafka: KafkaConnection, model: str, tmp_path: Path) -> Iterator[ModelServer]:
+    """Follows tmp_path/exports."""
+    (tmp_path / "exports").mkdir()
+    config = ServerConfig(model_name=model, base_path=str(tmp_path / "exports"), kafka=kafka, poll_seconds=0.1)
+    server = ModelServer(config)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: ModelServer, model: str) -> Iterator[PredictClient]:
+    with PredictClient(server.address, model) as client:
+        yield client
+
+
+def _wait_version(server: ModelServer, model: str, version: int) -> None:
+    wait_until(lambda: server.available(model) == [version], _SECONDS, f"version {version}")
+
+
+def _click(client: PredictClient, item: int) -> float:
+    return round(float(client.predict({"item_id": np.array([item])})["click"][0]), 4)
+
+
+def test_scores_follow_the_deltas(
+    server: ModelServer, client: PredictClient, deltas: _Deltas, model: str, tmp_path: Path
+) -> None:
+    write_table_export(tmp_path / "exports", 1, {7: 0.25}, deltas.topic, model=model)
+    _wait_version(server, model, 1)
+    assert _click(client, 7) == 0.25
+    deltas.put({7: 0.5, 8: 1.5})
+    wait_until(lambda: _click(client, 7) == 0.5, _SECONDS, "the delta applied")
+    assert _click(client, 8) == 1.5
+    deltas.put({}, bias=2.0)
+    wait_until(lambda: _click(client, 7) == 2.5, _SECONDS, "the bias applied")
+
+
+def test_a_version_answers_only_once_it_has_caught_up(
+    server: ModelServer, client: PredictClient, deltas: _Deltas, model: str, tmp_path: Path
+) -> None:
+    for value in range(1, 51):
+        deltas.put({7: float(value)})
+    write_table_export(tmp_path / "exports", 1, {7: 0.25}, deltas.topic, model=model)
+    _wait_version(server, model, 1)
+    assert _click(client, 7) == 50.0
+
+
+def test_what_the_export_holds_already_is_not_applied_again(
+    server: ModelServer, client: PredictClient, deltas: _Deltas, model: str, tmp_path: Path
+) -> None:
+    for value in (1.0, 2.0, 3.0):
+        deltas.put({7: value})
+    # The export was cut after the third delta; the offset may be early, the sequence number decides.
+    write_table_export(tmp_path / "exports", 1, {7: 9.0}, deltas.topic, 1, delta_sequence=3, model=model)
+    _wait_version(server, model, 1)
+    assert _click(client, 7) == 9.0
+
+
+def test_deltas_go_on_through_a_change_of_version(
+    server: ModelServer, client: PredictClient, deltas: _Deltas, model: str, tmp_path: Path
+) -> None:
+    write_table_export(tmp_path / "exports", 1, {7: 0.25}, deltas.topic, model=model)
+    _wait_version(server, model, 1)
+    deltas.put({7: 1.0})
+    deltas.put({8: 2.0})
+    wait_until(lambda: _click(client, 8) == 2.0, _SECONDS, "version 1 is fresh")
+    write_table_export(tmp_path / "exports", 2, {7: 1.0}, deltas.topic, 1, delta_sequence=1, model=model)
+    _wait_version(server, model, 2)
+    assert (_click(client, 7), _click(client, 8)) == (1.0, 2.0)
+    deltas.put({7: 3.0})
+    wait_until(lambda: _click(client, 7) == 3.0, _SECONDS, "version 2 is fresh")
+
+
+def test_gaps_and_broken_deltas_do_not_stop_what_comes_after(
+    server: ModelServer, client: PredictClient, deltas: _Deltas, model: str, tmp_path: Path
+) -> None:
+    write_table_export(tmp_path / "exports", 1, {7: 0.25}, deltas.topic, model=model)
+    _wait_version(server, model, 1)
+    deltas.put_bytes(b"\xff\xff")
+    deltas.put({7: 1.0}, skip=3)
+    wait_until(lambda: _click(client, 7) == 1.0, _SECONDS, "the delta after the gap")
+
+
+def test_an_export_whose_delta_topic_does_not_exist_yet_is_served_when_it_does(
+    server: ModelServer, client: PredictClient, kafka: KafkaConnection, topics: Topics, model: str, tmp_path: Path
+) -> None:
+    write_table_export(tmp_path / "exports", 1, {7: 0.25}, topics.deltas(model), model=model)
+    ensure_topic(kafka, topics.deltas(model))
+    _wait_version(server, model, 1)
+    assert _click(client, 7) == 0.25
