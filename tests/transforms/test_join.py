@@ -1,7 +1,5 @@
 """The join against its row-wise reference, and each way in which an event can end."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -9,12 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference.join_reference import JoinReference
 from transforms.event_schemas import ACTION_SCHEMA, impression_schema
 from transforms.feature_list import FeedConfig, FidFeature, LabelRule
 from transforms.join import JoinCounters, JoinIndex, join_bounded
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from reference.join_reference import JoinReference
 
 _NOW = 1_764_000_000_000
 _CONFIG = FeedConfig(
@@ -160,7 +156,7 @@ _step = st.one_of(_impression_step, _action_step, st.tuples(st.just("close"), st
 _steps = st.lists(st.tuples(st.integers(60, 4000), _step, st.booleans()), max_size=25)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_steps)
 def test_streaming_agrees_with_the_reference_and_survives_a_restore_at_every_step(
     steps: list[tuple[int, tuple[str, Any], bool]],
