@@ -29,6 +29,7 @@ _queue_numbers = itertools.count()
 _POLL_SECONDS = 0.01
 _RETRY_SECONDS = 1.0
 _QUEUE_BATCHES = 16
+_JOIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,12 @@ class KafkaFeeder:
     def stop(self) -> None:
         """Ends the thread; what was read but not trained will be read again."""
         self._queue.close()
-        self._thread.join(timeout=10.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=_JOIN_SECONDS)
+
+    def close(self) -> None:
+        """Ends the thread and the consumer; `commit` works until then."""
+        self.stop()
         self._reader.close()
 
     def commit(self, offsets: dict[int, int]) -> None:

@@ -13,9 +13,12 @@ import tensorflow as tf
 from ops.embedding_table import EmbeddingStore
 from runtime.atomic_file import sync_folder, sync_tree
 from runtime.checksum import crc32c_of_file
+from runtime.errors import UserError
+from training.checkpoint import Checkpoints
+from training.example_stream import FeedQueue, Layout
 from training.heads import DenseModel
 from training.task import SparseFeature, Task
-from training.train_step import TrainStep
+from training.train_step import TrainStep, new_stores
 from transforms.fid import HASH_KEY, SIGNATURE_BITS
 
 _HASH_KEY = list(struct.unpack("<QQ", HASH_KEY))
@@ -183,3 +186,16 @@ class Exporter:
         """What a crash left; only one export is written at a time."""
         for path in self.base.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def export_checkpoint(task: Task, model_dir: Path) -> Export:
+    """Exports the newest checkpoint that verifies; UserError when there is none."""
+    feed_queue = FeedQueue(Layout.of(task), f"{task.name}/export")
+    store, _ = new_stores(task, feed_queue.name, audit=False)
+    step = TrainStep(task, store, feed_queue)
+    restored = Checkpoints(model_dir, task.name, task.schema_fingerprint()).restore(step)
+    if not restored.name:
+        raise UserError("--model-dir", model_dir, "no checkpoint there verifies", "let a trainer save one")
+    exporter = Exporter(task, model_dir)
+    cut = exporter.cut(step, delta_sequence=restored.delta_sequence)
+    return exporter.write(cut, step)

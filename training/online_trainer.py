@@ -118,6 +118,7 @@ class OnlineTrainer:
         self._checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
         restored = self._checkpoints.restore(self._step)
         self._position, self._checkpoint_name = restored.position, restored.name
+        self._step.step.get_concrete_function()  # traced now, so that the first rows do not wait for it
         self._feeder = KafkaFeeder(
             connection, train_topic, self._queue, dict(self._position.offsets), self._position.seen,
             options.batch_size, options.max_wait_seconds,
@@ -156,6 +157,7 @@ class OnlineTrainer:
         """Ends the threads; nothing is saved."""
         self._feeder.stop()
         self._background.shutdown(wait=True, cancel_futures=True)
+        self._feeder.close()
 
     def _learn(self, ticket: Ticket) -> None:
         if ticket.rows:

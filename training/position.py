@@ -1,6 +1,8 @@
 """Where a trainer stands: next offsets of the train topic and which source rows it has applied."""
 
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -68,7 +70,7 @@ class SeenRows:
                         partition = int(name.removeprefix("base_"))
                         words = arrays[f"words_{partition}"]
                         seen._windows[partition] = _Window(seen.horizon, int(arrays[name]), words)
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ProvenanceError(f"saved provenance cannot be read: {error}") from error
         return seen
 
