@@ -1,6 +1,8 @@
 """Kafka connection settings and clients; only this package touches confluent-kafka."""
 
 import configparser
+import logging
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,28 @@ from runtime.errors import UserError
 
 _REQUEST_SECONDS = 10.0
 _CHECK_SECONDS = 5.0  # what a user waits for "no broker answers"
+
+
+class _NowAndThen(logging.Filter):
+    """Passes one record of a kind in `seconds`: without a broker, a client repeats itself twenty times a second."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._quiet_until: dict[tuple[int, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = (record.levelno, record.getMessage().partition(" ")[0])
+        now = time.monotonic()
+        if now < self._quiet_until.get(kind, 0.0):
+            return False
+        self._quiet_until[kind] = now + self._seconds
+        return True
+
+
+# What librdkafka has to say goes to the process's log, with its role, instead of straight to stderr.
+_client_log = logging.getLogger("kafka")
+_client_log.addFilter(_NowAndThen())
 
 
 class UndeliveredError(RuntimeError):
@@ -60,7 +84,7 @@ def make_producer(connection: KafkaConnection, **overrides: str | int | float) -
         "message.max.bytes": 8_000_000,
     }
     config.update({key.replace("_", "."): value for key, value in overrides.items()})
-    return Producer(config)
+    return Producer(config, logger=_client_log)
 
 
 def make_consumer(connection: KafkaConnection, group_id: str = "millrace", **overrides: str | int | float) -> Consumer:
@@ -75,7 +99,7 @@ def make_consumer(connection: KafkaConnection, group_id: str = "millrace", **ove
         "isolation.level": "read_committed",
     }
     config.update({key.replace("_", "."): value for key, value in overrides.items()})
-    return Consumer(config)
+    return Consumer(config, logger=_client_log)
 
 
 def flush_or_raise(producer: Producer, seconds: float = 30.0) -> None:

@@ -14,7 +14,7 @@ _POLL_SECONDS = 0.02
 _END_REQUEST_SECONDS = 1.0
 _LOG_EVERY_SECONDS = 10.0
 # librdkafka backs off to 10 s by default; a reader that feeds live predictions must be back sooner than that.
-_RECONNECT_MAX_MS = 1000
+_RECONNECT_MS, _RECONNECT_MAX_MS = 250, 1000
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class TopicReader:
             connection,
             group_id="millrace-reader",
             enable_partition_eof=True,
+            reconnect_backoff_ms=_RECONNECT_MS,
             reconnect_backoff_max_ms=_RECONNECT_MAX_MS,
             topic_metadata_refresh_interval_ms=30_000,
         )

@@ -21,7 +21,9 @@ class StatusProducer:
     """Sends statuses without ever blocking; with too many waiting for a dead broker, new ones are dropped."""
 
     def __init__(self, connection: KafkaConnection, topic: str, key: str) -> None:
-        self._producer = make_producer(connection, queue_buffering_max_messages=_STATUS_BUFFER)
+        self._producer = make_producer(
+            connection, queue_buffering_max_messages=_STATUS_BUFFER, reconnect_backoff_ms=250
+        )
         self._topic = topic
         self._key = key
 
