@@ -34,6 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(arguments: argparse.Namespace) -> int:
     from cli.loop import scenario
     from cli.loop.run import LoopOptions, LoopRun, print_summary
+    from runtime.child_process import ChildProcessError
 
     if arguments.rate is not None and not arguments.rate > 0:
         raise UserError("--rate", arguments.rate, "not positive", "give events a second, such as 1000")
@@ -44,7 +45,11 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         chosen = scenario.generated(arguments.rate or _RATE, arguments.seconds, arguments.seed, arguments.bad_records)
     options = LoopOptions(runner=arguments.runner, report=arguments.report, seconds=arguments.seconds)
-    record = LoopRun(chosen, options).run()
+    try:
+        record = LoopRun(chosen, options).run()
+    except (ChildProcessError, TimeoutError) as error:
+        print(f"millrace demo: {error}", file=sys.stderr)
+        return 1
     print_summary(record.summary, arguments.report, arguments.json)
     for failure in record.failures():
         print(f"millrace demo: {failure}", file=sys.stderr)

@@ -121,7 +121,7 @@ class LoopRun:
         )  # fmt: skip
         for name in ("server", "trainer", "feed"):
             self._processes[name].start()
-        server = str(self._processes["server"].wait_ready(_START_SECONDS)["grpc"])
+        server = str(self._processes["server"].wait_ready(_START_SECONDS)["address"])
         self._add(
             "agent", "agent", "--server", server, "--model", self._scenario.model, "--zookeeper", zookeeper,
             "--replica-id", "0", *common,
@@ -165,7 +165,7 @@ class LoopRun:
 
     def _start_client(self, kafka: KafkaConnection, stack: ExitStack) -> None:
         scenario = self._scenario
-        client = PredictClient(str(self._processes["server"].ready["grpc"]), scenario.model)
+        client = PredictClient(str(self._processes["server"].ready["address"]), scenario.model)
         stack.callback(client.close)
         self._counter = PredictCounter(client)
         load = ClientLoad(self._counter, scenario.users, scenario.items, scenario.probe.inputs)
