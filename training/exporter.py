@@ -4,7 +4,7 @@ import json
 import shutil
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +136,9 @@ class Exporter:
         """Makes the cut a durable version; steps may go on meanwhile. Raises OSError or tf.errors.OpError."""
         store_name = f"{self._task.name}@{cut.version}"
         temporary = self.base / f"{_TEMPORARY}{cut.version}"
-        store = EmbeddingStore(list(self._task.tables()), shared_name=store_name, snapshot=str(cut.snapshot))
+        # A server takes no gradients, so its entries carry no optimizer state.
+        tables = [replace(table, optimizer=None) for table in self._task.tables()]
+        store = EmbeddingStore(tables, shared_name=store_name, snapshot=str(cut.snapshot))
         try:
             model = ServingModel(self._task, step.dense, cut.dense, store)
             tf.saved_model.save(model, str(temporary), signatures={"serving_default": model.predict})
