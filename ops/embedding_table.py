@@ -12,11 +12,11 @@
         store.apply_pooled_gradients(features, values, row_splits, tape.gradient(loss, pooled))
 
 The tape is told to watch the pooled outputs: entries are no tf.Variable, so a tape knows nothing about them. What
-`tape.gradient(loss, pooled)` returns goes to `apply_pooled_gradients`, which carries it back through the pooling, sums the
-gradients of equal ids and lets each table's optimizer take one step an id.
+`tape.gradient(loss, pooled)` returns goes to `apply_pooled_gradients`, which carries it back through the pooling, sums
+the gradients of equal ids and lets each table's optimizer take one step an id.
 
-Tables live in a registry of the process under the store's `shared_name`. They are freed with the last EmbeddingStore object (or
-loaded SavedModel) of that name, or by `EmbeddingStore.release`.
+Tables live in a registry of the process under the store's `shared_name`. They are freed with the last EmbeddingStore
+object (or loaded SavedModel) of that name, or by `EmbeddingStore.release`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,8 +69,8 @@ class TouchedKeys(dict[str, np.ndarray]):
     """Table name -> int64 ids, ascending.
 
     Attributes:
-      overflowed: names of tables that forgot ids for lack of room (some four million a table); readers of deltas then need a
-        whole export.
+      overflowed: names of tables that forgot ids for lack of room (some four million a table); readers of deltas then
+        need a whole export.
     """
 
     def __init__(self, ids: Mapping[str, np.ndarray], overflowed: Sequence[str] = ()) -> None:
@@ -81,15 +81,17 @@ class TouchedKeys(dict[str, np.ndarray]):
 class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
     """Several embedding tables under one name.
 
-    Every method works eagerly and, unless it says that it returns NumPy arrays, inside a tf.function. All are thread-safe. Ids
-    are int64; every id is exact, none collide. Arguments may be tensors or anything that converts to them.
+    Lookups and updates (`lookup` to `erase`, `contains`) work eagerly and inside a tf.function; what returns Python or
+    NumPy values works eagerly. All are thread-safe. Ids are int64; every id is exact, none collide. Arguments may be
+    tensors or anything that converts to them.
 
-    Errors, as TensorFlow raises them: NotFoundError for a store that was released; InvalidArgumentError for shapes, bad row
-    splits and non-finite numbers. An unknown table is a KeyError with the choices.
+    Errors, as TensorFlow raises them: NotFoundError for a store that was released; InvalidArgumentError for shapes, bad
+    row splits and non-finite numbers. An unknown table is a KeyError with the choices.
 
-    A SavedModel that reaches this object through attributes holds the tables' configuration and, with `snapshot`, their content:
-    loading it in any process after `ops.library.load()` opens a store of the same `shared_name` there and restores it, and
-    dropping the loaded object frees it. A second load of the same export in a process joins the first. Give each export a `shared_name` of its own, and versions live side by side.
+    A SavedModel that reaches this object through attributes holds the tables' configuration and, with `snapshot`,
+    their content: loading it in any process after `ops.library.load()` opens a store of the same `shared_name` there
+    and restores it, and dropping the loaded object frees it. A second load of the same export in a process joins the
+    first. Give each export a `shared_name` of its own, and versions live side by side.
     """
 
     def __init__(
@@ -100,8 +102,8 @@ class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
         Args:
           tables: at least one, names all different. Joining an open store needs the same tables.
           shared_name: name in the process.
-          snapshot: folder that `save` wrote. Not read here: an export copies its files into the SavedModel's assets, and loading
-            the SavedModel restores them.
+          snapshot: folder that `save` wrote. Not read here: an export copies its files into the SavedModel's assets,
+            and loading the SavedModel restores them.
           handle: of a store that somebody else owns; for `attach`.
 
         Raises:
@@ -129,7 +131,7 @@ class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
 
     @classmethod
     def attach(cls, shared_name: str) -> "EmbeddingStore":
-        """A view on a store that is open in this process, for example one of a loaded SavedModel; it does not keep it alive.
+        """A view on a store that is open in this process, say of a loaded SavedModel; it does not keep it alive.
 
         The view takes no gradients, because learning rates are the owner's and not part of a store.
 
@@ -184,7 +186,9 @@ class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
         try:
             return self._configs[name]
         except KeyError:
-            raise KeyError(f"store {self._shared_name!r} has no table {name!r}; it has {', '.join(self._configs)}") from None
+            raise KeyError(
+                f"store {self._shared_name!r} has no table {name!r}; it has {', '.join(self._configs)}"
+            ) from None
 
     def sizes(self) -> dict[str, int]:
         """Number of entries by table."""
@@ -255,12 +259,13 @@ class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
     ) -> None:
         """Updates the tables from gradients of `pooled_lookup`'s outputs, in one op.
 
-        Gradients of equal ids are summed, over all features of a table, in order of occurrence; then each id takes one step of the
-        table's optimizer. Missing ids are created first. Updated ids become touched.
+        Gradients of equal ids are summed, over all features of a table, in order of occurrence; then each id takes one
+        step of the table's optimizer. Missing ids are created first. Updated ids become touched.
 
         Args:
           features, values, row_splits: as in `pooled_lookup`.
-          gradients: float32 [rows_f, dim_f] a feature; None (a feature that the loss does not use) leaves the feature out.
+          gradients: float32 [rows_f, dim_f] a feature; None (a feature that the loss does not use) leaves the feature
+            out.
           global_step: what learning rates that are functions are called with.
           timestamp: Unix seconds stamped on the entries; below 0 means now.
 
@@ -281,9 +286,7 @@ class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
             **self._ragged([features[f] for f in used], [values[f] for f in used], [row_splits[f] for f in used]),
         )
 
-    def apply_gradients(
-        self, table: str, ids: Any, gradients: Any, global_step: Any = 0, timestamp: Any = NOW
-    ) -> None:
+    def apply_gradients(self, table: str, ids: Any, gradients: Any, global_step: Any = 0, timestamp: Any = NOW) -> None:
         """Updates `ids` [n] from `gradients` float32 [n, dim]; otherwise as `apply_pooled_gradients`."""
         self._ops.millrace_apply_gradients(
             store=self.resource_handle,
@@ -297,8 +300,8 @@ class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
     def assign(self, table: str, ids: Any, values: Any, timestamp: Any = NOW) -> None:
         """Overwrites the weights of `ids` [n] with `values` float32 [n, dim].
 
-        New ids get fresh optimizer state; of equal ids the last wins. Ids do not become touched: a value that came from outside
-        need not be sent out again.
+        New ids get fresh optimizer state; of equal ids the last wins. Ids do not become touched: a value that came
+        from outside need not be sent out again.
         """
         self.table(table)
         self._ops.millrace_assign(
@@ -342,7 +345,8 @@ class EmbeddingStore(tf.saved_model.experimental.TrackableResource):
     def save(self, folder: str | Path, with_state: bool = True) -> list[str]:
         """Writes every table into `folder` (created): one checksummed file a table, written beside, synced, renamed.
 
-        The caller pauses updates meanwhile; a table whose number of entries changed is an error. Equal tables give equal files.
+        The caller pauses updates meanwhile; a table whose number of entries changed is an error. Equal tables give
+        equal files.
 
         Args:
           with_state: write optimizer state too; False for an export that only serves.

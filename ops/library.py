@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import platform
 from pathlib import Path
 from types import ModuleType
 
@@ -45,8 +44,8 @@ def check_build(facts: dict) -> None:
     lacking = _processor_lacks(facts.get("arch", ""))
     if lacking:
         raise LibraryError(
-            f"{LIBRARY.name} was built for {facts['arch']}, but this processor ({platform.processor() or 'unknown'}) has no "
-            f"{lacking}; configure with -DMILLRACE_ARCH=x86-64-v2, or {REBUILD}"
+            f"{LIBRARY.name} was built for {facts['arch']}, but this processor has no {lacking}; "
+            f"configure with -DMILLRACE_ARCH=x86-64-v2, or {REBUILD}"
         )
 
 
@@ -66,4 +65,6 @@ def load() -> ModuleType:
     try:
         return tf.load_op_library(str(LIBRARY))
     except tf.errors.NotFoundError as error:
-        raise LibraryError(f"{LIBRARY.name} does not load with {_describe_tensorflow()}: {error.message}; {REBUILD}") from error
+        raise LibraryError(
+            f"{LIBRARY.name} does not load with {_describe_tensorflow()}: {error.message}; {REBUILD}"
+        ) from error

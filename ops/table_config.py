@@ -41,7 +41,7 @@ class Sgd:
 
 @dataclasses.dataclass(frozen=True)
 class Adagrad:
-    """Duchi, Hazan, Singer 2011: `norm += g^2; w -= learning_rate * g / sqrt(norm)`, g with `weight_decay_factor * w` added.
+    """Duchi, Hazan, Singer 2011: `norm += g^2; w -= learning_rate * g / sqrt(norm)`, g + weight_decay_factor * w for g.
 
     State: dim floats. There is no epsilon: `initial_accumulator_value` keeps first steps small.
     """
@@ -57,7 +57,10 @@ class Adagrad:
 
 @dataclasses.dataclass(frozen=True)
 class Adam:
-    """Kingma, Ba 2015 (Nesterov: Dozat 2016), epsilon outside the root. State: 2 * dim + 2 floats; each id has its own time."""
+    """Kingma, Ba 2015 (Nesterov: Dozat 2016), epsilon outside the root.
+
+    State: 2 * dim + 2 floats: each id counts its own steps.
+    """
 
     kind: ClassVar[str] = "adam"
     learning_rate: LearningRate = 0.01
@@ -144,11 +147,15 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         if not _TABLE_NAME.fullmatch(self.name):
-            raise ValueError(f"table name {self.name!r} must be 1 to 128 letters, digits, '_', '-' or '.', not starting with '.'")
+            raise ValueError(
+                f"table name {self.name!r} must be 1 to 128 letters, digits, '_', '-' or '.', not starting with '.'"
+            )
         if not isinstance(self.dim, int) or self.dim < 1:
             raise ValueError(f"table {self.name!r}: dim must be an integer of at least 1, not {self.dim!r}")
         if self.optimizer is not None and type(self.optimizer) not in _OPTIMIZERS.values():
-            raise ValueError(f"table {self.name!r}: optimizer must be Sgd, Adagrad, Adam, Ftrl or None, not {self.optimizer!r}")
+            raise ValueError(
+                f"table {self.name!r}: optimizer must be Sgd, Adagrad, Adam, Ftrl or None, not {self.optimizer!r}"
+            )
         if type(self.initializer) not in _INITIALIZERS.values():
             raise ValueError(
                 f"table {self.name!r}: initializer must be Zeros, Constant or RandomUniform, not {self.initializer!r}"
@@ -179,7 +186,9 @@ class TableConfig:
             if fields[role] == "none":
                 return None
             prefix = f"{role}."
-            numbers = {key.removeprefix(prefix): float(value) for key, value in fields.items() if key.startswith(prefix)}
+            numbers = {
+                key.removeprefix(prefix): float(value) for key, value in fields.items() if key.startswith(prefix)
+            }
             if "use_nesterov" in numbers:
                 numbers["use_nesterov"] = bool(numbers["use_nesterov"])
             return kinds[fields[role]](**numbers)

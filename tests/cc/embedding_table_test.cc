@@ -245,18 +245,32 @@ TEST(EmbeddingTable, H10ClearForgetsAll) {
 TEST(StoreRegistry, AStoreLivesUntilItsLastOwnerAndNamesTheOpenOnes) {
   StoreRegistry registry;
   const std::vector<std::string> tables = {TableText("t", 1, std::string(kSgd) + kZeros)};
-  ASSERT_TRUE(registry.Open("a", tables).ok());
-  ASSERT_TRUE(registry.Open("a", tables).ok());
-  EXPECT_FALSE(registry.Open("a", {TableText("t", 2, std::string(kSgd) + kZeros)}).ok());
-  std::shared_ptr<EmbeddingStore> store;
-  EXPECT_NE(registry.Find("b", &store).message().find("open are: a"), std::string::npos);
-  registry.Close("a", false);
+  std::shared_ptr<EmbeddingStore> store, joined;
+  ASSERT_TRUE(registry.Open("a", tables, &store).ok());
+  ASSERT_TRUE(registry.Open("a", tables, &joined).ok());
+  EXPECT_EQ(store, joined);
+  joined.reset();
+  EXPECT_FALSE(registry.Open("a", {TableText("t", 2, std::string(kSgd) + kZeros)}, &joined).ok());
+  EXPECT_NE(registry.Find("b", &joined).message().find("open are: a"), std::string::npos);
+  const uint64_t incarnation = store->incarnation();
+  registry.Close("a", incarnation, false);
   ASSERT_TRUE(registry.Find("a", &store).ok());
-  registry.Close("a", false);
-  std::weak_ptr<EmbeddingStore> watch = store;
-  EXPECT_FALSE(registry.Find("a", &store).ok());
+  registry.Close("a", incarnation, false);
+  EXPECT_FALSE(registry.Find("a", &joined).ok());
+  const std::weak_ptr<EmbeddingStore> watch = store;
   store.reset();
   EXPECT_TRUE(watch.expired());
+}
+
+TEST(StoreRegistry, ALateCloseOfAReleasedStoreSparesItsSuccessor) {
+  StoreRegistry registry;
+  const std::vector<std::string> tables = {TableText("t", 1, std::string(kSgd) + kZeros)};
+  std::shared_ptr<EmbeddingStore> first, second;
+  ASSERT_TRUE(registry.Open("a", tables, &first).ok());
+  registry.Close("a", first->incarnation(), true);
+  ASSERT_TRUE(registry.Open("a", tables, &second).ok());
+  registry.Close("a", first->incarnation(), false);
+  EXPECT_TRUE(registry.Find("a", &second).ok());
 }
 
 TEST(TableConfig, RefusesWhatItDoesNotKnow) {

@@ -1,5 +1,6 @@
 #include "ops/cc/embedding/embedding_store.h"
 
+#include <atomic>
 #include <utility>
 
 namespace millrace {
@@ -14,8 +15,10 @@ void AppendChoice(const std::string& choice, std::string* list) {
 
 Status EmbeddingStore::Create(const std::string& name, const std::vector<std::string>& table_texts,
                               std::shared_ptr<EmbeddingStore>* result) {
+  static std::atomic<uint64_t> last_incarnation{0};
   auto store = std::make_shared<EmbeddingStore>();
   store->name_ = name;
+  store->incarnation_ = ++last_incarnation;
   store->table_texts_ = table_texts;
   for (const std::string& text : table_texts) {
     TableConfig config;
@@ -48,13 +51,15 @@ StoreRegistry& StoreRegistry::Global() {
   return *registry;
 }
 
-Status StoreRegistry::Open(const std::string& name, const std::vector<std::string>& table_texts) {
+Status StoreRegistry::Open(const std::string& name, const std::vector<std::string>& table_texts,
+                           std::shared_ptr<EmbeddingStore>* result) {
   const std::lock_guard lock(mutex_);
   const auto found = stores_.find(name);
   if (found == stores_.end()) {
     Registered registered;
     MILLRACE_RETURN_IF_ERROR(EmbeddingStore::Create(name, table_texts, &registered.store));
     registered.owners = 1;
+    *result = registered.store;
     stores_.emplace(name, std::move(registered));
     return {};
   }
@@ -62,6 +67,7 @@ Status StoreRegistry::Open(const std::string& name, const std::vector<std::strin
     return InvalidArgument("store '" + name + "' is already open in this process with other tables");
   }
   ++found->second.owners;
+  *result = found->second.store;
   return {};
 }
 
@@ -78,11 +84,11 @@ Status StoreRegistry::Find(const std::string& name, std::shared_ptr<EmbeddingSto
                   (open.empty() ? "none" : open));
 }
 
-void StoreRegistry::Close(const std::string& name, bool force) {
+void StoreRegistry::Close(const std::string& name, uint64_t incarnation, bool force) {
   std::shared_ptr<EmbeddingStore> last;  // freed after the lock is released: that may take long
   const std::lock_guard lock(mutex_);
   const auto found = stores_.find(name);
-  if (found == stores_.end()) return;
+  if (found == stores_.end() || found->second.store->incarnation() != incarnation) return;
   if (--found->second.owners > 0 && !force) return;
   last = std::move(found->second.store);
   stores_.erase(found);

@@ -19,6 +19,8 @@ class EmbeddingStore {
                        std::shared_ptr<EmbeddingStore>* result);
 
   const std::string& name() const { return name_; }
+  // Never 0 and never used twice in a process: tells a store from a later one of the same name.
+  uint64_t incarnation() const { return incarnation_; }
   const std::vector<std::string>& table_texts() const { return table_texts_; }
   // In the order of creation.
   const std::vector<std::unique_ptr<EmbeddingTable>>& tables() const { return tables_; }
@@ -37,6 +39,7 @@ class EmbeddingStore {
 
  private:
   std::string name_;
+  uint64_t incarnation_ = 0;
   std::vector<std::string> table_texts_;
   std::vector<std::unique_ptr<EmbeddingTable>> tables_;
   std::mutex once_mutex_;
@@ -50,11 +53,12 @@ class StoreRegistry {
   static StoreRegistry& Global();
 
   // Creates the store or joins it; a store of this name with other tables is refused.
-  Status Open(const std::string& name, const std::vector<std::string>& table_texts);
+  Status Open(const std::string& name, const std::vector<std::string>& table_texts,
+              std::shared_ptr<EmbeddingStore>* result);
   // NotFound names the open stores.
   Status Find(const std::string& name, std::shared_ptr<EmbeddingStore>* result) const;
-  // No-op when the store is not open. With `force` all owners lose it.
-  void Close(const std::string& name, bool force);
+  // No-op when that incarnation is not open any more. With `force` all owners lose it.
+  void Close(const std::string& name, uint64_t incarnation, bool force);
 
  private:
   struct Registered {

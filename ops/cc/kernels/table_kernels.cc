@@ -26,14 +26,11 @@ class OpenKernel : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    OP_REQUIRES_OK(context, ToTensorFlow(StoreRegistry::Global().Open(store_name_, tables_)));
+    std::shared_ptr<EmbeddingStore> store;
+    OP_REQUIRES_OK(context, ToTensorFlow(StoreRegistry::Global().Open(store_name_, tables_, &store)));
     Tensor* output = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &output));
-    ResourceHandle handle;
-    handle.set_device(context->device()->attributes().name());
-    handle.set_name(store_name_);
-    handle.set_maybe_type_name(kStoreTypeName);
-    output->scalar<ResourceHandle>()() = handle;
+    output->scalar<ResourceHandle>()() = HandleOf(context, *store);
   }
 
  private:
@@ -53,11 +50,7 @@ class FindKernel : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &output));
     const auto& texts = store->table_texts();
     OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({static_cast<int64_t>(texts.size())}), &tables));
-    ResourceHandle handle;
-    handle.set_device(context->device()->attributes().name());
-    handle.set_name(name);
-    handle.set_maybe_type_name(kStoreTypeName);
-    output->scalar<ResourceHandle>()() = handle;
+    output->scalar<ResourceHandle>()() = HandleOf(context, *store);
     for (size_t i = 0; i < texts.size(); ++i) tables->vec<tstring>()(i) = texts[i];
   }
 };
@@ -69,7 +62,8 @@ class CloseKernel : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    StoreRegistry::Global().Close(tensorflow::HandleFromInput(context, 0).name(), force_);
+    const ResourceHandle& handle = tensorflow::HandleFromInput(context, 0);
+    StoreRegistry::Global().Close(handle.name(), handle.hash_code(), force_);
   }
 
  private:

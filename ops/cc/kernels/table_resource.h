@@ -40,7 +40,20 @@ inline absl::Status StoreFromInput(tensorflow::OpKernelContext* context, std::sh
   if (handle.maybe_type_name() != kStoreTypeName) {
     return absl::InvalidArgumentError("the resource '" + handle.name() + "' is not an embedding store");
   }
-  return ToTensorFlow(StoreRegistry::Global().Find(handle.name(), store));
+  const Status status = StoreRegistry::Global().Find(handle.name(), store);
+  if (status.ok() && (*store)->incarnation() != handle.hash_code()) {
+    return absl::NotFoundError("embedding store '" + handle.name() + "' was released; another one has its name now");
+  }
+  return ToTensorFlow(status);
+}
+
+inline tensorflow::ResourceHandle HandleOf(tensorflow::OpKernelContext* context, const EmbeddingStore& store) {
+  tensorflow::ResourceHandle handle;
+  handle.set_device(context->device()->attributes().name());
+  handle.set_name(store.name());
+  handle.set_hash_code(store.incarnation());
+  handle.set_maybe_type_name(kStoreTypeName);
+  return handle;
 }
 
 inline absl::Status TableFromInput(tensorflow::OpKernelContext* context, const std::string& table,
