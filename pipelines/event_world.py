@@ -116,19 +116,17 @@ class EventWorld:
         return Impressions(users, items, devices, hours, p_click, rng.random(p_click.shape) < p_click)
 
     def _different_items(self, count: int, shown: int) -> np.ndarray:
-        items = np.searchsorted(self._item_cdf, self._rng.random((count, shown)))
-        while True:
-            ordered = np.sort(items, axis=1)
-            repeated = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-            if not len(repeated):
-                return items
-            items[repeated] = self._more_items(len(repeated), shown)
-
-    def _more_items(self, count: int, shown: int) -> np.ndarray:
-        # With few items most draws repeat one; a random permutation never does.
+        # With few items draws would repeat for ever; a permutation, of popularity no notice, never does.
         if self.config.items < 4 * shown:
             return self._rng.permuted(np.tile(np.arange(self.config.items), (count, 1)), axis=1)[:, :shown]
-        return np.searchsorted(self._item_cdf, self._rng.random((count, shown)))
+        items = np.searchsorted(self._item_cdf, self._rng.random((count, shown)))
+        while True:
+            order = np.argsort(items, axis=1, kind="stable")
+            ordered = np.take_along_axis(items, order, axis=1)
+            row, column = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
+            if not len(row):
+                return items
+            items[row, order[row, column + 1]] = np.searchsorted(self._item_cdf, self._rng.random(len(row)))
 
 
 class _Drift:

@@ -8,7 +8,7 @@ from tests.reference.siphash_reference import siphash24
 from transforms.feature_list import FidFeature, LabelRule
 
 _ID = range(1 << 48)
-_INT64 = range(-(1 << 63), 1 << 63)
+_MASK = (1 << 64) - 1
 
 
 def is_good_impression(value: bytes | None, context: dict[str, str], newest_ms: int) -> bool:
@@ -48,6 +48,19 @@ def label_of(actions: list[tuple[str, float | None]], rule: LabelRule) -> float:
         if name in rule.actions and (rule.min_value is None or (value is not None and value >= rule.min_value)):
             return 1.0
     return 0.0
+
+
+def uniform_of(seed: int, transform: str, provenance: tuple[int, int, int]) -> float:
+    mixed = siphash24(f"{seed}/{transform}".encode(), b"0123456789123456")
+    for part in provenance:
+        mixed = _mix64((mixed + part * 0x9E3779B97F4A7C15) & _MASK)
+    return (mixed >> 11) * 2.0**-53
+
+
+def _mix64(value: int) -> int:
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
 
 
 def shard_of(fid: int, num_shards: int) -> int:

@@ -185,7 +185,7 @@ def test_streaming_agrees_with_the_reference_and_survives_a_restore_at_every_ste
     assert index.waiting_actions == len(reference.early)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcdefgh"), _item, st.integers(0, 20_000)), max_size=20, unique_by=lambda r: r[:2]

@@ -1,0 +1,62 @@
+"""transforms/README.md describes the batches that the code makes."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow as pa
+
+from transforms import event_codec, record_batch
+from transforms.dead_letter import Reason
+from transforms.feature_list import FeedConfig, FidFeature, LabelRule
+from transforms.join import join_bounded
+from transforms.train_rows import rows_to_train_batch
+
+_README = (Path(event_codec.__file__).parent / "README.md").read_text("utf-8")
+_NOW = 1_764_000_001_000
+
+
+def _table(header: str) -> list[list[str]]:
+    """Cells of the rows below the line that begins with `header`, without back quotes."""
+    lines = _README.split(header, 1)[1].splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in lines[: lines.index("")]]
+
+
+def _raw(topic: str, value: bytes) -> pa.RecordBatch:
+    columns = [pa.array([value], pa.binary()), pa.array([0], pa.int32()), pa.array([5]), pa.array([_NOW])]
+    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema(topic))
+
+
+def _examples() -> list[bytes]:
+    found = [example.encode() for example in re.findall(r"^    (\{.*?\})$", _README, re.DOTALL | re.MULTILINE)]
+    assert all(json.loads(example) for example in found)
+    return found
+
+
+def test_the_documented_events_give_the_documented_batch() -> None:
+    config = FeedConfig(
+        "m",
+        (FidFeature("user", 1, "user_id"), FidFeature("device", 2, "context.device")),
+        (LabelRule("click", ("click",)),),
+    )
+    impression, action = _examples()
+    impressions, dead = event_codec.decode_impressions(_raw("i", impression), config.context_fields(), _NOW)
+    actions, dead_actions = event_codec.decode_actions(_raw("a", action), _NOW)
+    assert dead.num_rows == dead_actions.num_rows == 0
+    batch, _ = rows_to_train_batch(join_bounded(impressions, actions, config)[0], config)
+    record_batch.validate_train_batch(batch, ["user", "device"], heads=1)
+    documented = [(name, kind) for name, kind, _ in _table("| Column |")]
+    assert documented == [
+        (field.name, str(field.type)) for field in batch.schema if not record_batch.is_fid_field(field)
+    ]
+    assert batch.schema.field("user").metadata == {b"millrace.kind": b"fid"}
+    assert f"`{batch.schema.field('user').type}`" in _README
+    assert dict(zip(batch["__ITEM_ID__"].to_pylist(), batch["__LABEL__"].to_pylist(), strict=True)) == {
+        3: [0.0],
+        9: [1.0],
+        2: [0.0],
+    }
+
+
+def test_every_reason_is_documented() -> None:
+    assert {row[0] for row in _table("| Reason |")} == {reason.value for reason in Reason}
