@@ -1,0 +1,67 @@
+"""Child processes with a log, a ready file and a clean end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.child_process import ChildProcess, ChildProcessError
+from runtime.daemon import start_time
+
+_READY = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("hello", flush=True)
+path = sys.argv[sys.argv.index("--ready-file") + 1]
+open(path + ".new", "w").write(json.dumps({"pid": os.getpid(), "port": 7}))
+os.rename(path + ".new", path)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path):
+    made: list[ChildProcess] = []
+
+    def start(code: str, ready: bool = True) -> ChildProcess:
+        child = ChildProcess("child", [sys.executable, "-c", code], tmp_path, ready=ready)
+        made.append(child)
+        child.start()
+        return child
+
+    yield start
+    for child in made:
+        child.stop(0.5)
+
+
+def test_a_child_is_ready_when_it_says_so_and_ends_with_code_zero(script, tmp_path: Path) -> None:
+    child = script(_READY)
+    assert child.wait_ready(30.0) == {"pid": child.pid, "port": 7}
+    assert child.log_path.read_text() == "hello\n"
+    assert child.stop() == 0
+    assert not child.running()
+
+
+def test_a_child_that_dies_before_it_is_ready_is_an_error_with_its_last_words(script) -> None:
+    child = script("import sys; print('cannot bind', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(ChildProcessError, match=r"child exited with 3: cannot bind"):
+        child.wait_ready(30.0)
+
+
+def test_a_restart_goes_on_in_the_log_and_needs_a_new_ready_file(script) -> None:
+    child = script(_READY)
+    child.wait_ready(30.0)
+    first = child.pid
+    child.kill()
+    child.start()
+    assert child.wait_ready(30.0)["pid"] == child.pid != first
+    assert child.log_path.read_text() == "hello\nhello\n"
+    assert json.loads(child.ready_path.read_text())["pid"] == child.pid
+
+
+def test_a_child_that_ignores_sigterm_is_killed(script) -> None:
+    child = script(_READY.replace("lambda *_: sys.exit(0)", "signal.SIG_IGN"))
+    child.wait_ready(30.0)
+    assert child.stop(0.2) == -9
+    assert start_time(child.pid) is None

@@ -1,0 +1,72 @@
+"""The metrics endpoint and the log format."""
+
+import logging
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+
+from runtime import telemetry
+from runtime.errors import UserError
+
+
+def _get(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_metrics_are_served_in_prometheus_format() -> None:
+    counter = telemetry.counter("test_telemetry_things", "Things.", ("kind",))
+    counter.labels("odd").inc(3)
+    endpoint = telemetry.MetricsEndpoint()
+    try:
+        status, text = _get(endpoint.address, "/metrics")
+    finally:
+        endpoint.close()
+    assert status == 200
+    assert 'millrace_test_telemetry_things_total{kind="odd"} 3.0' in text
+
+
+def test_health_is_the_reason_or_ok() -> None:
+    reason: str | None = None
+    endpoint = telemetry.MetricsEndpoint(health=lambda: reason)
+    try:
+        assert _get(endpoint.address, "/healthz") == (200, "ok")
+        reason = "no broker"
+        assert _get(endpoint.address, "/healthz") == (503, "no broker")
+        assert _get(endpoint.address, "/other")[0] == 404
+    finally:
+        endpoint.close()
+
+
+def test_a_port_in_use_is_a_user_error_that_names_it() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"--metrics-port={port}: .*in use.*another port"):
+            telemetry.MetricsEndpoint(port)
+
+
+def test_a_record_with_a_traceback_is_one_line_with_the_role(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        telemetry.setup_logging("trainer")
+        try:
+            raise ValueError("first\nsecond")
+        except ValueError:
+            logging.getLogger("thing").exception("it failed")
+    finally:
+        root.handlers[:], root.level = before
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert " E trainer thing: it failed | " in lines[0] and "ValueError: first | second" in lines[0]
+
+
+def test_a_namespace_names_layer_and_component() -> None:
+    assert telemetry.namespace("transforms", "join") == "millrace.transforms.join"
