@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,18 +145,10 @@ class EventProducer:
             return False
         first = self._ledger.add(draw, now_ms)
         self._agenda.plan(draw, self._ledger.draws - 1, first, now_ms)
-        shown = draw.item_ids.shape[1]
-        items = ",".join(["%d"] * shown)
-        form = (
-            '{"schema_version":1,"request_id":"%s","user_id":%d,"item_ids":[' + items + f'],"timestamp_ms":{now_ms}%s}}'
-        )
-        users, contexts = draw.user_ids.tolist(), draw.contexts
-        for index, shown_items in enumerate(draw.item_ids.tolist()):
-            request_id = self._ledger.request_id(first + index)
-            context = f',"context":{contexts[index]}' if contexts[index] else ""
-            value = form % (request_id, users[index], *shown_items, context)
+        requests = [self._ledger.request_id(first + index) for index in range(len(draw.user_ids))]
+        for request_id, value in zip(requests, impression_values(draw, requests, now_ms), strict=True):
             self._produce(self._topics.impressions, value, request_id, self._on_impression)
-        self._count("impressions", len(users))
+        self._count("impressions", len(requests))
         for name in ("lost", "late", "duplicated"):
             self._counts[name] += getattr(draw, name)
         return True
@@ -236,6 +228,15 @@ class EventProducer:
         if self._config.ledger:
             self._ledger.write(self._config.ledger, summary)
         return summary
+
+
+def impression_values(draw: Draw, requests: Sequence[str], now_ms: int) -> list[str]:
+    """The JSON of each impression of `draw`."""
+    items = ",".join(["%d"] * draw.item_ids.shape[1])
+    form = '{"schema_version":1,"request_id":"%s","user_id":%d,"item_ids":[' + items + f'],"timestamp_ms":{now_ms}%s}}'
+    contexts = [context and f',"context":{context}' for context in draw.contexts]
+    rows = zip(requests, draw.user_ids.tolist(), draw.item_ids.tolist(), contexts, strict=True)
+    return [form % (request_id, user, *shown, context) for request_id, user, shown, context in rows]
 
 
 class _Due(NamedTuple):
