@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -22,6 +23,11 @@ _CLI_SECONDS = 60
 
 StartProcess = Callable[..., ChildProcess]
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_configure() -> None:
+    # A terminated run (a time-out of CI) tears its fixtures down too: no server and no child is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
 
 
 @pytest.fixture(scope="session")
