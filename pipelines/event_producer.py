@@ -91,6 +91,7 @@ class EventProducer:
         self._counts = {"impressions": 0, "actions": 0, "lost": 0, "late": 0, "duplicated": 0}
         self._bad = _BadRecords(config)
         self._bad_delivered = self._undelivered = 0
+        self._rate = 0.0
 
     def run(self, stop: threading.Event) -> dict[str, Any]:
         """Sends everything, writes the ledger and returns the summary; also after `stop`."""
@@ -136,6 +137,7 @@ class EventProducer:
                 next_progress += _PROGRESS_SECONDS
                 _LOG.info("sent %d events, %.0f a second", self.events, self.events / elapsed)
             stop.wait(max(0.0, _TICK_SECONDS - (time.monotonic() - began - elapsed)))
+        self._rate = self.events / max(time.monotonic() - began, _TICK_SECONDS)
         if not stop.is_set():
             self._send_bad(float("inf"), self._now_ms())
 
@@ -222,7 +224,7 @@ class EventProducer:
             "bad_records": self._bad_delivered,
             "undelivered": self._undelivered,
             "seconds": round(seconds, 2),
-            "events_per_second": round(self.events / max(seconds, 1e-9), 1),
+            "events_per_second": round(self._rate, 1),
             **oracle_auc(table),
         }
         if self._config.ledger:

@@ -232,3 +232,14 @@ def _event_time(row: dict[str, Any], action: dict[str, Any] | None) -> int:
 def _add(total: JoinCounters, part: JoinCounters) -> None:
     for name, count in part.to_dict().items():
         setattr(total, name, getattr(total, name) + count)
+
+
+def test_rows_that_arrive_within_a_moment_close_together() -> None:
+    index = _index()
+    index.add_impressions(_impressions(("a", 1, 0)), _NOW)
+    index.add_impressions(_impressions(("b", 1, 40)), _NOW + 40)
+    index.add_impressions(_impressions(("c", 1, 60)), _NOW + 60)
+    assert index.next_close_ms == _NOW + 5040
+    assert index.close_expired(_NOW + 5040).column("request_id").to_pylist() == ["a", "b"]
+    left = index.add_actions(_actions(("c", 1, "click", 100)), _NOW + 5050)
+    assert left.column("request_id").to_pylist() == ["c"]
