@@ -6,20 +6,25 @@ from ops.table_config import Adagrad, RandomUniform
 from training.task import Head, SparseFeature, Task
 from transforms.feature_list import LabelRule
 
-_FACTORS = 12
+_FACTORS = 8
+_FACTOR_RULE = Adagrad(0.05, initial_accumulator_value=0.5)
+_NEAR_ZERO = RandomUniform(-0.03, 0.03)
 
 
 class FeedRanking(Task):
-    """Will this user click or like this item, on this device, at this hour?"""
+    """Will this user click or like this item, on this device, at this hour?
+
+    Items rise and fall within minutes, so the biases learn fast and the factors slowly.
+    """
 
     name = "feed"
     features = (
-        SparseFeature("user", 1, "user_id", _FACTORS, optimizer=Adagrad(0.1), initializer=RandomUniform(-0.1, 0.1)),
-        SparseFeature("item", 2, "item_id", _FACTORS, optimizer=Adagrad(0.1), initializer=RandomUniform(-0.1, 0.1)),
-        SparseFeature("user_bias", 1, "user_id", 1, optimizer=Adagrad(0.2)),
-        SparseFeature("item_bias", 2, "item_id", 1, optimizer=Adagrad(0.2)),
-        SparseFeature("device", 3, "context.device", 1, optimizer=Adagrad(0.05)),
-        SparseFeature("hour", 4, "context.hour", 1, optimizer=Adagrad(0.05), dtype="int64"),
+        SparseFeature("user", 1, "user_id", _FACTORS, optimizer=_FACTOR_RULE, initializer=_NEAR_ZERO),
+        SparseFeature("item", 2, "item_id", _FACTORS, optimizer=_FACTOR_RULE, initializer=_NEAR_ZERO),
+        SparseFeature("user_bias", 1, "user_id", 1, optimizer=Adagrad(0.35)),
+        SparseFeature("item_bias", 2, "item_id", 1, optimizer=Adagrad(0.5)),
+        SparseFeature("device", 3, "context.device", 1, optimizer=Adagrad(0.04)),
+        SparseFeature("hour", 4, "context.hour", 1, optimizer=Adagrad(0.04), dtype="int64"),
     )
     heads = (Head("click", LabelRule("click", ("click", "like"))),)
 
