@@ -43,9 +43,10 @@ def _run(arguments: argparse.Namespace) -> int:
         replica_id=check_name("--replica-id", arguments.replica_id),
         bzid=check_name("--bzid", arguments.bzid),
     )
-    from serving.agent_process import run_agent
-
     connection, zookeeper = common.kafka_connection(arguments), common.zookeeper_address(arguments)
+    with common.stderr_hidden():
+        from serving.agent_process import run_agent
+
     metrics = MetricsEndpoint(arguments.metrics_port)
     ready: Callable[[], None] = lambda: common.announce_ready(  # noqa: E731
         arguments, server=config.server, metrics=metrics.address

@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.atomic_file import write_text
@@ -138,6 +140,24 @@ def topics(arguments: argparse.Namespace) -> Topics:
 def zookeeper_address(arguments: argparse.Namespace) -> str:
     """ZooKeeper's `host:port[,host:port]` from --zookeeper, $MILLRACE_ZOOKEEPER or `millrace dev`."""
     return _address(arguments, "zookeeper")
+
+
+@contextmanager
+def stderr_hidden() -> Iterator[None]:
+    """Sends file descriptor 2 nowhere while TensorFlow is imported.
+
+    Its libraries write several lines about CPUs and GPUs before any setting of theirs can silence them. An import that
+    fails still raises.
+    """
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def stop_on_signals() -> threading.Event:

@@ -30,7 +30,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from serving.shell_predict import PredictOptions, predict_once
+    with common.stderr_hidden():
+        from serving.shell_predict import PredictOptions, predict_once
 
     answer = predict_once(
         PredictOptions(

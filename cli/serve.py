@@ -48,7 +48,8 @@ def _run(arguments: argparse.Namespace) -> int:
     kafka = None if arguments.no_deltas else common.kafka_connection(arguments, check=False)
     base_path = _existing_folder(arguments.base_path)
 
-    from serving.model_server import ServerConfig, limit_tensorflow_threads
+    with common.stderr_hidden():
+        from serving.model_server import ServerConfig, limit_tensorflow_threads
 
     limit_tensorflow_threads(arguments.tensorflow_threads)
     config = ServerConfig(

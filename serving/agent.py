@@ -13,10 +13,10 @@ from runtime import telemetry
 from runtime.topic_reader import Record
 from serving import model_source
 from serving.desired_state import DesiredState, EventError
+from serving.errors import ServerDownError
 from serving.reconciler import Phase, Plan, make_plan
 from serving.registry import Registry
 from serving.servable import State
-from serving.server_control import ServerDownError
 from serving.version_manager import VersionStatus
 
 _LOG = logging.getLogger(__name__)

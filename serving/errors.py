@@ -40,6 +40,10 @@ class ExportError(Exception):
     """An export that must not be loaded; the message names the file."""
 
 
+class ServerDownError(ConnectionError):
+    """The server does not answer, or refuses what it is told; the message says which."""
+
+
 class StatusInterceptor(grpc.ServerInterceptor):
     """Turns exceptions of unary methods into statuses, and records latency and counts."""
 

@@ -4,16 +4,13 @@ import grpc
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.errors import ServerDownError
 from serving.servable import State
 from serving.version_manager import VersionStatus
 
 _STATUS_SECONDS = 2.0
 # A stock TF Serving answers a reload only when the new version is loaded.
 _RELOAD_SECONDS = 60.0
-
-
-class ServerDownError(ConnectionError):
-    """The server does not answer, or refuses what it is told; the message says which."""
 
 
 class ServerControl:

@@ -4,8 +4,8 @@ import threading
 from dataclasses import dataclass, field
 
 from runtime.topic_reader import Record
+from serving.errors import ServerDownError
 from serving.servable import State
-from serving.server_control import ServerDownError
 from serving.version_manager import VersionStatus
 
 
