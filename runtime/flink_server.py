@@ -141,7 +141,9 @@ class WorkerPool:
 def _wait_listening(process: ChildProcess, port: int, what: str) -> None:
     def listening() -> bool:
         if not process.running():
-            raise UserError("--runner", "flink", f"{what} ended ({process.log_tail()[-200:]})", f"read {process.log_path}")
+            raise UserError(
+                "--runner", "flink", f"{what} ended ({process.log_tail()[-200:]})", f"read {process.log_path}"
+            )
         try:
             socket.create_connection(("localhost", port), timeout=1.0).close()
         except OSError:
