@@ -67,6 +67,7 @@ class LoopRun:
         self._topics = Topics(f"demo-{os.getpid()}.")
         self._processes: dict[str, ChildProcess] = {}
         self._kills: list[dict[str, object]] = []
+        self._clients: tuple[ClientLoad | FreshnessProber, ...] = ()
         self._versions: list[float] = []
         self._phase = "starting"
         self._began = time.monotonic()
@@ -173,7 +174,8 @@ class LoopRun:
             kafka, self._topics, self._counter, scenario.head, scenario.probe, scenario.users,
             self._options.probe_interval_seconds,
         )  # fmt: skip
-        for part in (load, self._prober):
+        self._clients = (load, self._prober)
+        for part in self._clients:
             part.start()
             stack.callback(part.close)
 
@@ -213,6 +215,8 @@ class LoopRun:
         dead_letters = sum(end for _, end in watermarks(kafka, self._topics.dead_letter).values())
         dropped = int(self._metrics("feed").get("millrace_feed_rows_dropped_total", 0))
         totals, samples = dict(self._sampler.totals), list(self._sampler.samples)
+        for part in self._clients:  # before the server stops: a request that nobody can answer is no failure of the loop
+            part.close()
         if self._processes["trainer"].stop(60.0) != 0:
             raise ChildProcessError(f"the trainer did not save: {self._processes['trainer'].log_tail()}")
         self._stop_processes()
