@@ -1,0 +1,80 @@
+"""What the trainer exports and publishes is what the server answers: both sides of the wire in one process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from examples.feed_ranking import FeedRanking
+from runtime.deadline import wait_until
+from runtime.kafka_client import KafkaConnection
+from runtime.topics import Topics
+from serving.saved_model_loader import SavedModelLoader, SavedModelServable
+from serving.tensors import InputSpec
+from tests.fakes.train_blocks import make_batch
+from training.example_stream import FeedQueue, Layout, Ticket
+from training.exporter import Exporter
+from training.publisher import DeltaPublisher
+from training.train_step import TrainStep, new_stores
+
+pytestmark = pytest.mark.service
+_TASK = FeedRanking()
+_SECONDS = 30.0
+_ROWS = 40
+
+
+def _train(step: TrainStep, queue: FeedQueue, first: int, batches: int) -> None:
+    for number in range(first, first + batches):
+        batch = make_batch(_TASK, number * _ROWS, _ROWS)
+        queue.put(Ticket.of(batch, 1), batch)
+        step.step()
+
+
+def _ask(servable: SavedModelServable) -> np.ndarray:
+    def value(spec: InputSpec) -> np.ndarray:
+        if spec.dtype == tf.string:
+            return np.full(_ROWS, b"phone", object)
+        return np.arange(_ROWS, dtype=spec.dtype.as_numpy_dtype)
+
+    return servable.run("", {name: value(spec) for name, spec in servable.inputs("").items()})["click"]
+
+
+def test_a_server_that_follows_the_deltas_answers_like_a_newer_export(
+    kafka: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    queue = FeedQueue(Layout.of(_TASK, audit=True), "test-serving-trainer")
+    store, audit = new_stores(_TASK, queue.name, audit=True)
+    step = TrainStep(_TASK, store, queue, audit)
+    publisher = DeltaPublisher(kafka, topics.deltas(_TASK.name), _TASK.name, store, step.dense)
+    exporter = Exporter(_TASK, tmp_path)
+
+    def publish() -> None:
+        publisher.publish(int(step.global_step.numpy()), 0, 0)
+        publisher.flush(_SECONDS)
+
+    _train(step, queue, 0, 5)
+    publish()
+    cut = exporter.cut(step, publisher.topic, publisher.sequence, publisher.next_offset)
+    old_export = exporter.write(cut, step)
+    _train(step, queue, 5, 10)
+    publish()
+    cut = exporter.cut(step, publisher.topic, publisher.sequence, publisher.next_offset)
+    new_export = exporter.write(cut, step)
+
+    stale = SavedModelLoader(_TASK.name, old_export.version, str(old_export.path))
+    before = _ask(stale.load())
+    stale.unload()
+    old = SavedModelLoader(_TASK.name, old_export.version, str(old_export.path), kafka)
+    new = SavedModelLoader(_TASK.name, new_export.version, str(new_export.path), kafka)
+    fresh, reference = old.load(), new.load()
+    assert np.abs(before - _ask(reference)).max() > 1e-4
+    np.testing.assert_allclose(_ask(fresh), _ask(reference), atol=1e-6)
+
+    _train(step, queue, 15, 5)
+    last = _ask(reference)
+    publish()
+    wait_until(lambda: np.abs(_ask(reference) - last).max() > 1e-5, _SECONDS, "the live delta")
+    wait_until(lambda: np.allclose(_ask(fresh), _ask(reference), atol=1e-6), _SECONDS, "both versions fresh")
+    old.unload()
+    new.unload()
