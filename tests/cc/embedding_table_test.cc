@@ -14,6 +14,7 @@
 namespace millrace {
 namespace {
 
+// emb:H33
 TEST(Fid, H33SlotAndShardOfAnyId) {
   EXPECT_EQ(SlotOf(int64_t{1} << 48), 1);
   EXPECT_EQ(SlotOf((int64_t{1} << 48) | 123), 1);
@@ -67,12 +68,14 @@ TEST(EntryArena, EntriesNeverMoveAndFreeOnesComeBack) {
   EXPECT_EQ(arena.Allocate(), 10000u);
 }
 
+// emb:H1
 TEST(EmbeddingTable, H1AMissingIdReadsAsZerosAndIsNotCreated) {
   const auto table = MakeTable(TableText("t", 2, std::string(kSgd) + kUniform));
   ExpectNear(LookUp(*table, {1, -1, std::numeric_limits<int64_t>::min()}), std::vector<double>(6), 0);
   EXPECT_EQ(table->size(), 0);
 }
 
+// emb:H2
 TEST(EmbeddingTable, H2AssignOverwritesAndOfEqualIdsTheLastWins) {
   const auto table = MakeTable(TableText("t", 1, std::string(kSgd) + kZeros));
   const std::vector<int64_t> fids = {0, 1, 1};
@@ -82,6 +85,7 @@ TEST(EmbeddingTable, H2AssignOverwritesAndOfEqualIdsTheLastWins) {
   EXPECT_EQ(table->size(), 2);
 }
 
+// emb:H6 emb:H7
 TEST(EmbeddingTable, H6H7GradientsOfEqualIdsAreSummed) {
   const auto table = MakeTable(TableText("t", 1, std::string(kSgd) + kZeros));
   ASSERT_TRUE(Update(*table, {1, 0, 1}, {-1, -1, -1}, 0.1f).ok());
@@ -91,6 +95,7 @@ TEST(EmbeddingTable, H6H7GradientsOfEqualIdsAreSummed) {
   ExpectNear(LookUp(*adagrad, {0, 1}), {0.1, 0.1});  // one step along the sum, not two steps
 }
 
+// emb:H9
 TEST(EmbeddingTable, H9ConcurrentUpdatesLoseNothing) {
   const auto table = MakeTable(TableText("t", 1, std::string(kSgd) + kZeros));
   constexpr int kThreads = 8, kRounds = 50, kIds = 500;
@@ -137,6 +142,7 @@ TEST(EmbeddingTable, AnEntryIsNeverSeenHalfWritten) {
   eraser.join();
 }
 
+// emb:H35
 TEST(EmbeddingTable, H35AFirstVectorDependsOnSeedTableAndIdAlone) {
   std::vector<int64_t> fids(2000);
   for (size_t i = 0; i < fids.size(); ++i) fids[i] = static_cast<int64_t>(i * i) << 20;
@@ -158,6 +164,7 @@ TEST(EmbeddingTable, H35AFirstVectorDependsOnSeedTableAndIdAlone) {
   EXPECT_NEAR(sum / values.size(), 0, 0.001);
 }
 
+// emb:H37
 TEST(EmbeddingTable, H37ARandomIdIsZerosBeforeItsFirstWriteAndStartsAtItsFirstVector) {
   const auto table = MakeTable(TableText("t", 2, std::string(kSgd) + kUniform));
   const auto other = MakeTable(TableText("t", 2, std::string(kSgd) + kUniform));
@@ -231,6 +238,21 @@ TEST(EmbeddingTable, TouchedKeysOverflowIsSaidOnceAndThenTheyCountAnew) {
   EXPECT_EQ(fids, (std::vector<int64_t>{9}));
 }
 
+TEST(EmbeddingTable, AShardWithTooManyTouchedKeysSaysSoAndStartsAnew) {
+  const auto table = MakeTable(TableText("t", 1, std::string(kSgd) + kZeros));
+  std::vector<int64_t> fids;
+  for (int64_t fid = 0; fids.size() <= EmbeddingTable::kTouchedPerShard; ++fid) {
+    if (HashFid(fid) >> 58 == 0) fids.push_back(fid);
+  }
+  ASSERT_TRUE(Update(*table, fids, std::vector<float>(fids.size(), 1), 1).ok());
+  std::vector<int64_t> touched;
+  EXPECT_TRUE(table->StealTouched(&touched));
+  ASSERT_TRUE(Update(*table, {fids[0], fids[9]}, {1, 1}, 1).ok());
+  EXPECT_FALSE(table->StealTouched(&touched));
+  EXPECT_EQ(touched, (std::vector<int64_t>{fids[0], fids[9]}));
+}
+
+// emb:H10
 TEST(EmbeddingTable, H10ClearForgetsAll) {
   const auto table = MakeTable(TableText("t", 1, std::string(kSgd) + kZeros));
   ASSERT_TRUE(Update(*table, {1, 2, 3}, {1, 1, 1}, 1).ok());
@@ -275,8 +297,8 @@ TEST(StoreRegistry, ALateCloseOfAReleasedStoreSparesItsSuccessor) {
 
 TEST(TableConfig, RefusesWhatItDoesNotKnow) {
   TableConfig config;
-  for (const char* text : {"", "name=a", "name=a;dim=0", "name=../a;dim=1", "name=a;dim=1;colour=red", "name=a;name=a;dim=1",
-                           "name=a;dim=1;optimizer.x=y", "name"}) {
+  for (const char* text : {"", "name=a", "name=a;dim=0", "name=../a;dim=1", "name=a;dim=1;colour=red",
+                           "name=a;name=a;dim=1", "name=a;dim=1;optimizer.x=y", "name"}) {
     EXPECT_FALSE(TableConfig::Parse(text, &config).ok()) << text;
   }
 }

@@ -13,7 +13,12 @@ struct Ragged {
 };
 
 PooledFeature Feature(EmbeddingTable* table, const Ragged& ids, bool mean) {
-  return {"f", table, mean, ids.values.data(), static_cast<int64_t>(ids.values.size()), ids.row_splits.data(),
+  return {"f",
+          table,
+          mean,
+          ids.values.data(),
+          static_cast<int64_t>(ids.values.size()),
+          ids.row_splits.data(),
           static_cast<int64_t>(ids.row_splits.size()) - 1};
 }
 

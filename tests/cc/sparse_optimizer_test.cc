@@ -1,4 +1,4 @@
-// Conformance vectors of the update rules; `emb:O3` is the vector's id in the specification of embedding tables.
+// Update rules against the conformance vectors; the comment above a test has the vector's id.
 #include "ops/cc/embedding/sparse_optimizer.h"
 
 #include <cmath>
@@ -45,12 +45,15 @@ class Entry {
   std::vector<float> weights_, state_;
 };
 
+// emb:O1
 TEST(Sgd, O1StepsAgainstTheGradient) { ExpectNear(Entry(1, kSgd).Step({1}, 0.1f), {-0.1}); }
 
+// emb:O3
 TEST(Adagrad, O3DividesByTheRootOfTheNorm) {
   ExpectNear(Entry(2, Adagrad(1)).Step({1, 2}, 0.1f), {-0.07071067, -0.08944272});
 }
 
+// emb:O4
 TEST(Adagrad, O4DecaysWeightsInNormAndStepAtAnyDim) {
   for (const int copies : {1, 4, 9}) {
     Entry entry(2 * copies, Adagrad(1, 0.1));
@@ -65,12 +68,14 @@ TEST(Adagrad, O4DecaysWeightsInNormAndStepAtAnyDim) {
   }
 }
 
+// emb:O5
 TEST(Adagrad, O5GoesOnFromItsState) {
   Entry entry(1, Adagrad(0.1));
   ExpectNear(entry.Step({1}, 1), {-0.95346254});
   ExpectNear(entry.Step({1}, 1), {-1.643528});
 }
 
+// emb:O6
 TEST(Adagrad, O6RestoredStateMeetsZeroWeights) {
   Entry one(1, Adagrad(1)), two(2, Adagrad(2));
   ExpectNear(one.Step({1}, 1), {-0.70710677});
@@ -81,6 +86,7 @@ TEST(Adagrad, O6RestoredStateMeetsZeroWeights) {
   ExpectNear(two.Step({2, 3}, 2), {-1.264911, -1.3416407});
 }
 
+// emb:O23
 TEST(Adagrad, O23CouplesWeightDecay) {
   Entry entry(1, Adagrad(0.1, 0.1));
   entry.weights() = {1};
@@ -88,6 +94,7 @@ TEST(Adagrad, O23CouplesWeightDecay) {
   ExpectNear(entry.Step({1}, 0.1f), {0.8349158});
 }
 
+// emb:O8
 TEST(Adam, O8ThreeSteps) {
   Entry entry(2, Adam(false));
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.00990099, -0.00909091});
@@ -96,6 +103,7 @@ TEST(Adam, O8ThreeSteps) {
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0297729, -0.0278805});
 }
 
+// emb:O9
 TEST(Adam, O9Nesterov) {
   Entry entry(1, Adam(true));
   ExpectNear(entry.Step({10}, 0.01f), {-0.0188119});
@@ -103,6 +111,16 @@ TEST(Adam, O9Nesterov) {
   ExpectNear(entry.Step({10}, 0.01f), {-0.0455915});
 }
 
+// emb:O10
+TEST(Adam, O10GoesOnFromItsStateWithBothPowers) {
+  Entry before(1, Adam(false)), after(1, Adam(false));
+  before.Step({10}, 0.01f);
+  after.weights() = before.weights();
+  after.state() = before.state();
+  ExpectNear(after.Step({10}, 0.01f), {-0.0198306});
+}
+
+// emb:O11
 TEST(Adam, O11AsTheAmsgradVectorSaysForAdam) {
   Entry entry(1, Adam(false));
   ExpectNear(entry.Step({10}, 0.01f), {-0.0099010});
@@ -110,6 +128,7 @@ TEST(Adam, O11AsTheAmsgradVectorSaysForAdam) {
   ExpectNear(entry.Step({0}, 0.01f), {-0.0217011});
 }
 
+// emb:O17
 TEST(Ftrl, O17Defaults) {
   Entry entry(2, Ftrl(0.1, 0, 0, 0));
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.009995, -0.00953463});
@@ -117,6 +136,7 @@ TEST(Ftrl, O17Defaults) {
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0170643, -0.0164353});
 }
 
+// emb:O18
 TEST(Ftrl, O18ShrinksBothSignsAlike) {
   for (const float sign : {1.0f, -1.0f}) {
     Entry entry(1, Ftrl(0.1, 1, 2, 1));
@@ -128,6 +148,7 @@ TEST(Ftrl, O18ShrinksBothSignsAlike) {
   ExpectNear(small.Step({1}, 0.01f), {0});
 }
 
+// emb:O27
 TEST(SparseOptimizer, O27AZeroGradientLeavesZeroWeightsZero) {
   for (const std::string& rule : {std::string(kSgd), Adagrad(0), Adam(false, 0), Adam(true, 0), Ftrl(0, 0, 0, 0)}) {
     Entry entry(9, rule);
@@ -136,6 +157,7 @@ TEST(SparseOptimizer, O27AZeroGradientLeavesZeroWeightsZero) {
   }
 }
 
+// emb:O28
 TEST(Ftrl, O28ALearningRateOfZeroSkipsTheUpdate) {
   Entry entry(1, Ftrl(0.1, 0, 0, 0));
   ExpectNear(entry.Step({1}, 0), {0}, 0);

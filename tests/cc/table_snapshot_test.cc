@@ -101,7 +101,8 @@ TEST_F(TableSnapshot, AnyTruncationOrExtraByteIsRefusedWithFileAndBlock) {
 }
 
 TEST_F(TableSnapshot, SwappedBlocksAreRefused) {
-  // 9,000 entries of one shard's worth each: find two blocks of equal size by saving a table whose shards hold the same number.
+  // 9,000 entries of one shard's worth each: find two blocks of equal size by saving a table whose shards hold the same
+  // number.
   const auto table = MakeTable(TableText("t", 1, std::string(kSgd) + kZeros));
   std::vector<int64_t> fids;
   std::vector<int> per_shard(EmbeddingTable::kLockShards);
@@ -124,12 +125,14 @@ TEST_F(TableSnapshot, AForeignOrMissingFileIsRefused) {
   fs::create_directories(folder_);
   const std::string path = folder_ + "/x";
   EXPECT_EQ(Check(path).code(), Code::kNotFound);
-  for (const std::string& bytes : {std::string(), std::string("hello"), std::string(100000, 'x'), std::string(64, '\0')}) {
+  for (const std::string& bytes :
+       {std::string(), std::string("hello"), std::string(100000, 'x'), std::string(64, '\0')}) {
     Write(path, bytes);
     EXPECT_NE(Check(path).message().find("not a Millrace table file"), std::string::npos);
   }
 }
 
+// emb:H36
 TEST_F(TableSnapshot, H36AMismatchNamesTheTableAndLoadsNothing) {
   ASSERT_TRUE(SaveStore(*store_, folder_, true, &files_).ok());
   const std::string a = store_->table_texts()[0], b = store_->table_texts()[1];
@@ -142,7 +145,8 @@ TEST_F(TableSnapshot, H36AMismatchNamesTheTableAndLoadsNothing) {
   };
   EXPECT_NE(problem({TableText("a", 4, Adagrad(0.1) + kZeros), b}, files_).find("'a' has dim 3, expected 4"),
             std::string::npos);
-  EXPECT_NE(problem({TableText("a", 3, std::string(kSgd) + kZeros), b}, files_).find("'a' has optimizer adagrad, expected sgd"),
+  EXPECT_NE(problem({TableText("a", 3, std::string(kSgd) + kZeros), b}, files_)
+                .find("'a' has optimizer adagrad, expected sgd"),
             std::string::npos);
   EXPECT_NE(problem({a}, files_).find("has no table 'b'"), std::string::npos);
   EXPECT_NE(problem({a, b}, {files_[0]}).find("no file for table 'b'"), std::string::npos);

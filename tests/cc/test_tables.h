@@ -43,8 +43,8 @@ inline std::vector<float> LookUp(EmbeddingTable& table, const std::vector<int64_
 }
 
 // One row of gradients an id.
-inline Status Update(EmbeddingTable& table, const std::vector<int64_t>& fids, const std::vector<float>& gradients, float rate,
-                     const Executor& run = RunInline) {
+inline Status Update(EmbeddingTable& table, const std::vector<int64_t>& fids, const std::vector<float>& gradients,
+                     float rate, const Executor& run = RunInline) {
   std::vector<Occurrence> occurrences;
   for (size_t i = 0; i < fids.size(); ++i) occurrences.push_back({fids[i], gradients.data() + i * table.dim(), 1.0f});
   MergedGradients merged;

@@ -1,6 +1,7 @@
 """The loader's messages, and the C++ tests."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ def test_a_library_for_a_newer_processor_names_what_is_lacking(monkeypatch: pyte
     monkeypatch.setattr(library, "_processor_lacks", lambda arch: "avx2")
     with pytest.raises(library.LibraryError, match="x86-64-v3.*no avx2.*MILLRACE_ARCH=x86-64-v2"):
         library.check_build({**_FITTING, "arch": "x86-64-v3"})
+
+
+def test_a_declaration_of_tables_imports_no_tensorflow() -> None:
+    program = "import sys, ops.table_config; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=_REPOSITORY, timeout=60).returncode == 0
 
 
 def test_every_op_and_its_inputs_are_documented() -> None:

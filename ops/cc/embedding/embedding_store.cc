@@ -1,5 +1,9 @@
 #include "ops/cc/embedding/embedding_store.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <atomic>
 #include <utility>
 
@@ -34,15 +38,22 @@ Status EmbeddingStore::Create(const std::string& name, const std::vector<std::st
   return {};
 }
 
+EmbeddingStore::~EmbeddingStore() {
+  tables_.clear();
+#ifdef __GLIBC__
+  malloc_trim(0);  // a server that swaps versions must not keep the old one's pages in its heap
+#endif
+}
+
 Status EmbeddingStore::Find(const std::string& table, EmbeddingTable** result) const {
-  std::string choices;
   for (const auto& candidate : tables_) {
     if (candidate->config().name == table) {
       *result = candidate.get();
       return {};
     }
-    AppendChoice(candidate->config().name, &choices);
   }
+  std::string choices;
+  for (const auto& candidate : tables_) AppendChoice(candidate->config().name, &choices);
   return NotFound("store '" + name_ + "' has no table '" + table + "'; it has: " + choices);
 }
 
@@ -80,8 +91,8 @@ Status StoreRegistry::Find(const std::string& name, std::shared_ptr<EmbeddingSto
   }
   std::string open;
   for (const auto& [other, registered] : stores_) AppendChoice(other, &open);
-  return NotFound("embedding store '" + name + "' is not open in this process; open are: " +
-                  (open.empty() ? "none" : open));
+  return NotFound("embedding store '" + name +
+                  "' is not open in this process; open are: " + (open.empty() ? "none" : open));
 }
 
 void StoreRegistry::Close(const std::string& name, uint64_t incarnation, bool force) {

@@ -17,6 +17,7 @@ class EmbeddingStore {
   // `table_texts`: one TableConfig text a table, names all different.
   static Status Create(const std::string& name, const std::vector<std::string>& table_texts,
                        std::shared_ptr<EmbeddingStore>* result);
+  ~EmbeddingStore();
 
   const std::string& name() const { return name_; }
   // Never 0 and never used twice in a process: tells a store from a later one of the same name.
@@ -46,8 +47,8 @@ class EmbeddingStore {
   bool done_once_ = false;
 };
 
-// Stores live here, not with a client, so they outlast a coordinator that reconnects. Each Open is matched by a Close; a store
-// is freed with its last owner, after the calls that still use it.
+// Stores live here, not with a client, so they outlast a coordinator that reconnects. Each Open is matched by a Close;
+// a store is freed with its last owner, after the calls that still use it.
 class StoreRegistry {
  public:
   static StoreRegistry& Global();

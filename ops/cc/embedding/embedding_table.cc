@@ -31,7 +31,8 @@ bool AllFinite(const float* values, int64_t count) {
 
 }  // namespace
 
-// A batch in lock-shard order (stable): shard s holds places [begin[s], begin[s + 1]); position[p] is the index in the batch.
+// A batch in lock-shard order (stable): shard s holds places [begin[s], begin[s + 1]); position[p] is the index in the
+// batch.
 struct EmbeddingTable::ShardedIds {
   std::vector<uint64_t> hashes;
   std::vector<uint32_t> positions;
@@ -208,7 +209,8 @@ Status EmbeddingTable::Merge(const std::vector<Occurrence>& occurrences, const E
   return {};
 }
 
-void EmbeddingTable::Apply(const MergedGradients& merged, float learning_rate, uint32_t timestamp, const Executor& run) {
+void EmbeddingTable::Apply(const MergedGradients& merged, float learning_rate, uint32_t timestamp,
+                           const Executor& run) {
   const int dim = config_.dim;
   const auto apply_shard = [&](int64_t s, std::vector<uint64_t>* hashes, std::vector<float*>* entries) {
     const uint32_t count = merged.distinct[s];

@@ -42,8 +42,8 @@ struct EntryBlock {
   std::vector<float> values;
 };
 
-// Thread-safe: ids are spread over shards, each with its own reader/writer lock, arena and map. An entry is never seen half
-// written. A batch visits each shard once, so it takes at most kLockShards locks, and never two at a time.
+// Thread-safe: ids are spread over shards, each with its own reader/writer lock, arena and map. An entry is never seen
+// half written. A batch visits each shard once, so it takes at most kLockShards locks, and never two at a time.
 class EmbeddingTable {
  public:
   static constexpr int kLockShards = 64;
@@ -58,7 +58,8 @@ class EmbeddingTable {
   int state_floats() const { return state_floats_; }
   int64_t size() const;
 
-  // Writes `count` rows of dim floats. A missing id reads as zeros, or with `create` as its first vector, which it keeps.
+  // Writes `count` rows of dim floats. A missing id reads as zeros, or with `create` as its first vector, which it
+  // keeps.
   void Lookup(const int64_t* fids, int64_t count, bool create, float* values, const Executor& run);
   void Contains(const int64_t* fids, int64_t count, bool* found) const;
 

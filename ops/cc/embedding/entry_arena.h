@@ -10,8 +10,8 @@
 
 namespace millrace {
 
-// Entries are addressed by 31-bit handles and never move. Block k holds 16 << k entries, so a small table stays small and a
-// large one has few blocks; pages of a block that were never written cost no memory.
+// Entries are addressed by 31-bit handles and never move. Block k holds 16 << k entries, so a small table stays small
+// and a large one has few blocks; pages of a block that were never written cost no memory.
 class EntryArena {
  public:
   // `floats`: size of one entry. Entries start on a 16-byte boundary.

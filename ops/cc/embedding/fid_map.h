@@ -14,9 +14,9 @@ class FidMap {
  public:
   struct Slot {
     int64_t fid;
-    uint32_t handle : 31;     // entry in the arena; kEmpty marks a free slot
-    uint32_t touched : 1;     // updated since the touched keys were last stolen
-    uint32_t timestamp;       // Unix seconds of the last write, 0 before the first
+    uint32_t handle : 31;  // entry in the arena; kEmpty marks a free slot
+    uint32_t touched : 1;  // updated since the touched keys were last stolen
+    uint32_t timestamp;    // Unix seconds of the last write, 0 before the first
     bool empty() const { return handle == kEmpty; }
   };
   static_assert(sizeof(Slot) == 16, "four slots a cache line");
@@ -29,7 +29,8 @@ class FidMap {
     if (!slots_.empty()) __builtin_prefetch(&slots_[hash & mask_]);
   }
 
-  // `hash` is HashFid(fid) everywhere. Returns null when absent. A pointer is valid until the next Insert, Erase or Clear.
+  // `hash` is HashFid(fid) everywhere. Returns null when absent. A pointer is valid until the next Insert, Erase or
+  // Clear.
   Slot* Find(int64_t fid, uint64_t hash) {
     if (slots_.empty()) return nullptr;
     for (uint64_t i = hash & mask_;; i = (i + 1) & mask_) {

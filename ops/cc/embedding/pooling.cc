@@ -58,20 +58,21 @@ void LookupPooled(const PooledFeature& feature, bool create, float* pooled, cons
   }
   const std::unique_ptr<float[]> rows(new float[feature.num_values * dim]);
   feature.table->Lookup(feature.values, feature.num_values, create, rows.get(), run);
-  run(feature.rows, 10 + feature.num_values * dim / std::max<int64_t>(feature.rows, 1), [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      const int64_t begin = feature.row_splits[r], end = feature.row_splits[r + 1];
-      float* out = pooled + r * dim;
-      std::fill_n(out, dim, 0.0f);
-      for (int64_t i = begin; i < end; ++i) {
-        const float* row = rows.get() + i * dim;
-        for (int d = 0; d < dim; ++d) out[d] += row[d];
-      }
-      if (!feature.mean || end - begin < 2) continue;
-      const float scale = 1.0f / static_cast<float>(end - begin);
-      for (int d = 0; d < dim; ++d) out[d] *= scale;
-    }
-  });
+  run(feature.rows, 10 + feature.num_values * dim / std::max<int64_t>(feature.rows, 1),
+      [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r) {
+          const int64_t begin = feature.row_splits[r], end = feature.row_splits[r + 1];
+          float* out = pooled + r * dim;
+          std::fill_n(out, dim, 0.0f);
+          for (int64_t i = begin; i < end; ++i) {
+            const float* row = rows.get() + i * dim;
+            for (int d = 0; d < dim; ++d) out[d] += row[d];
+          }
+          if (!feature.mean || end - begin < 2) continue;
+          const float scale = 1.0f / static_cast<float>(end - begin);
+          for (int d = 0; d < dim; ++d) out[d] *= scale;
+        }
+      });
 }
 
 Status ApplyPooledGradients(const std::vector<PooledFeature>& features, const std::vector<const float*>& gradients,

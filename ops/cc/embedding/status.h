@@ -31,9 +31,9 @@ inline Status Internal(std::string message) { return {Code::kInternal, std::move
 
 }  // namespace millrace
 
-#define MILLRACE_RETURN_IF_ERROR(expression)               \
-  do {                                                     \
-    ::millrace::Status status_of_expression = (expression); \
+#define MILLRACE_RETURN_IF_ERROR(expression)                     \
+  do {                                                           \
+    ::millrace::Status status_of_expression = (expression);      \
     if (!status_of_expression.ok()) return status_of_expression; \
   } while (false)
 

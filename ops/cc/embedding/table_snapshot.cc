@@ -64,7 +64,9 @@ class File {
     return {};
   }
 
-  Status Rewind() { return ::lseek(descriptor_, 0, SEEK_SET) == 0 ? Status() : Internal(SystemError("seek in", path_)); }
+  Status Rewind() {
+    return ::lseek(descriptor_, 0, SEEK_SET) == 0 ? Status() : Internal(SystemError("seek in", path_));
+  }
   Status Sync() { return ::fsync(descriptor_) == 0 ? Status() : Internal(SystemError("sync", path_)); }
   int64_t Size() const {
     struct stat info;
@@ -100,7 +102,8 @@ uint32_t BlockCrc(uint32_t index, const std::vector<char>& bytes) {
   return Crc32c(Crc32c(0, &index, sizeof(index)), bytes.data(), bytes.size());
 }
 
-Status WriteBlock(const EntryBlock& block, size_t first, size_t last, uint32_t index, std::vector<char>* buffer, File* file) {
+Status WriteBlock(const EntryBlock& block, size_t first, size_t last, uint32_t index, std::vector<char>* buffer,
+                  File* file) {
   const auto rows = static_cast<uint32_t>(last - first);
   buffer->resize(BlockBytes(rows, block.floats));
   char* at = buffer->data();
@@ -216,7 +219,8 @@ Status ReadBlock(const std::string& where, File* file, uint32_t index, int64_t r
 
 Status CheckFits(const std::string& path, const SnapshotHeader& header, const EmbeddingTable& table) {
   const auto differs = [&](const std::string& what, const std::string& expected, const std::string& found) {
-    return InvalidArgument(path + ": table '" + header.table + "' has " + what + " " + found + ", expected " + expected);
+    return InvalidArgument(path + ": table '" + header.table + "' has " + what + " " + found + ", expected " +
+                           expected);
   };
   const std::string& optimizer = table.config().optimizer.kind;
   if (header.dim != table.dim()) return differs("dim", std::to_string(table.dim()), std::to_string(header.dim));
@@ -266,7 +270,8 @@ Status ReadSnapshot(const std::string& path, SnapshotHeader* header,
   return complete ? DataLoss(path + ": bytes follow the last block") : Status();
 }
 
-Status SaveStore(const EmbeddingStore& store, const std::string& folder, bool with_state, std::vector<std::string>* files) {
+Status SaveStore(const EmbeddingStore& store, const std::string& folder, bool with_state,
+                 std::vector<std::string>* files) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) return Internal("cannot create folder " + folder + ": " + error.message());
@@ -288,7 +293,8 @@ Status RestoreStore(EmbeddingStore* store, const std::vector<std::string>& files
     if (!known.ok()) return InvalidArgument(path + ": " + known.message());
     MILLRACE_RETURN_IF_ERROR(CheckFits(path, header, *table));
     const auto [other, is_new] = file_of_table.emplace(header.table, path);
-    if (!is_new) return InvalidArgument("table '" + header.table + "' is in two files: " + other->second + " and " + path);
+    if (!is_new)
+      return InvalidArgument("table '" + header.table + "' is in two files: " + other->second + " and " + path);
   }
   for (const auto& table : store->tables()) {
     if (file_of_table.count(table->config().name) == 0) {

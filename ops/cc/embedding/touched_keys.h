@@ -8,8 +8,9 @@
 
 namespace millrace {
 
-// A bounded list; FidMap::Slot::touched keeps living ids unique in it. Where nobody steals (an offline run), memory stays
-// bounded: past the capacity it forgets all and says so at the next steal, after which the reader needs a whole export.
+// A bounded list; FidMap::Slot::touched keeps living ids unique in it. Where nobody steals (an offline run), memory
+// stays bounded: past the capacity it forgets all and says so at the next steal, after which the reader needs a whole
+// export.
 class TouchedKeys {
  public:
   explicit TouchedKeys(size_t capacity) : capacity_(capacity) {}

@@ -55,7 +55,8 @@ absl::Status PooledLookupShape(InferenceContext* context) {
   std::vector<int64_t> dims;
   TF_RETURN_IF_ERROR(context->GetAttr("dims", &dims));
   const int features = context->num_outputs();
-  if (static_cast<int>(dims.size()) != features) return absl::InvalidArgumentError("dims must have one number a feature");
+  if (static_cast<int>(dims.size()) != features)
+    return absl::InvalidArgumentError("dims must have one number a feature");
   for (int f = 0; f < features; ++f) {
     DimensionHandle rows;
     TF_RETURN_IF_ERROR(PooledRows(context, f, features, &rows));
@@ -68,7 +69,8 @@ absl::Status ApplyPooledGradientsShape(InferenceContext* context) {
   std::vector<int64_t> dims;
   TF_RETURN_IF_ERROR(context->GetAttr("dims", &dims));
   const int features = (context->num_inputs() - 3) / 3;
-  if (static_cast<int>(dims.size()) != features) return absl::InvalidArgumentError("dims must have one number a feature");
+  if (static_cast<int>(dims.size()) != features)
+    return absl::InvalidArgumentError("dims must have one number a feature");
   for (int f = 0; f < features; ++f) {
     DimensionHandle rows;
     TF_RETURN_IF_ERROR(PooledRows(context, f, features, &rows));
@@ -118,9 +120,11 @@ REGISTER_OP("Millrace>OpenStore")
 Opens the embedding store of this name in the process, creating it when it is new, and becomes one of its owners.
 
 tables: One text a table, keys and values as in
-  `name=movies;dim=16;seed=7;optimizer=adagrad;optimizer.initial_accumulator_value=0.1;optimizer.weight_decay_factor=0.0;initializer=zeros`.
-  Optimizers: sgd, adagrad, adam, ftrl, none. Initializers: zeros, constant, random_uniform. A store that is open with other texts is refused.
-store_name: Name in the process-wide registry. (Not `shared_name`: a SavedModel's loader appends a suffix to attributes of that name.)
+  `name=movies;dim=16;seed=7;optimizer=ftrl;optimizer.beta=1.0;...;initializer=constant;initializer.value=0.5`.
+  Optimizers: sgd, adagrad, adam, ftrl, none. Initializers: zeros, constant, random_uniform. A store that is open with
+  other texts is refused.
+store_name: Name in the process-wide registry. (Not `shared_name`: a SavedModel's loader appends a suffix to attributes
+  of that name.)
 store: Scalar handle.
 )doc");
 
@@ -215,8 +219,8 @@ REGISTER_OP("Millrace>ApplyPooledGradients")
     .Doc(R"doc(
 Carries gradients back through PooledLookup and updates the tables.
 
-Gradients of equal ids are summed, over all features of a table, in order of occurrence; then each id takes one optimizer step. A NaN or
-infinite sum is an error that names table and id, and nothing is applied to any table.
+Gradients of equal ids are summed, over all features of a table, in order of occurrence; then each id takes one
+optimizer step. A NaN or infinite sum is an error that names table and id, and nothing is applied to any table.
 
 gradients: [rows_f, dim_f], with respect to the pooled output of feature f.
 learning_rates: [N], that of each feature's table; the first feature of a table counts.
@@ -340,7 +344,11 @@ REGISTER_OP("Millrace>Save")
     .SetIsStateful()
     .SetShapeFn(ListShape)
     .Doc(R"doc(
-Writes each table into one checksummed file of folder; files are written beside, synced and renamed. Updates must pause meanwhile.
+Writes each table into one checksummed file of a folder.
+
+Files are written beside, synced and renamed. Updates must pause meanwhile.
+
+folder: Scalar; created when it is new.
 
 with_state: Write optimizer state too; else weights only, for serving.
 files: Paths, in the order of the tables.
@@ -358,7 +366,8 @@ REGISTER_OP("Millrace>Restore")
     .Doc(R"doc(
 Replaces the content of all tables by that of files, one a table. Every file is checked before the first entry changes.
 
-once: Do nothing when a restore with `once` has filled this store before: a second load of the same export joins the first.
+once: Do nothing when a restore with `once` has filled this store before: a second load of the same export joins the
+  first.
 )doc");
 
 REGISTER_OP("Millrace>ReadTableFile")

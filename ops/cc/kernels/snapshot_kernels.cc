@@ -98,7 +98,8 @@ class RestoreKernel : public OpKernel {
     OP_REQUIRES_OK(context, StoreFromInput(context, &store));
     const auto files = context->input(1).flat<tstring>();
     const std::vector<std::string> paths(files.data(), files.data() + files.size());
-    OP_REQUIRES_OK(context, ToTensorFlow(once_ ? RestoreStoreOnce(store.get(), paths) : RestoreStore(store.get(), paths)));
+    OP_REQUIRES_OK(context,
+                   ToTensorFlow(once_ ? RestoreStoreOnce(store.get(), paths) : RestoreStore(store.get(), paths)));
   }
 
  private:

@@ -100,8 +100,8 @@ absl::Status CheckDim(const EmbeddingTable& table, int64_t dim) {
 // Values or gradients of `ids`: [n, dim] float.
 absl::Status CheckRows(const EmbeddingTable& table, const Tensor& rows, int64_t count) {
   if (rows.dims() != 2 || rows.dim_size(0) != count) {
-    return absl::InvalidArgumentError("table '" + table.config().name + "': expected shape [" + std::to_string(count) + ", " +
-                                      std::to_string(table.dim()) + "], got " + rows.shape().DebugString());
+    return absl::InvalidArgumentError("table '" + table.config().name + "': expected shape [" + std::to_string(count) +
+                                      ", " + std::to_string(table.dim()) + "], got " + rows.shape().DebugString());
   }
   return CheckDim(table, rows.dim_size(1));
 }
@@ -289,18 +289,21 @@ class ApplyPooledGradientsKernel : public PooledKernel {
     std::vector<const float*> gradient_data;
     for (size_t f = 0; f < features.size(); ++f) {
       const absl::Status fits = CheckRows(*features[f].table, gradients[f], features[f].rows);
-      OP_REQUIRES(context, fits.ok(),
-                  absl::InvalidArgumentError("gradient of feature '" + features[f].name + "': " + std::string(fits.message())));
+      OP_REQUIRES(
+          context, fits.ok(),
+          absl::InvalidArgumentError("gradient of feature '" + features[f].name + "': " + std::string(fits.message())));
       gradient_data.push_back(gradients[f].flat<float>().data());
     }
     const int first_scalar = static_cast<int>(1 + 3 * features.size());
     const Tensor& learning_rates = context->input(first_scalar);
-    OP_REQUIRES(context, learning_rates.dims() == 1 && learning_rates.NumElements() == static_cast<int64_t>(features.size()),
+    OP_REQUIRES(context,
+                learning_rates.dims() == 1 && learning_rates.NumElements() == static_cast<int64_t>(features.size()),
                 absl::InvalidArgumentError("learning_rates must hold one number a feature"));
     uint32_t timestamp = 0;
     OP_REQUIRES_OK(context, TimestampFromInput(context, first_scalar + 1, &timestamp));
-    OP_REQUIRES_OK(context, ToTensorFlow(ApplyPooledGradients(features, gradient_data, learning_rates.flat<float>().data(),
-                                                              timestamp, DeviceThreads(context))));
+    OP_REQUIRES_OK(context,
+                   ToTensorFlow(ApplyPooledGradients(features, gradient_data, learning_rates.flat<float>().data(),
+                                                     timestamp, DeviceThreads(context))));
   }
 };
 
