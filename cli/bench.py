@@ -66,7 +66,7 @@ def describe_machine() -> dict[str, object]:
     """Processor, cores, memory and the versions that decide speed."""
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = {package: importlib.metadata.version(package) for package in _VERSIONS}
+    versions: dict[str, object] = {package: importlib.metadata.version(package) for package in _VERSIONS}
     return {
         "cpu": model,
         "cores": os.cpu_count(),

@@ -59,7 +59,7 @@ def audit_counts(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def auc_figures(ledger: Path, model_dir: Path) -> dict[str, float | None]:
-    """AUC over the last third of the run: the model's own predictions, and the true probabilities where they are known."""
+    """AUC over the last third of the run: the model's own predictions, and the true probabilities where known."""
     from training.metrics import last_third, read_predictions
 
     predictions = read_predictions(model_dir / "predictions.bin")

@@ -144,21 +144,14 @@ def _series(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray]:
     return (np.array([t for t, _ in points]), np.array([v for _, v in points], float))
 
 
-def _draw_marks(record: RunRecord, axes: Axes, kinds: tuple[str, ...] = ("kill", "back")) -> None:
+def _draw_marks(record: RunRecord, axes: Axes) -> None:
+    """Dashed lines where a process was killed and where it was back."""
     for mark in record.marks:
-        if mark["kind"] in kinds:
-            color = _RED if mark["kind"] == "kill" else _GREEN
-            axes.axvline(float(mark["t"]), color=color, linewidth=1, linestyle="--")  # type: ignore[arg-type]
-            axes.annotate(
-                str(mark["label"]),
-                (float(mark["t"]), 1.0),
-                xycoords=("data", "axes fraction"),
-                color=color,
-                fontsize=7,  # type: ignore[arg-type]
-                rotation=90,
-                ha="right",
-                va="top",
-            )
+        if mark["kind"] in ("kill", "back"):
+            color, at = _RED if mark["kind"] == "kill" else _GREEN, float(str(mark["t"]))
+            axes.axvline(at, color=color, linewidth=1, linestyle="--")
+            where = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
+            axes.annotate(str(mark["label"]), (at, 1.0), color=color, fontsize=7, **where)
 
 
 def _draw_learning(record: RunRecord, figure: Figure) -> None:
@@ -212,7 +205,7 @@ def _draw_timeline(record: RunRecord, figure: Figure) -> None:
     axes = _axes(figure, "seconds", "deltas applied")
     axes.plot(*_series(record, "deltas_applied"), color=_BLUE, label="deltas applied")
     for index, mark in enumerate(m for m in record.marks if m["kind"] == "version"):
-        axes.axvline(float(mark["t"]), color=_GREY, linewidth=1, label="version served" if index == 0 else None)  # type: ignore[arg-type]
+        axes.axvline(float(str(mark["t"])), color=_GREY, linewidth=1, label="version served" if index == 0 else None)
     axes.set_ylim(bottom=0)
     _draw_marks(record, axes)
     axes.legend(frameon=False, fontsize=7, loc="upper left")

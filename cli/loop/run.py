@@ -215,7 +215,9 @@ class LoopRun:
         dead_letters = sum(end for _, end in watermarks(kafka, self._topics.dead_letter).values())
         dropped = int(self._metrics("feed").get("millrace_feed_rows_dropped_total", 0))
         totals, samples = dict(self._sampler.totals), list(self._sampler.samples)
-        for part in self._clients:  # before the server stops: a request that nobody can answer is no failure of the loop
+        for (
+            part
+        ) in self._clients:  # before the server stops: a request that nobody can answer is no failure of the loop
             part.close()
         if self._processes["trainer"].stop(60.0) != 0:
             raise ChildProcessError(f"the trainer did not save: {self._processes['trainer'].log_tail()}")
