@@ -51,7 +51,7 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_offline_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=_whole, metavar="N", help="rows predicted at once (online 512, offline 256)")
+    parser.add_argument("--batch-size", type=_whole, metavar="N", help="most rows of a step (online 512, offline 256)")
     parser.add_argument("--micro-batch", type=_whole, metavar="N", help="rows of one update (online 64, offline 32)")
     group = parser.add_argument_group("offline")
     group.add_argument("--input", type=Path, metavar="PATH", help="Parquet file or folder, or a MovieLens folder")

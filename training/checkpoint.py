@@ -145,7 +145,8 @@ class Checkpoints:
         step.store.restore(folder / _TABLES)
         if step.audit_store is not None and (folder / _AUDIT).is_dir():
             step.audit_store.restore(folder / _AUDIT)
-        tf.train.Checkpoint(**_dense_state(step)).read(str(folder / _DENSE / "variables")).assert_existing_objects_matched()
+        dense = tf.train.Checkpoint(**_dense_state(step)).read(str(folder / _DENSE / "variables"))
+        dense.assert_existing_objects_matched()
         return Restored(position, manifest.global_step, manifest.delta_sequence, state["prediction_rows"], folder.name)
 
     def _check_schema(self, folder: Path, manifest: CheckpointManifest) -> None:

@@ -119,9 +119,7 @@ class Exporter:
             return []
         return sorted(int(path.name) for path in self.base.iterdir() if path.name.isdecimal())
 
-    def cut(
-        self, step: TrainStep, delta_topic: str = "", delta_sequence: int = 0, delta_offset: int = 0
-    ) -> ExportCut:
+    def cut(self, step: TrainStep, delta_topic: str = "", delta_sequence: int = 0, delta_offset: int = 0) -> ExportCut:
         """Saves the tables as they are now. To be called between steps; raises OSError or tf.errors.OpError."""
         version = max([int(time.time()), *(version + 1 for version in self.versions()[-1:])])
         snapshot = self.base / f"{_TEMPORARY}{version}.tables"

@@ -56,7 +56,7 @@ def read_movielens(path: Path, task: Task) -> pa.RecordBatch:
         record_batch.SOURCE_ROW: np.zeros(rows, np.int32),
     }
     schema = record_batch.train_schema([feature.name for feature in config.features])
-    arrays = [*fids.columns, *(pa.array(flat[f.name], f.type) for f in record_batch.METADATA_FIELDS)]  # type: ignore[arg-type]
+    arrays = [*fids.columns, *(pa.array(flat[f.name], f.type) for f in record_batch.METADATA_FIELDS)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 

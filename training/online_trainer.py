@@ -132,8 +132,8 @@ class OnlineTrainer:
         self._steps = int(self._step.global_step.numpy())
         self._event_time_ms = 0
         self._base_version = max(self._exporter.versions(), default=0)
-        # A server may hold newer values than a restored trainer: learning the rest again sends most of them out anew, and
-        # an export soon after the start replaces them all. A model without any export gets one at once.
+        # A server may hold newer values than a restored trainer: learning the rest again sends most of them out anew,
+        # and an export soon after the start replaces them all. A model without any export gets one at once.
         first = min(_FIRST_EXPORT_SECONDS, options.export_seconds) if self._base_version else 0.0
         self._export_timer = _Timer(options.export_seconds, first)
         self._checkpoint_timer = _Timer(options.checkpoint_seconds)
@@ -204,14 +204,12 @@ class OnlineTrainer:
             _CHECKPOINTS.inc()
             self._feeder.commit(cut.position.offsets)
             self._events.checkpoint(cut.global_step, cut.folder)
-        except _SAVE_ERRORS as error:
+        except Exception as error:  # on the saving thread nobody else would hear of it
             self._save_failed("checkpoint", error)
 
     def _start_export(self) -> None:
         try:
-            cut = self._exporter.cut(
-                self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset
-            )
+            cut = self._exporter.cut(self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset)
         except _SAVE_ERRORS as error:
             self._save_failed("export", error)
         else:
@@ -225,13 +223,14 @@ class OnlineTrainer:
             self._base_version = export.version
             _EXPORTS.inc()
             _LOG.info("version %d is exported in %.1f s", export.version, time.monotonic() - start)
-        except _SAVE_ERRORS as error:
+        except Exception as error:  # on the saving thread nobody else would hear of it
             self._save_failed("export", error)
 
     def _save_failed(self, what: str, error: Exception) -> None:
         """Training goes on: what failed is tried again soon, and a restart goes on from the checkpoint before."""
         _DISK_FAILURES.labels(what).inc()
-        _LOG.warning("%s failed, will be tried again: %s", what, error)
+        expected = isinstance(error, _SAVE_ERRORS)
+        _LOG.warning("%s failed, will be tried again: %s", what, error, exc_info=None if expected else error)
         timer, seconds = (
             (self._checkpoint_timer, self._options.checkpoint_seconds)
             if what == "checkpoint"

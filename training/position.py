@@ -37,7 +37,9 @@ class SeenRows:
         if not len(row):
             return Admission(np.zeros(0, bool), 0, 0)
         if row.min() < 0 or row.max() >= ROWS_PER_RECORD or offset.min() < 0:
-            raise ProvenanceError(f"source rows {row.min()}..{row.max()} at offset {offset.min()}: not in 0..63 at >= 0")
+            raise ProvenanceError(
+                f"source rows {row.min()}..{row.max()} from offset {offset.min()} on: not in 0..63, >= 0"
+            )
         new = np.zeros(len(row), bool)
         too_old = 0
         for each in np.unique(partition).tolist():
@@ -50,13 +52,13 @@ class SeenRows:
 
     def save(self) -> bytes:
         """The state as a compressed NumPy archive."""
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for partition, window in self._windows.items():
             base, words = window.content()
-            arrays[f"base_{partition}"] = np.int64(base)
+            arrays[f"base_{partition}"] = np.array(base)
             arrays[f"words_{partition}"] = words
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, horizon=np.int64(self.horizon), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, allow_pickle=False, horizon=np.array(self.horizon), **arrays)
         return buffer.getvalue()
 
     @classmethod

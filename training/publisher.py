@@ -256,9 +256,12 @@ class EventPublisher:
     def _send(self, key: str, event: ModelEvent) -> None:
         text = json_format.MessageToJson(event, preserving_proto_field_name=True, indent=None)
         failures: list[str] = []
-        self._producer.produce(
-            self._topic, text.encode(), key=key.encode(), on_delivery=lambda e, _: failures.append(str(e)) if e else None
-        )
+
+        def delivered(error: Any, _: Any) -> None:
+            if error is not None:
+                failures.append(str(error))
+
+        self._producer.produce(self._topic, text.encode(), key=key.encode(), on_delivery=delivered)
         flush_or_raise(self._producer, _DELIVERY_SECONDS)
         if failures:
             _FAILURES.labels("event").inc()

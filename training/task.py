@@ -116,8 +116,10 @@ class Task(ABC):
         """Raises UserError when the declaration contradicts itself."""
         _check_unique(f"{type(self).__name__}.features", [feature.name for feature in self.features])
         _check_unique(f"{type(self).__name__}.heads", [head.name for head in self.heads])
-        for part in (*self.features, *self.heads):
-            part.check()
+        for feature in self.features:
+            feature.check()
+        for head in self.heads:
+            head.check()
         self.tables()
 
     def feed_config(self, **overrides: Any) -> FeedConfig:
@@ -187,9 +189,7 @@ def load_task(path: str, field_name: str = "--task") -> Task:
     except ModuleNotFoundError as error:
         if error.name and not module_name.startswith(error.name):
             raise UserError(field_name, path, f"its import of {error.name} failed", "install what it needs") from error
-        raise UserError(
-            field_name, path, f"no module {module_name}", "run in its folder or set PYTHONPATH"
-        ) from error
+        raise UserError(field_name, path, f"no module {module_name}", "run in its folder or set PYTHONPATH") from error
     choices = sorted(name for name, value in vars(module).items() if _is_task(value))
     if class_name not in choices:
         there = ", ".join(choices) or "no task"

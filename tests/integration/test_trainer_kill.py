@@ -122,7 +122,8 @@ def check_events(kafka: KafkaConnection, topics: Topics, model_dir: Path) -> Non
     kept = sorted(int(path.name) for path in (model_dir / "exports" / "standalone").iterdir() if path.name.isdecimal())
     assert versions[-1] in kept
     assert any(r.key == b"default/feed/checkpoint" for r in records)
-    assert exports[-1]["sub_graphs"]["standalone"]["path"] == str(model_dir / "exports" / "standalone" / str(versions[-1]))
+    path = model_dir / "exports" / "standalone" / str(versions[-1])
+    assert exports[-1]["sub_graphs"]["standalone"]["path"] == str(path)
     assert int(exports[-1]["created_at_ms"]) <= time.time_ns() // 1_000_000
 
 
@@ -131,5 +132,5 @@ def test_a_missing_train_topic_is_a_users_error(
 ) -> None:
     assert_user_error(
         "train", "--task", "examples.feed_ranking:FeedRanking", "--online", "--kafka", kafka.bootstrap_servers,
-        "--topic-prefix", topics.prefix, "--model-dir", str(tmp_path), mentions=[topics.train("feed"), "does not exist"],
+        "--topic-prefix", topics.prefix, "--model-dir", str(tmp_path), mentions=["train.feed", "does not exist"],
     )  # fmt: skip

@@ -87,6 +87,7 @@ def test_applying_a_row_twice_is_an_error_and_offsets_never_go_back() -> None:
     position.applied(*columns([(0, 1, 2)]))
     position.passed({0: 7}, duplicates=2, too_old=1)
     position.passed({0: 5})
-    assert (position.offsets, position.rows_applied, position.rows_duplicate, position.rows_too_old) == ({0: 7}, 1, 2, 1)
+    assert position.offsets == {0: 7}
+    assert (position.rows_applied, position.rows_duplicate, position.rows_too_old) == (1, 2, 1)
     with pytest.raises(ProvenanceError):
         position.applied(*columns([(0, 1, 2)]))
