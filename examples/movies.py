@@ -14,7 +14,8 @@ _NEAR_ZERO = RandomUniform(-0.03, 0.03)
 class MovieRanking(Task):
     """Will this user rate this movie 4 or better?
 
-    Ratings come in bursts, so the biases learn as fast as one burst lasts.
+    Ratings come in bursts, so the biases of users and items learn as fast as one burst lasts. Genres and year help where
+    a movie is new; a request may leave them empty.
     """
 
     name = "movies"
@@ -22,7 +23,9 @@ class MovieRanking(Task):
         SparseFeature("user", 1, "user_id", _FACTORS, optimizer=_FACTOR_RULE, initializer=_NEAR_ZERO),
         SparseFeature("item", 2, "item_id", _FACTORS, optimizer=_FACTOR_RULE, initializer=_NEAR_ZERO),
         SparseFeature("user_bias", 1, "user_id", 1, optimizer=Adagrad(0.85)),
-        SparseFeature("item_bias", 2, "item_id", 1, optimizer=Adagrad(0.55)),
+        SparseFeature("item_bias", 2, "item_id", 1, optimizer=Adagrad(0.4)),
+        SparseFeature("genres", 3, "context.genres", 1, optimizer=Adagrad(0.05)),
+        SparseFeature("year", 4, "context.year", 1, optimizer=Adagrad(0.05)),
     )
     heads = (Head("like", LabelRule("like", ("rate",), min_value=4.0)),)
 
@@ -30,7 +33,8 @@ class MovieRanking(Task):
         import keras
 
         affinity = keras.layers.Dot(axes=1, name="affinity")([embeddings["user"], embeddings["item"]])
-        terms = keras.layers.Concatenate()([embeddings["user_bias"], embeddings["item_bias"], affinity])
+        first_order = [embeddings[name] for name in ("user_bias", "item_bias", "genres", "year")]
+        terms = keras.layers.Concatenate()([*first_order, affinity])
         return {"like": keras.layers.Dense(1, kernel_initializer="ones", name="logit")(terms)}
 
 

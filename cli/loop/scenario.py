@@ -55,7 +55,7 @@ def movielens(folder: Path, rate: float) -> Scenario:
         head="like",
         users=600,
         items=2000,
-        probe=ProbeEvents("rate", 5.0, {}, {}),
+        probe=ProbeEvents("rate", 5.0, {}, {"genres": "", "year": ""}),
         producer=("replay", "--format", "movielens", str(folder), "--rate", str(rate)),
         data=folder,
     )
