@@ -14,8 +14,8 @@ _NEAR_ZERO = RandomUniform(-0.03, 0.03)
 class MovieRanking(Task):
     """Will this user rate this movie 4 or better?
 
-    Ratings come in bursts, so the biases of users and items learn as fast as one burst lasts. Genres and year help where
-    a movie is new; a request may leave them empty.
+    Ratings come in bursts, so the biases of users and items learn as fast as one burst lasts. Genres and year help
+    where a movie is new; a request may leave them empty.
     """
 
     name = "movies"
