@@ -19,7 +19,7 @@ import tensorflow as tf
 from runtime.kafka_blocks import BlockReader, KafkaReadError, resolve_start
 from runtime.kafka_client import KafkaConnection
 from runtime.telemetry import counter
-from training.position import Admission, SeenRows
+from training.position import SeenRows
 from training.task import Task
 from transforms import record_batch
 
@@ -203,6 +203,16 @@ class FeedQueue:
         self._queue.close(cancel_pending_enqueues=True)
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """What is true once all rows of a block are applied: where to go on, and how many of its rows were refused."""
+
+    partition: int
+    next_offset: int
+    duplicates: int = 0
+    too_old: int = 0
+
+
 class Batcher:
     """Cuts blocks into batches of at most `batch_size` new rows and keeps the books about offsets and duplicates.
 
@@ -212,9 +222,8 @@ class Batcher:
 
     def __init__(self, layout: Layout, batch_size: int, seen: SeenRows) -> None:
         self._layout, self._batch_size, self._seen = layout, batch_size, seen
-        self._pieces: list[tuple[pa.RecordBatch, tuple[int, int] | None]] = []
+        self._pieces: list[tuple[pa.RecordBatch, _Mark]] = []
         self.rows = 0
-        self._duplicates = self._too_old = 0
 
     @property
     def pending(self) -> bool:
@@ -227,19 +236,18 @@ class Batcher:
         rows = self._layout.project(block)
         if not admission.new.all():
             rows = rows.filter(pa.array(admission.new))
-        self._count(admission)
-        self._pieces.append((rows, (partition, next_offset)))
+        self._pieces.append((rows, _Mark(partition, next_offset, admission.duplicates, admission.too_old)))
         self.rows += rows.num_rows
 
     def skip(self, partition: int, next_offset: int) -> None:
         """Passes over a block that cannot be used."""
         nothing = record_batch.empty(record_schema(self._layout.sparse))
-        self._pieces.append((nothing, (partition, next_offset)))
+        self._pieces.append((nothing, _Mark(partition, next_offset)))
 
     def take(self) -> tuple[Ticket, pa.RecordBatch]:
         """The next batch of at most `batch_size` rows, in order, with its ticket."""
         taken: list[pa.RecordBatch] = []
-        offsets: dict[int, int] = {}
+        marks: list[_Mark] = []
         space = self._batch_size
         while self._pieces:
             rows, mark = self._pieces[0]
@@ -251,18 +259,16 @@ class Batcher:
             taken.append(rows)
             space -= rows.num_rows
             self._pieces.pop(0)
-            if mark:
-                offsets[mark[0]] = mark[1]
+            marks.append(mark)
         batch = record_batch.concat(taken, record_schema(self._layout.sparse))
         self.rows -= batch.num_rows
-        ticket = Ticket.of(batch, self._layout.heads)
-        ticket = replace(ticket, offsets=offsets, duplicates=self._duplicates, too_old=self._too_old)
-        self._duplicates = self._too_old = 0
+        ticket = replace(
+            Ticket.of(batch, self._layout.heads),
+            offsets={mark.partition: mark.next_offset for mark in marks},
+            duplicates=sum(mark.duplicates for mark in marks),
+            too_old=sum(mark.too_old for mark in marks),
+        )
         return ticket, batch
-
-    def _count(self, admission: Admission) -> None:
-        self._duplicates += admission.duplicates
-        self._too_old += admission.too_old
 
 
 class KafkaFeeder:

@@ -131,6 +131,9 @@ class OnlineTrainer:
         self._saving: Future[None] | None = None
         self._steps = int(self._step.global_step.numpy())
         self._event_time_ms = 0
+        # What was saved at this step need not be saved again.
+        self._checkpoint_step = restored.global_step if restored.name else -1
+        self._export_step = -1
         self._base_version = max(self._exporter.versions(), default=0)
         # A server may hold newer values than a restored trainer: learning the rest again sends most of them out anew,
         # and an export soon after the start replaces them all. A model without any export gets one at once.
@@ -189,6 +192,8 @@ class OnlineTrainer:
             self._start_checkpoint()
 
     def _start_checkpoint(self) -> None:
+        if self._steps == self._checkpoint_step:
+            return
         try:
             rows = self._progress.predictions.rows_when_flushed()
             cut = self._checkpoints.cut(self._step, self._position, self._deltas.sequence, rows)
@@ -200,7 +205,7 @@ class OnlineTrainer:
     def _finish_checkpoint(self, cut: Cut) -> None:
         try:
             self._checkpoints.finish(cut)
-            self._checkpoint_name = cut.folder.name
+            self._checkpoint_name, self._checkpoint_step = cut.folder.name, cut.global_step
             _CHECKPOINTS.inc()
             self._feeder.commit(cut.position.offsets)
             self._events.checkpoint(cut.global_step, cut.folder)
@@ -208,6 +213,8 @@ class OnlineTrainer:
             self._save_failed("checkpoint", error)
 
     def _start_export(self) -> None:
+        if self._steps == self._export_step:
+            return
         try:
             cut = self._exporter.cut(self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset)
         except _SAVE_ERRORS as error:
@@ -220,7 +227,7 @@ class OnlineTrainer:
             start = time.monotonic()
             export = self._exporter.write(cut, self._step)
             self._events.export(export, self._checkpoint_name)
-            self._base_version = export.version
+            self._base_version, self._export_step = export.version, export.global_step
             _EXPORTS.inc()
             _LOG.info("version %d is exported in %.1f s", export.version, time.monotonic() - start)
         except Exception as error:  # on the saving thread nobody else would hear of it
