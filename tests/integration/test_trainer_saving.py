@@ -64,7 +64,7 @@ def test_a_failing_disk_and_bad_blocks_do_not_stop_training(
 ) -> None:
     train_topic = topics.train(TASK.name)
     produce_blocks(kafka, train_topic, [make_batch(TASK, 0, 10)])
-    wait_until(lambda: "checkpoint failed" in caplog.text and "export failed" in caplog.text, 30.0, "saving failed")
+    wait_until(lambda: "checkpoint failed" in caplog.text and "export failed" in caplog.text, 90.0, "saving failed")
 
     producer = make_producer(kafka)
     producer.produce(train_topic, b"not Arrow", partition=0)
@@ -72,9 +72,9 @@ def test_a_failing_disk_and_bad_blocks_do_not_stop_training(
     produce_blocks(kafka, train_topic, [make_batch(TASK, 10, 10).drop_columns(["hour"]), make_batch(TASK, 20, 10)])
     for name in ("checkpoints", "exports"):
         (tmp_path / name).unlink()
-    wait_until(lambda: running.rows() == 2 * BLOCK_ROWS, 30.0, "both good blocks are in a checkpoint")
+    wait_until(lambda: running.rows() == 2 * BLOCK_ROWS, 90.0, "both good blocks are in a checkpoint")
     exports = tmp_path / "exports" / "standalone"
-    wait_until(lambda: exports.is_dir() and any(p.name.isdecimal() for p in exports.iterdir()), 30.0, "an export")
+    wait_until(lambda: exports.is_dir() and any(p.name.isdecimal() for p in exports.iterdir()), 90.0, "an export")
 
     assert "not an Arrow IPC stream" in caplog.text
     assert "column hour: missing" in caplog.text
