@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
         bzid=check_name("--bzid", arguments.bzid),
     )
     connection, zookeeper = common.kafka_connection(arguments), common.zookeeper_address(arguments)
-    with common.stderr_hidden():
+    with common.tensorflow_import():
         from serving.agent_process import run_agent
 
     metrics = MetricsEndpoint(arguments.metrics_port)

@@ -30,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with common.stderr_hidden():
+    with common.tensorflow_import():
         from serving.shell_predict import PredictOptions, predict_once
 
     answer = predict_once(

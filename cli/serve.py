@@ -2,9 +2,13 @@
 
 import argparse
 import threading
+from typing import TYPE_CHECKING
 
 from cli import common
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from serving.model_server import ServerConfig
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -48,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     kafka = None if arguments.no_deltas else common.kafka_connection(arguments, check=False)
     base_path = _existing_folder(arguments.base_path)
 
-    with common.stderr_hidden():
+    with common.tensorflow_import():
         from serving.model_server import ServerConfig, limit_tensorflow_threads
 
     limit_tensorflow_threads(arguments.tensorflow_threads)
@@ -63,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return _serve(arguments, config, stop)
 
 
-def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threading.Event) -> int:  # noqa: F821
+def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threading.Event) -> int:
     from runtime.telemetry import MetricsEndpoint
     from serving.model_server import ModelServer
 

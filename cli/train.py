@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.common import (
     add_command,
@@ -13,9 +14,13 @@ from cli.common import (
     announce_ready,
     kafka_connection,
     stop_on_signals,
+    tensorflow_import,
     topics,
 )
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from training.task import Task
 
 _ONLINE = "millrace train --task examples.feed_ranking:FeedRanking --online --create-topics --model-dir /tmp/feed"
 _OFFLINE = "millrace train --task examples.movies:MovieRanking --offline --input ../shared/data/movielens-latest-small"
@@ -66,13 +71,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.online:
         if arguments.model_dir is None:
             raise UserError("--model-dir", "", "not given", "name a folder for checkpoints and exports")
-        return _train_online(arguments, task)  # type: ignore[arg-type]
+        return _train_online(arguments, task)
     if arguments.input is None or not arguments.input.exists():
         raise UserError("--input", arguments.input or "", "no such file or folder", "name Parquet or MovieLens data")
-    return _train_offline(arguments, task)  # type: ignore[arg-type]
+    return _train_offline(arguments, task)
 
 
-def _train_online(arguments: argparse.Namespace, task: "Task") -> int:  # type: ignore[name-defined]  # noqa: F821
+def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     from runtime.kafka_client import partitions_of
     from runtime.telemetry import MetricsEndpoint, setup_logging
 
@@ -82,8 +87,9 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:  # type: 
     setup_logging("trainer", arguments.log_level)
     stop = stop_on_signals()
 
-    from training.online_trainer import OnlineOptions, train_online
-    from training.train_step import limit_threads
+    with tensorflow_import():
+        from training.online_trainer import OnlineOptions, train_online
+        from training.train_step import limit_threads
 
     limit_threads()
     options = OnlineOptions(
@@ -107,12 +113,13 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:  # type: 
     return 0
 
 
-def _train_offline(arguments: argparse.Namespace, task: "Task") -> int:  # type: ignore[name-defined]  # noqa: F821
+def _train_offline(arguments: argparse.Namespace, task: "Task") -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from training.offline_trainer import read_input, train
-    from training.train_step import limit_threads
+    with tensorflow_import():
+        from training.offline_trainer import read_input, train
+        from training.train_step import limit_threads
 
     limit_threads()
     data = read_input(arguments.input, task)

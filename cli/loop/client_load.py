@@ -4,17 +4,19 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.predict_client import PredictClient
+if TYPE_CHECKING:
+    from serving.predict_client import PredictClient
 
 
 @dataclass
 class PredictCounter:
     """Wraps a client: counts requests that worked and that failed, with latencies (seconds)."""
 
-    client: PredictClient
+    client: "PredictClient"
     ok: int = 0
     failed: int = 0
     latencies: list[float] = field(default_factory=list)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from cli.common import tensorflow_import
 from cli.loop import audit, figures
 from cli.loop.client_load import ClientLoad, PredictCounter
 from cli.loop.freshness import FreshnessProber
@@ -24,7 +25,6 @@ from runtime.deadline import Deadline
 from runtime.dev_servers import DevServers
 from runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
 from runtime.topics import Topics
-from serving.predict_client import PredictClient
 
 _START_SECONDS = 90.0
 _LATE_PRODUCER_SECONDS = 20.0
@@ -122,6 +122,8 @@ class LoopRun:
         )  # fmt: skip
         for name in ("server", "trainer", "feed"):
             self._processes[name].start()
+        with tensorflow_import():  # meanwhile: the published stubs of the client need it
+            import serving.predict_client  # noqa: F401
         server = str(self._processes["server"].wait_ready(_START_SECONDS)["address"])
         self._add(
             "agent", "agent", "--server", server, "--model", self._scenario.model, "--zookeeper", zookeeper,
@@ -165,6 +167,8 @@ class LoopRun:
             time.sleep(0.2)
 
     def _start_client(self, kafka: KafkaConnection, stack: ExitStack) -> None:
+        from serving.predict_client import PredictClient
+
         scenario = self._scenario
         client = PredictClient(str(self._processes["server"].ready["address"]), scenario.model)
         stack.callback(client.close)
