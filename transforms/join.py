@@ -323,7 +323,8 @@ class JoinIndex:
             self._states.set(positions, marks.states[chosen], marks.codes[chosen])
             pending = marks.states[chosen] == PENDING
             close_at, stop = forget_at - self._window_ms, int(positions[-1]) + 1
-            if close_at > self._now_ms or pending.any():
+            # A block behind an open one stays open as well: blocks close, and are forgotten, in order of position.
+            if self._open or close_at > self._now_ms or pending.any():
                 rows = snapshot.rows.take(pa.array(row_of_mark[chosen[pending]]))
                 batches, held = ([rows], [positions[pending]]) if rows.num_rows else ([], [])
                 self._open.append(_Block(close_at - self._window_ms, close_at, stop, batches, held))

@@ -139,6 +139,22 @@ def test_everything_is_forgotten_after_two_windows() -> None:
     assert index.counters.duplicate_impressions == 0
 
 
+def test_a_restored_row_that_left_stays_behind_an_earlier_one_whose_window_closed_meanwhile() -> None:
+    index = _index()
+    index.add_impressions(_impressions(("a", 0, 0)), _NOW)
+    index.add_impressions(_impressions(("b", 1, 0)), _NOW + 60)
+    index.add_actions(_actions(("b", 1, "click", 0)), _NOW + 120)
+    index.add_impressions(_impressions(), _NOW + 5060)  # both windows have closed, nobody has asked for negatives yet
+    index = JoinIndex.from_blocks(_CONFIG, [index.to_block()], _SKEW)
+    index.close_expired(_NOW + 5100)
+    index = JoinIndex.from_blocks(_CONFIG, [index.to_block()], _SKEW)
+    index.counters = JoinCounters()
+    assert index.add_impressions(_impressions(("b", 1, 0)), _NOW + 10_010).num_rows == 0
+    index.close_expired(_NOW + 10_030)  # the first row is forgotten, the second not yet
+    assert index.add_impressions(_impressions(("a", 0, 0)), _NOW + 10_040).num_rows == 0
+    assert index.counters.duplicate_impressions == 1
+
+
 def test_state_of_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="not an Arrow IPC stream"):
         JoinIndex.from_blocks(_CONFIG, [b"garbage"])
