@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from runtime.kafka_blocks import BlockReader, KafkaReadError, resolve_start
+from runtime.kafka_blocks import BlockReader, KafkaReadError, Positions, resolve_start
 from runtime.kafka_client import KafkaConnection
 from runtime.telemetry import counter
 from training.position import SeenRows
@@ -297,6 +297,7 @@ class KafkaFeeder:
         self._batcher = Batcher(feed_queue.layout, batch_size, SeenRows.load(seen.save()))
         self._batch_size, self._max_wait, self._clock = batch_size, max_wait_seconds, clock
         self._reader = self._open(offsets)
+        self._to_commit: Positions = {}
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
     def start(self) -> None:
@@ -311,12 +312,23 @@ class KafkaFeeder:
     def close(self) -> None:
         """Ends the thread and the consumer; `commit` works until then."""
         self.stop()
+        self._commit()
         self._reader.close()
 
     def commit(self, offsets: dict[int, int]) -> None:
-        """Group offsets for monitoring only; a restart goes by the checkpoint."""
+        """Group offsets for monitoring only; a restart goes by the checkpoint.
+
+        The feeder's own thread sends them: a consumer that is being polled makes another thread wait, without end when
+        there is nothing to read.
+        """
+        self._to_commit = {(self._topic, partition): offset for partition, offset in offsets.items()}
+
+    def _commit(self) -> None:
+        offsets, self._to_commit = self._to_commit, {}
+        if not offsets:
+            return
         try:
-            self._reader.commit({(self._topic, partition): offset for partition, offset in offsets.items()})
+            self._reader.commit(offsets)
         except Exception as error:  # a lost commit costs nothing, whatever the broker says
             _LOG.warning("offsets of %s are not committed: %s", self._topic, error)
 
@@ -344,6 +356,7 @@ class KafkaFeeder:
     def _feed(self) -> None:
         deadline = None
         while not self._queue.closed:
+            self._commit()
             for block, partition, next_offset in self._blocks():
                 self._add(block, partition, next_offset)
             if self._batcher.pending and deadline is None:
