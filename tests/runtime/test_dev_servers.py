@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.daemon import start_time
+from runtime.daemon import port_is_free, start_time
 from runtime.deadline import wait_until
 from runtime.dev_servers import DevServers, KafkaServer, running_address
 from runtime.errors import UserError
@@ -91,10 +91,12 @@ def test_a_former_port_that_another_process_took_is_given_up(tmp_path: Path) -> 
     try:
         server.start()
         former = server.address
+        port = int(str(former).rpartition(":")[2])
         server.stop()
+        wait_until(lambda: port_is_free(port), 10.0, "the kernel lets go of the port")
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            other.bind(("127.0.0.1", int(str(former).rpartition(":")[2])))
+            other.bind(("127.0.0.1", port))
             other.listen()
             server.start()
             assert server.address not in (None, former)
