@@ -72,28 +72,22 @@ class _ReadLinesDoFn(beam.DoFn):
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
-class WriteParquet(beam.PTransform):
+class WriteParquetDoFn(beam.DoFn):
     """(name, batch) to `<folder>/<name>.parquet` on this machine's disk; gives the names.
 
     Each file is written beside and renamed, so a retried bundle writes the same file again.
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
         self._folder = folder
 
-    def expand(self, named: beam.PCollection[tuple[str, pa.RecordBatch]]) -> beam.PCollection[str]:
-        return named | "WriteFiles" >> beam.Map(_write_parquet, self._folder).with_output_types(str)
-
-
-def _write_parquet(element: tuple[str, pa.RecordBatch], folder: Path) -> str:
-    name, batch = element
-    path = folder / f"{name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = io.BytesIO()
-    pq.write_table(pa.Table.from_batches([batch]), data, compression="zstd")
-    write_bytes(path, data.getvalue())
-    return path.name
+    def process(self, element: tuple[str, pa.RecordBatch]) -> Iterator[str]:
+        name, batch = element
+        self._folder.mkdir(parents=True, exist_ok=True)
+        data = io.BytesIO()
+        pq.write_table(pa.Table.from_batches([batch]), data, compression="zstd")
+        write_bytes(self._folder / f"{name}.parquet", data.getvalue())
+        yield name
 
 
 def prepare_folder(folder: Path, field_name: str) -> None:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -25,7 +26,9 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 
+from pipelines.chain import Chain
 from runtime import telemetry
 from transforms import beam_coder, record_batch  # noqa: F401 (the coder is registered)
 from transforms.event_schemas import ACTION_SCHEMA, impression_schema
@@ -68,10 +71,13 @@ def is_actions(rows: pa.RecordBatch) -> bool:
 class JoinEvents(beam.PTransform):
     """(shard, impression or action rows) to (shard, joined rows of `transforms.join.joined_schema`).
 
+    The input must carry its type, `tuple[int, pa.RecordBatch]`.
+
     Args:
       config: window and label actions.
       streaming: with state and timers; otherwise the input is bounded and grouped by shard.
       timer_seconds: how often a shard looks for windows that have closed.
+      then: takes each output in the same step (`pipelines.chain` says why); what it gives is the output.
       clock: seconds since the epoch.
 
     Counters (`millrace.pipelines.join_events`): the fields of `transforms.join.JoinCounters`, `index_loads`.
@@ -82,28 +88,19 @@ class JoinEvents(beam.PTransform):
         config: FeedConfig,
         streaming: bool,
         timer_seconds: float = 0.2,
+        then: beam.DoFn | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self._config, self._streaming = config, streaming
+        self._config, self._streaming, self._then = config, streaming, then or Chain()
         self._timer_seconds, self._clock = timer_seconds, clock
 
-    def expand(
-        self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]
-    ) -> beam.PCollection[tuple[int, pa.RecordBatch]]:
-        sharded = sharded | "NameTypes" >> beam.Map(_same).with_output_types(tuple[int, pa.RecordBatch])
+    def expand(self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]) -> beam.PCollection[Any]:
         if self._streaming:
-            join = _JoinDoFn(self._config, uuid.uuid4().hex, self._timer_seconds, self._clock)
-            return sharded | "JoinInState" >> beam.ParDo(join).with_output_types(tuple[int, pa.RecordBatch])
-        return (
-            sharded
-            | "GroupShards" >> beam.GroupByKey()
-            | "JoinGroups" >> beam.ParDo(_JoinBoundedDoFn(self._config)).with_output_types(tuple[int, pa.RecordBatch])
-        )
-
-
-def _same(element: tuple[int, pa.RecordBatch]) -> tuple[int, pa.RecordBatch]:
-    return element
+            join = _JoinDoFn(self._config, uuid.uuid4().hex, self._timer_seconds, self._clock, self._then)
+            return sharded | "JoinInState" >> beam.ParDo(join)
+        grouped = sharded | "GroupShards" >> beam.GroupByKey()
+        return grouped | "JoinGroups" >> beam.ParDo(Chain(_JoinBoundedDoFn(self._config), self._then))
 
 
 class _Counters:
@@ -156,14 +153,28 @@ class _JoinDoFn(beam.DoFn):
     _EPOCH = ReadModifyWriteStateSpec("epoch", coders.BytesCoder())
     _TIMER = TimerSpec("close", TimeDomain.REAL_TIME)
 
-    def __init__(self, config: FeedConfig, run_id: str, timer_seconds: float, clock: Callable[[], float]) -> None:
-        self._config, self._run_id, self._clock = config, run_id, clock
+    def __init__(
+        self,
+        config: FeedConfig,
+        run_id: str,
+        timer_seconds: float,
+        clock: Callable[[], float],
+        then: beam.DoFn,
+    ) -> None:
+        self._config, self._run_id, self._clock, self._then = config, run_id, clock, then
         self._timer_ms = round(timer_seconds * 1000)
         self._counters = _Counters()
         self._loads = Metrics.counter(_NAMESPACE, "index_loads")
 
+    def setup(self) -> None:
+        self._then.setup()
+
+    def teardown(self) -> None:
+        self._then.teardown()
+
     def start_bundle(self) -> None:
         self._open: dict[int, _Shard] = {}
+        self._then.start_bundle()
 
     def process(
         self,
@@ -171,7 +182,7 @@ class _JoinDoFn(beam.DoFn):
         log: beam.transforms.userstate.BagRuntimeState = beam.DoFn.StateParam(_LOG),  # noqa: B008
         epoch: beam.transforms.userstate.ReadModifyWriteRuntimeState = beam.DoFn.StateParam(_EPOCH),  # noqa: B008
         timer: beam.transforms.userstate.RuntimeTimer = beam.DoFn.TimerParam(_TIMER),  # noqa: B008
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    ) -> Iterator[Any]:
         number, rows = element
         shard = self._shard(number, log, epoch)
         now_ms = self._now_ms()
@@ -180,7 +191,7 @@ class _JoinDoFn(beam.DoFn):
         self._note(shard, log, kind, now_ms, record_batch.encode_ipc(rows))
         self._arm(shard, timer, now_ms)
         if left.num_rows:
-            yield number, left
+            yield from self._then.process((number, left))
 
     @on_timer(_TIMER)
     def close(
@@ -189,7 +200,7 @@ class _JoinDoFn(beam.DoFn):
         log: beam.transforms.userstate.BagRuntimeState = beam.DoFn.StateParam(_LOG),  # noqa: B008
         epoch: beam.transforms.userstate.ReadModifyWriteRuntimeState = beam.DoFn.StateParam(_EPOCH),  # noqa: B008
         timer: beam.transforms.userstate.RuntimeTimer = beam.DoFn.TimerParam(_TIMER),  # noqa: B008
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    ) -> Iterator[Any]:
         shard = self._shard(number, log, epoch)
         now_ms = self._now_ms()
         left = shard.index.close_expired(now_ms)
@@ -197,9 +208,10 @@ class _JoinDoFn(beam.DoFn):
         shard.timer_ms = None
         self._arm(shard, timer, now_ms)
         if left.num_rows:
-            yield number, left
+            yield from self._then.process((number, left))
 
-    def finish_bundle(self) -> None:
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        yield from self._then.finish_bundle()
         for number, shard in self._open.items():
             self._counters.add(shard.index.counters.take())
             _PENDING.labels(str(number)).set(shard.index.pending_rows)

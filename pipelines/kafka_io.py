@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -37,7 +37,7 @@ from runtime.kafka_blocks import Block, BlockReader, Positions
 from runtime.kafka_client import KafkaConnection, UndeliveredError, make_producer
 from transforms import beam_coder, record_batch
 
-__all__ = ["FIRST_POLL", "KafkaRecord", "OffsetRange", "ReadFromKafka", "WriteToKafka", "raw_batch"]
+__all__ = ["FIRST_POLL", "KafkaRecord", "OffsetRange", "ReadFromKafka", "WriteToKafka", "WriteToKafkaDoFn", "raw_batch"]
 
 _LOGGER = logging.getLogger(__name__)
 _NAMESPACE = telemetry.namespace("pipelines", "kafka_io")
@@ -55,12 +55,17 @@ _QUIET_SECONDS = 30.0
 _RANGE_RECORDS = 100_000
 
 
+_READ = telemetry.counter("feed_records_read", "Records read from Kafka.", ("topic",))
+
 FIRST_POLL = threading.Event()
 """Set when a reader of this process has asked the brokers for the first time."""
 
 
 def raw_batch(block: Block) -> pa.RecordBatch:
-    """`block` in the raw schema of `transforms.record_batch`."""
+    """`block` in the raw schema of `transforms.record_batch`; counts its records as read."""
+    Metrics.counter(_NAMESPACE, "records_read").inc(len(block.values))
+    Metrics.counter(_NAMESPACE, "blocks_read").inc()
+    _READ.labels(block.topic).inc(len(block.values))
     return pa.record_batch(
         [
             pa.array(block.values, pa.binary()),
@@ -140,7 +145,7 @@ class ReadFromKafka(beam.PTransform):
                 | "SpreadRanges" >> beam.Reshuffle()
                 | "ReadRanges" >> beam.ParDo(_ReadRangeDoFn(self._connection, self._max_records))
             )
-        return blocks | "CountRecords" >> beam.ParDo(_CountDoFn()).with_output_types(pa.RecordBatch)
+        return blocks
 
 
 def cut_ranges(
@@ -151,20 +156,6 @@ def cut_ranges(
         last = end[topic, partition]
         for low in range(first, last, size):
             yield OffsetRange(topic, partition, low, min(low + size, last))
-
-
-class _CountDoFn(beam.DoFn):
-    _READ = telemetry.counter("feed_records_read", "Records read from Kafka.", ("topic",))
-
-    def __init__(self) -> None:
-        self._records = Metrics.counter(_NAMESPACE, "records_read")
-        self._blocks = Metrics.counter(_NAMESPACE, "blocks_read")
-
-    def process(self, block: pa.RecordBatch) -> Iterable[pa.RecordBatch]:
-        self._records.inc(block.num_rows)
-        self._blocks.inc()
-        self._READ.labels(record_batch.raw_topic(block)).inc(block.num_rows)
-        yield block
 
 
 class KafkaMark(CheckpointMark):
@@ -374,10 +365,12 @@ class WriteToKafka(beam.PTransform):
         self._connection, self._topic = connection, topic
 
     def expand(self, records: beam.PCollection[KafkaRecord]) -> beam.PCollection[None]:
-        return records | "Produce" >> beam.ParDo(_WriteDoFn(self._connection, self._topic))
+        return records | "Produce" >> beam.ParDo(WriteToKafkaDoFn(self._connection, self._topic))
 
 
-class _WriteDoFn(beam.DoFn):
+class WriteToKafkaDoFn(beam.DoFn):
+    """What `WriteToKafka` does, for a `pipelines.chain.Chain`."""
+
     def __init__(self, connection: KafkaConnection, topic: str) -> None:
         self._connection, self._topic = connection, topic
         self._written = Metrics.counter(_NAMESPACE, "messages_written")

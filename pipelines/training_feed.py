@@ -6,6 +6,7 @@ impressions, actions -> decode -> shard by request -> join -> fids, labels, samp
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import apache_beam as beam
@@ -13,9 +14,10 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 
-from pipelines.file_io import ReadEventFiles, WriteParquet
+from pipelines.chain import Chain
+from pipelines.file_io import ReadEventFiles, WriteParquetDoFn
 from pipelines.join_events import JoinEvents, split_by_shard
-from pipelines.kafka_io import KafkaRecord, ReadFromKafka, WriteToKafka
+from pipelines.kafka_io import KafkaRecord, ReadFromKafka, WriteToKafkaDoFn
 from pipelines.options import FeedOptions, FileSettings, KafkaSettings
 from pipelines.read_plan import ReadPlan
 from runtime import telemetry
@@ -42,24 +44,31 @@ _BUNDLE_ROWS = 20_000
 
 def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) -> None:
     """Adds the whole feed to `pipeline`; `plan` says where to read (`pipelines.read_plan.plan_reads`)."""
-    decode = _DecodeDoFn(options.config, plan.topics, options.tuning.join_shards)
-    decoded = _read(pipeline, options, plan) | "DecodeEvents" >> beam.ParDo(decode).with_outputs(
-        _DEAD_LETTERS, main="rows"
+    decode = beam.ParDo(_DecodeDoFn(options.config, plan.topics, options.tuning.join_shards))
+    decode = decode.with_output_types(tuple[int, pa.RecordBatch]).with_outputs(_DEAD_LETTERS, main="rows")
+    decoded = _read(pipeline, options, plan) | "DecodeEvents" >> decode
+    write, bury = _write_topics(options, plan) if options.parquet is None else _write_files(options, options.parquet)
+    join = JoinEvents(options.config, options.streaming, options.tuning.timer_seconds, then=write)
+    _ = decoded.rows | "JoinAndWrite" >> join
+    _ = decoded[_DEAD_LETTERS] | "WriteDeadLetters" >> beam.ParDo(bury)
+
+
+def _write_topics(options: FeedOptions, plan: ReadPlan) -> tuple[Chain, Chain]:
+    """(what writes joined rows, what writes dead letters)."""
+    if not isinstance(options.source, KafkaSettings):
+        raise TypeError(f"a feed to topics reads topics, got {options.source!r}")
+    connection, train = options.source.connection, plan.topics.train(options.config.model)
+    return (
+        Chain(_TrainBlocksDoFn(options.config, plan.feed_shards), WriteToKafkaDoFn(connection, train)),
+        Chain(_DeadLetterRecordsDoFn(), WriteToKafkaDoFn(connection, plan.topics.dead_letter)),
     )
-    joined = decoded.rows | "JoinEvents" >> JoinEvents(options.config, options.streaming, options.tuning.timer_seconds)
-    dead = decoded[_DEAD_LETTERS]
-    if options.parquet is not None:
-        train = joined | "ToTrainRows" >> beam.ParDo(_TrainFilesDoFn(options.config, options.tuning.join_shards))
-        train | "WriteTrainFiles" >> WriteParquet(options.parquet)
-        named = dead | "NameDeadLetters" >> beam.Map(_dead_letter_name)
-        named | "WriteDeadLetterFiles" >> WriteParquet(options.parquet / "dead-letters")
-    else:
-        assert isinstance(options.source, KafkaSettings)
-        connection = options.source.connection
-        blocks = joined | "ToTrainBlocks" >> beam.ParDo(_TrainBlocksDoFn(options.config, plan.feed_shards))
-        blocks | "WriteTrainTopic" >> WriteToKafka(connection, plan.topics.train(options.config.model))
-        letters = dead | "ToDeadLetters" >> beam.FlatMap(_dead_letter_records)
-        letters | "WriteDeadLetters" >> WriteToKafka(connection, plan.topics.dead_letter)
+
+
+def _write_files(options: FeedOptions, folder: Path) -> tuple[Chain, Chain]:
+    return (
+        Chain(_TrainFilesDoFn(options.config, options.tuning.join_shards), WriteParquetDoFn(folder)),
+        Chain(_NameDeadLettersDoFn(), WriteParquetDoFn(folder / "dead-letters")),
+    )
 
 
 def _read(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) -> beam.PCollection[pa.RecordBatch]:
@@ -111,15 +120,19 @@ class _DecodeDoFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)
 
 
-def _dead_letter_records(dead: pa.RecordBatch) -> Iterator[KafkaRecord]:
-    headers = dead_letter.kafka_headers(dead)
-    for value, header in zip(dead.column("value").to_pylist(), headers, strict=True):
-        yield KafkaRecord(value, headers=tuple(header))
+class _DeadLetterRecordsDoFn(beam.DoFn):
+    def process(self, dead: pa.RecordBatch) -> Iterator[KafkaRecord]:
+        headers = dead_letter.kafka_headers(dead)
+        for value, header in zip(dead.column("value").to_pylist(), headers, strict=True):
+            yield KafkaRecord(value, headers=tuple(header))
 
 
-def _dead_letter_name(dead: pa.RecordBatch) -> tuple[str, pa.RecordBatch]:
-    topic, partition, offset = (dead.column(name)[0].as_py() for name in ("topic", "partition", "offset"))
-    return f"{topic}-{partition:05d}-{offset:012d}", dead
+class _NameDeadLettersDoFn(beam.DoFn):
+    """Dead letters to (file name, dead letters): named after the first, so a retried bundle names them alike."""
+
+    def process(self, dead: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        topic, partition, offset = (dead.column(name)[0].as_py() for name in ("topic", "partition", "offset"))
+        yield f"{topic}-{partition:05d}-{offset:012d}", dead
 
 
 class _TrainRows:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import join_events
+from pipelines.chain import Chain
 from pipelines.join_events import JoinEvents, split_by_shard
 from transforms import record_batch
 from transforms.event_schemas import ACTION_SCHEMA, impression_schema
@@ -87,7 +88,7 @@ class _Runner:
         self.new_worker()
 
     def new_worker(self) -> None:
-        self.do_fn = join_events._JoinDoFn(CONFIG, f"run{random.random()}", 0.2, lambda: self.now_ms / 1000)
+        self.do_fn = join_events._JoinDoFn(CONFIG, f"run{random.random()}", 0.2, lambda: self.now_ms / 1000, Chain())
 
     def bundle(self, inputs: list[pa.RecordBatch], timer: bool = False, commit: bool = True) -> list[dict]:
         log, epoch, timer_param = _Bag(self.log), _Value(self.epoch), _Timer()
@@ -100,7 +101,7 @@ class _Runner:
         self.loads += log.reads
         if not commit:
             return []
-        self.do_fn.finish_bundle()
+        assert list(self.do_fn.finish_bundle()) == []
         self.log, self.epoch = log.entries, epoch.value
         if timer_param.at_ms is not None:
             self.timer_ms = timer_param.at_ms

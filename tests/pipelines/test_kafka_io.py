@@ -185,7 +185,7 @@ class _Error:
 def _write(monkeypatch: pytest.MonkeyPatch, producer: _FakeProducer) -> None:
     monkeypatch.setattr(kafka_io, "make_producer", lambda *_, **__: producer)
     monkeypatch.setattr(kafka_io, "_shared_producers", kafka_io._SharedProducers())
-    do_fn = kafka_io._WriteDoFn(CONNECTION, "t")
+    do_fn = kafka_io.WriteToKafkaDoFn(CONNECTION, "t")
     do_fn.start_bundle()
     do_fn.process(KafkaRecord(b"1"))
     do_fn.process(KafkaRecord(b"2", b"k", 3, (("h", b"v"),)))
