@@ -13,7 +13,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "agent",
         "Tells a model server which version to serve: learns versions from Kafka, registers the replica in ZooKeeper,\n"
         "reports to both.",
-        "millrace agent --server 127.0.0.1:8500 --model movies",
+        "millrace agent --server 127.0.0.1:8500 --model feed",
         _run,
     )
     parser.add_argument("--server", type=common.addresses, required=True, metavar="HOST:PORT", help="the model server")

@@ -9,9 +9,9 @@ from cli.common import add_command
 from runtime.errors import UserError
 
 _EXAMPLE = """
-millrace checkpoint inspect models/movies/checkpoints/1200/tables
-millrace checkpoint verify  models/movies/checkpoints/1200/tables
-millrace checkpoint dump    models/movies/checkpoints/1200/tables/item-00000-of-00001.table --limit 3
+millrace checkpoint inspect /tmp/feed/checkpoints
+millrace checkpoint verify  /tmp/feed/checkpoints
+millrace checkpoint dump    /tmp/feed/checkpoints --limit 3
 """
 
 

@@ -50,7 +50,7 @@ def _add_replay(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "replay",
         "Sends recorded ratings in time order as if they happened now: each is an impression of one item and, shortly\n"
         "after, a `rate` action with its value. It ends after the last rating.",
-        "millrace events replay --format movielens ml-latest-small --rate 1000",
+        "millrace events replay --format movielens ../shared/data/movielens-latest-small --rate 1000",
         _run_replay,
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a MovieLens folder, or its ratings.csv")

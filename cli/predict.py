@@ -11,7 +11,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         subparsers,
         "predict",
         "Asks a model server for one prediction. Lists give a batch; single values are repeated to its size.",
-        "millrace predict --server 127.0.0.1:8500 --model movies --input user_id=17 --input item_id=3,9,2",
+        "millrace predict --server 127.0.0.1:8500 --model feed --input user_id=17 --input item_id=3,9,2 "
+        "--input device=phone --input hour=13",
         _run,
     )
     parser.add_argument("--server", type=common.addresses, required=True, metavar="HOST:PORT")

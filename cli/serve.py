@@ -17,7 +17,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "serve",
         "Serves exported models over gRPC with TF Serving's API, and keeps them fresh with the deltas on Kafka.\n"
         "With --base-path it follows the newest export in that folder; without it, `millrace agent` says what to load.",
-        "millrace serve --port 8500 --model-name movies --base-path model/exports/standalone",
+        "millrace serve --port 8500 --model-name feed --base-path /tmp/feed/exports/standalone",
         _run,
     )
     parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: %(default)s)")

@@ -1,6 +1,5 @@
 """The command line: one line for a user's error, exit codes, help that names an example, imports only when needed."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,19 +45,6 @@ def test_help_lists_every_command_that_exists(run_millrace: RunCli) -> None:
     assert done.returncode == 0
     for name in main._available():
         assert f"\n  {name} " in done.stdout
-
-
-@pytest.mark.parametrize("name", sorted(main._available()))
-def test_the_help_of_each_command_shows_an_example_that_parses(name: str, run_millrace: RunCli) -> None:
-    done = run_millrace(name, "--help")
-    assert done.returncode == 0, done.stderr
-    assert "Example" in done.stdout
-    lines = re.findall(
-        r"^ +(?:\w+=\S+ )*millrace (.+)$", done.stdout.rpartition("Example")[2].replace("\\\n", " "), re.M
-    )
-    assert lines, "an example is a command line of millrace"
-    for line in lines:
-        main._parse(re.split(r"[#|&<>;]", line)[0].split())
 
 
 def test_help_costs_no_heavy_import() -> None:
