@@ -12,6 +12,7 @@ Writing. One idempotent producer (`acks=all`) per process and broker. A bundle e
 and fails when one is not, so a runner's retry may write a message twice and never loses one.
 """
 
+import copy
 import json
 import logging
 import threading
@@ -211,8 +212,14 @@ class KafkaSource(UnboundedSource):
 
     def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> UnboundedReader:
         start = checkpoint_mark.positions if isinstance(checkpoint_mark, KafkaMark) else dict(self._start)
-        reader = BlockReader(self._connection, start, self._group_id)
-        return KafkaBlockReader(reader, start, self._max_records, self._commit_delay)
+        resting = _resting.take(self._group_id, start)
+        if resting is not None:
+            return resting.successor()
+
+        def open_at(positions: Positions) -> BlockReader:
+            return BlockReader(self._connection, positions, self._group_id)
+
+        return KafkaBlockReader(open_at, start, self._max_records, self._commit_delay, self._group_id)
 
     def get_checkpoint_mark_coder(self) -> coders.Coder:
         return KafkaMarkCoder()
@@ -226,33 +233,56 @@ class KafkaBlockReader(UnboundedReader):
 
     A read that was not full is the last of its bundle: at any rate of records there are a few more a moment later, and
     small blocks cost as much as large ones.
+
+    Beam parks a reader between bundles with the instance of the step that used it. Flink resumes a split in any of its
+    many instances, each of which would open a client of its own while the parked ones keep their threads and buffers:
+    a reader that rests at a mark is therefore handed on to whoever resumes from that mark in this process.
+
+    Args:
+      open_at: opens a client at some positions.
+      start: where to begin.
+      group_id: tells readers of different feeds apart.
     """
 
     def __init__(
         self,
-        reader: BlockReader,
+        open_at: Callable[[Positions], BlockReader],
         start: Mapping[tuple[str, int], int],
         max_records: int,
         commit_delay_seconds: float,
+        group_id: str = "",
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._reader, self._max_records = reader, max_records
-        self._clock, self._wall_clock = clock, wall_clock
-        self._commits = _TrailingCommits(reader.commit, commit_delay_seconds, clock)
-        self._read: deque[Block] = deque()  # blocks not given yet: the mark does not cover them
+        self._open_at, self._max_records, self._commit_delay = open_at, max_records, commit_delay_seconds
+        self._group_id, self._clock, self._wall_clock = group_id, clock, wall_clock
         self._given: Positions = dict(start)
-        self._block: pa.RecordBatch | None = None
-        self._timestamp = MIN_TIMESTAMP
-        self._watermark = MIN_TIMESTAMP
+        self._watermark = self._timestamp = MIN_TIMESTAMP
         self._last_read = clock()
+        self._block: pa.RecordBatch | None = None
         self._bundle_done = False
-        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        self._reader: BlockReader | None = self._open_at(self._given)
+        self._commits = _TrailingCommits(self._reader.commit, self._commit_delay, self._clock)
+        self._read: deque[Block] = deque()  # blocks not given yet: the mark does not cover them
+
+    def successor(self) -> "KafkaBlockReader":
+        """A reader that goes on with this one's client; this one opens another should it ever be resumed."""
+        reader = copy.copy(self)
+        reader._given = dict(self._given)
+        self._reader = None
+        return reader
 
     def start(self) -> bool:
         return self.advance()
 
     def advance(self) -> bool:
+        _resting.remove(self._group_id, self._given, self)
+        if self._reader is None:
+            self._open()
+        assert self._reader is not None
         if not self._read and not self._bundle_done:
             self._read.extend(self._reader.read(self._max_records, _READ_SECONDS))
             self._bundle_done = sum(len(block.values) for block in self._read) < self._max_records
@@ -283,16 +313,41 @@ class KafkaBlockReader(UnboundedReader):
 
     def get_checkpoint_mark(self) -> KafkaMark:
         self._bundle_done = False
-        positions = dict(self._given)
-        return KafkaMark(positions, lambda: self._finalize(positions))
-
-    def _finalize(self, positions: Positions) -> None:
-        if not self._closed:
-            self._commits.reached(positions)
+        positions, commits = dict(self._given), self._commits
+        _resting.put(self._group_id, positions, self)
+        return KafkaMark(positions, lambda: commits.reached(positions))
 
     def close(self) -> None:
-        self._closed = True
-        self._reader.close()
+        _resting.remove(self._group_id, self._given, self)
+        if self._reader is not None:
+            self._commits.end()
+            self._reader.close()
+            self._reader = None
+
+
+class _Resting:
+    """Readers of this process that rest at a mark, by feed and mark."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers: dict[tuple[str, frozenset[tuple[tuple[str, int], int]]], KafkaBlockReader] = {}
+
+    def put(self, group_id: str, positions: Positions, reader: KafkaBlockReader) -> None:
+        with self._lock:
+            self._readers[group_id, frozenset(positions.items())] = reader
+
+    def take(self, group_id: str, positions: Positions) -> KafkaBlockReader | None:
+        with self._lock:
+            return self._readers.pop((group_id, frozenset(positions.items())), None)
+
+    def remove(self, group_id: str, positions: Positions, reader: KafkaBlockReader) -> None:
+        key = (group_id, frozenset(positions.items()))
+        with self._lock:
+            if self._readers.get(key) is reader:
+                del self._readers[key]
+
+
+_resting = _Resting()
 
 
 class _TrailingCommits:
@@ -303,8 +358,15 @@ class _TrailingCommits:
         self._waiting: deque[tuple[float, Positions]] = deque()
         self._committed: Positions = {}
         self._next_commit = 0.0
+        self._ended = False
+
+    def end(self) -> None:
+        """The client is gone: what becomes final now is committed by a later reader."""
+        self._ended = True
 
     def reached(self, positions: Positions) -> None:
+        if self._ended:
+            return
         now = self._clock()
         self._waiting.append((now, positions))
         if now < self._next_commit:

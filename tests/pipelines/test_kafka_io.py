@@ -57,7 +57,7 @@ def _reader(
     reads: list[list[Block]], start: Positions, max_records: int = 10, delay: float = 0.0, clock: _Clock | None = None
 ) -> tuple[KafkaBlockReader, _FakeBlockReader, _Clock]:
     fake, clock = _FakeBlockReader(reads), clock or _Clock()
-    return KafkaBlockReader(fake, start, max_records, delay, clock, clock), fake, clock
+    return KafkaBlockReader(lambda _: fake, start, max_records, delay, "g", clock, clock), fake, clock
 
 
 START = {("a", 0): 5, ("b", 0): 0}
@@ -119,6 +119,58 @@ def test_finalising_after_the_reader_was_closed_does_nothing() -> None:
     reader.close()
     mark.finalize_checkpoint()
     assert fake.commits == []
+
+
+def _source(monkeypatch: pytest.MonkeyPatch, clients: list[_FakeBlockReader]) -> KafkaSource:
+    monkeypatch.setattr("pipelines.kafka_io.BlockReader", lambda *_: clients.pop(0))
+    return KafkaSource(CONNECTION, (("a", 0), 5), "resting", 1, 10, 0.0)  # type: ignore[arg-type]
+
+
+def test_whoever_resumes_from_a_mark_goes_on_with_the_client_that_rests_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _FakeBlockReader([[_block("a", 0, range(5, 8)), _block("b", 0, range(0, 2))]])
+    source = _source(monkeypatch, [client])
+    first = source.create_reader(None, KafkaMark(START))
+    assert first.start()
+    mark = first.get_checkpoint_mark()
+    second = source.create_reader(None, mark)  # another instance of the step: no second client is opened
+    assert second.start()
+    assert second.get_current().column("offset").to_pylist() == [0, 1]  # what the first had read and not given
+    first.close()
+    assert not client.closed
+    mark.finalize_checkpoint()
+    assert client.commits == [{("a", 0): 8, ("b", 0): 0}]
+    second.close()
+    assert client.closed
+
+
+def test_a_reader_that_was_handed_on_opens_a_client_of_its_own_when_its_bundle_is_retried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = _FakeBlockReader([[_block("a", 0, range(5, 8))], [_block("a", 0, range(8, 9))]])
+    again = _FakeBlockReader([[_block("a", 0, range(8, 10))]])
+    source = _source(monkeypatch, [client, again])
+    first = source.create_reader(None, KafkaMark(START))
+    first.start()
+    second = source.create_reader(None, first.get_checkpoint_mark())
+    assert second.start()
+    assert first.advance()
+    assert first.get_current().column("offset").to_pylist() == [8, 9]
+    assert second.get_current().column("offset").to_pylist() == [8]
+    first.close()
+    second.close()
+
+
+def test_a_reader_at_work_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [_FakeBlockReader([[_block("a", 0, range(5, 8))], [_block("a", 0, range(8, 9))]]), _FakeBlockReader([])]
+    opened = list(clients)
+    source = _source(monkeypatch, clients)
+    first = source.create_reader(None, KafkaMark(START))
+    first.start()
+    mark = first.get_checkpoint_mark()
+    first.advance()
+    source.create_reader(None, mark).close()
+    assert opened[1].closed and not opened[0].closed
+    first.close()
 
 
 @given(st.dictionaries(st.tuples(st.text(), st.integers(0, 2**31 - 1)), st.integers(0, 2**63 - 1)))
