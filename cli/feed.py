@@ -85,7 +85,6 @@ def _run(arguments: argparse.Namespace) -> int:
     setup_logging("feed", arguments.log_level)
     logger = logging.getLogger("millrace.feed")
     endpoint = MetricsEndpoint(arguments.metrics_port)
-    logger.info("metrics on http://%s/metrics", endpoint.address)
     began = time.monotonic()
     try:
         counters = run_feed(

@@ -7,7 +7,7 @@ impressions, actions -> decode -> shard by request -> join -> fids, labels, samp
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
@@ -32,7 +32,7 @@ __all__ = ["build_feed"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "training_feed")
 _DEAD_LETTERS = "dead_letters"
-_DeadLetters = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
+_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 _DEAD = telemetry.counter("feed_dead_letters", "Records that could not be read.", ("reason",))
 _EMITTED = telemetry.counter("feed_rows_emitted", "Rows of train blocks.", ("label",))
 _DROPPED = telemetry.counter("feed_rows_dropped", "Rows that no train block holds.", ("reason",))
