@@ -330,9 +330,7 @@ def print_summary(summary: dict[str, object], folder: Path, as_json: bool) -> No
     if as_json:
         print(json.dumps(summary))
         return
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     for name, value in summary.items():
-        console.print(
-            f"  {name:<22} {value if not isinstance(value, dict | list) else json.dumps(value)}", highlight=False
-        )
+        console.print(f"  {name:<22} {value if not isinstance(value, dict | list) else json.dumps(value)}")
     console.print(f"\nreport: {folder / 'report.html'}")

@@ -33,7 +33,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def tick(self) -> None:
         """Called every few seconds by the run; prints a line where there is no live screen."""
