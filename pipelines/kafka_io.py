@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -190,36 +191,34 @@ class KafkaMarkCoder(coders.Coder):
         return True
 
 
+@dataclass(frozen=True)
 class KafkaSource(UnboundedSource):
-    """Partitions from fixed offsets on; see `ReadFromKafka` for the arguments."""
+    """Partitions from fixed offsets on; see `ReadFromKafka` for the arguments.
 
-    def __init__(
-        self,
-        connection: KafkaConnection,
-        start: tuple[tuple[tuple[str, int], int], ...],
-        group_id: str,
-        splits: int,
-        max_records: int,
-        commit_delay_seconds: float,
-    ) -> None:
-        self._connection, self._start, self._group_id = connection, start, group_id
-        self._splits, self._max_records, self._commit_delay = splits, max_records, commit_delay_seconds
+    Equal sources are equal: Beam pickles one for every bundle, and remembers the result by value.
+    """
+
+    connection: KafkaConnection
+    start: tuple[tuple[tuple[str, int], int], ...]
+    group_id: str
+    splits: int
+    max_records: int
+    commit_delay_seconds: float
 
     def split(self, desired_num_splits: int, options: Any = None) -> list[UnboundedSource]:
-        count = min(self._splits, desired_num_splits, len(self._start))
-        rest = (self._group_id, 1, self._max_records, self._commit_delay)
-        return [KafkaSource(self._connection, self._start[index::count], *rest) for index in range(count)]
+        count = min(self.splits, desired_num_splits, len(self.start))
+        return [replace(self, start=self.start[index::count], splits=1) for index in range(count)]
 
     def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> UnboundedReader:
-        start = checkpoint_mark.positions if isinstance(checkpoint_mark, KafkaMark) else dict(self._start)
-        resting = _resting.take(self._group_id, start)
+        start = checkpoint_mark.positions if isinstance(checkpoint_mark, KafkaMark) else dict(self.start)
+        resting = _resting.take(self.group_id, start)
         if resting is not None:
             return resting.successor()
 
         def open_at(positions: Positions) -> BlockReader:
-            return BlockReader(self._connection, positions, self._group_id)
+            return BlockReader(self.connection, positions, self.group_id)
 
-        return KafkaBlockReader(open_at, start, self._max_records, self._commit_delay, self._group_id)
+        return KafkaBlockReader(open_at, start, self.max_records, self.commit_delay_seconds, self.group_id)
 
     def get_checkpoint_mark_coder(self) -> coders.Coder:
         return KafkaMarkCoder()

@@ -19,6 +19,9 @@ class RecordBatchCoder(beam.coders.Coder):
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         return record_batch.decode_ipc(encoded)
 
+    def estimate_size(self, value: pa.RecordBatch) -> int:
+        return value.nbytes  # Beam samples sizes; its default encodes the value for it
+
     def is_deterministic(self) -> bool:
         return True
 

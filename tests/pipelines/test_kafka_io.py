@@ -182,7 +182,7 @@ def test_a_mark_survives_its_coder(positions: Positions) -> None:
 def test_splits_share_the_partitions() -> None:
     start = tuple((("t", partition), 0) for partition in range(5))
     parts = KafkaSource(CONNECTION, start, "g", 2, 10, 0.0).split(20)
-    assert sorted(each for part in parts for each in part._start) == sorted(start)
+    assert sorted(each for part in parts for each in part.start) == sorted(start)
     assert len(parts) == 2
 
 
