@@ -112,7 +112,7 @@ def _plain(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return value if isinstance(value, str) else json.dumps(value)
@@ -140,8 +140,8 @@ def _axes(figure: Figure, x_label: str, y_label: str) -> Axes:
 
 
 def _series(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(s["t"], s[name]) for s in record.samples if s.get(name) is not None]
-    return (np.array([t for t, _ in points]), np.array([v for _, v in points], float))
+    """(seconds, values); NaN, a gap in the line, where a process had nothing to say."""
+    return np.array([s["t"] for s in record.samples]), np.array([s.get(name, np.nan) for s in record.samples], float)
 
 
 def _draw_marks(record: RunRecord, axes: Axes) -> None:

@@ -261,7 +261,7 @@ class LoopRun:
     def _read_figures(self) -> tuple[dict[str, float], dict[str, float]]:
         trainer, feed, server = (self._metrics(name) for name in ("trainer", "feed", "server"))
         gauges = {}
-        if "millrace_progressive_auc" in trainer:
+        if trainer.get("millrace_progressive_auc", 0.0) > 0:  # 0 until the first row, NaN until both labels were seen
             gauges["auc"] = trainer["millrace_progressive_auc"]
             gauges["log_loss"] = trainer.get("millrace_progressive_log_loss", 0.0)
         version = server.get("millrace_model_version", 0.0)
