@@ -42,11 +42,12 @@ def _run(arguments: argparse.Namespace) -> int:
     print(json.dumps(machine) if arguments.json else "  ".join(f"{k} {v}" for k, v in machine.items()), flush=True)
     failed = 0
     for name in [arguments.only] if arguments.only else names:
+        print(f"millrace bench: measuring {name}", file=sys.stderr)
         try:
             for case in run_benchmark(name):
                 print(json.dumps(case) if arguments.json else _line(case), flush=True)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            print(f"millrace bench: {name} failed: {error}", file=sys.stderr)
+            print(f"{_tail(error.stderr)}millrace bench: {name} failed: {error}", file=sys.stderr)
             failed += 1
     return 1 if failed else 0
 
@@ -55,8 +56,8 @@ def run_benchmark(name: str) -> Iterator[dict[str, object]]:
     """Cases of one script: {"benchmark", "case", "value", "unit"} and whatever else it says of them."""
     command = [sys.executable, str(_FOLDER / f"bench_{name}.py"), "--json"]
     env = os.environ | {"PYTHONPATH": str(_FOLDER.parent.parent), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    # stderr stays the terminal's: a script may show its progress there.
-    done = subprocess.run(command, stdout=subprocess.PIPE, env=env, timeout=_LIMIT_SECONDS, check=True, text=True)
+    # What scripts and TensorFlow write to stderr is of interest only when they fail.
+    done = subprocess.run(command, capture_output=True, env=env, timeout=_LIMIT_SECONDS, check=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             yield {"benchmark": name, **json.loads(line)}
@@ -73,6 +74,12 @@ def describe_machine() -> dict[str, object]:
         "memory_gib": round(memory),
         "python": platform.python_version(),
     } | versions
+
+
+def _tail(output: str | bytes | None, lines: int = 20) -> str:
+    """The last lines of what a script wrote; a time-out gives bytes where the end of a process gives text."""
+    text = output.decode("utf-8", "replace") if isinstance(output, bytes) else output or ""
+    return "".join(text.splitlines(keepends=True)[-lines:])
 
 
 def _lines(path: str) -> list[str]:

@@ -44,7 +44,8 @@ def read_input(path: Path, task: Task) -> pa.RecordBatch:
     """All rows at `path`: a MovieLens folder, a Parquet file, or a folder of Parquet files in name order."""
     if is_movielens(path):
         return read_movielens(path, task)
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    # Not what lies in folders below: the feed puts its dead letters there.
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UserError("--input", path, "no Parquet file and no ratings.csv there", "name a file or folder with data")
     names = [*Layout.of(task).sparse, *(field.name for field in record_batch.METADATA_FIELDS)]

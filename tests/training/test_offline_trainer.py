@@ -57,6 +57,13 @@ def test_parquet_of_the_feed_is_read_in_the_order_of_its_files(tmp_path: Path) -
     assert read_input(tmp_path, TASK).equals(whole)
 
 
+def test_dead_letters_beside_the_rows_are_not_read(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_batches([make_batch(TASK, 0, 10, audit=False)]), tmp_path / "part.parquet")
+    (tmp_path / "dead-letters").mkdir()
+    pq.write_table(pa.table({"value": [b"{"]}), tmp_path / "dead-letters" / "events.impressions-0.parquet")
+    assert read_input(tmp_path, TASK).num_rows == 40
+
+
 def test_parquet_without_a_feature_is_a_users_error_that_names_it(tmp_path: Path) -> None:
     table = pa.Table.from_batches([make_batch(TASK, 0, 4, audit=False)]).drop_columns(["hour"])
     pq.write_table(table, tmp_path / "part.parquet")
