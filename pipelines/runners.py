@@ -1,6 +1,5 @@
 """Starts and stops what runs a pipeline: Prism, Flink's job server, nothing (Direct), or Dataflow far away."""
 
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 from runtime.artifacts import Progress, prism_binary
 from runtime.child_process import ChildProcess
 from runtime.daemon import free_port
-from runtime.deadline import wait_until
 from runtime.errors import UserError
 from runtime.flink_server import FlinkJobServer
 
@@ -93,19 +91,7 @@ def _prism(folder: Path, progress: Progress) -> Iterator[str]:
     process = ChildProcess("prism", [*command, "--idle_shutdown_timeout=60s"], folder, ready=False)
     process.start()
     try:
-        wait_until(lambda: _is_listening(process, port), _PRISM_SECONDS, "Prism")
+        process.wait_listening(port, _PRISM_SECONDS, "--runner", "prism")
         yield f"localhost:{port}"
-    except TimeoutError as error:
-        raise UserError("--runner", "prism", str(error), f"read {process.log_path}") from error
     finally:
         process.stop(5.0)
-
-
-def _is_listening(process: ChildProcess, port: int) -> bool:
-    if not process.running():
-        raise UserError("--runner", "prism", f"it ended: {process.log_tail()[-200:]}", f"read {process.log_path}")
-    try:
-        socket.create_connection(("localhost", port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.deadline import wait_until
+from runtime.errors import UserError
 
 _TERMINATE_SECONDS = 20.0
 _LOG_TAIL_BYTES = 2000
@@ -69,6 +71,28 @@ class ChildProcess:
         wait_until(is_ready, seconds, f"{self.name} ready ({self.log_path})")
         self.ready = json.loads(self.ready_path.read_text("utf-8"))
         return self.ready
+
+    def wait_listening(self, port: int, seconds: float, flag: str, value: str) -> None:
+        """Returns when localhost:`port` accepts connections.
+
+        Raises:
+          UserError: the child has ended, or was too slow and is stopped; `flag` and `value` say what asked for it.
+        """
+
+        def is_listening() -> bool:
+            if not self.running():
+                raise UserError(flag, value, f"{self.name} ended: {self.log_tail()[-200:]}", f"read {self.log_path}")
+            try:
+                socket.create_connection(("localhost", port), timeout=1.0).close()
+            except OSError:
+                return False
+            return True
+
+        try:
+            wait_until(is_listening, seconds, f"{self.name} on port {port}")
+        except TimeoutError as error:
+            self.stop()
+            raise UserError(flag, value, str(error), f"read {self.log_path}") from error
 
     def kill(self) -> None:
         """SIGKILL, and reaps."""

@@ -2,15 +2,12 @@
 
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 from runtime.artifacts import Progress, java_program, maven_jars
 from runtime.child_process import ChildProcess
 from runtime.daemon import free_port
-from runtime.deadline import wait_until
-from runtime.errors import UserError
 
 _START_SECONDS = 120.0
 # Flink serialises with reflection over these packages.
@@ -67,7 +64,7 @@ class FlinkJobServer:
         self._progress(f"starting the Flink job server on localhost:{job}")
         self._process = ChildProcess("flink", command, self.folder, ready=False)
         self._process.start()
-        _wait_listening(self._process, job, "the Flink job server")
+        self._process.wait_listening(job, _START_SECONDS, "--runner", "flink")
         self.job_endpoint = f"localhost:{job}"
 
     def stop(self) -> None:
@@ -108,7 +105,7 @@ class WorkerPool:
         }
         self._process = ChildProcess("workers", command, self.folder, environment, ready=False)
         self._process.start()
-        _wait_listening(self._process, port, "the worker pool")
+        self._process.wait_listening(port, _START_SECONDS, "--runner", "flink")
         self.address = f"localhost:{port}"
 
     def worker_pids(self) -> list[int]:
@@ -136,22 +133,3 @@ class WorkerPool:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _wait_listening(process: ChildProcess, port: int, what: str) -> None:
-    def listening() -> bool:
-        if not process.running():
-            raise UserError(
-                "--runner", "flink", f"{what} ended ({process.log_tail()[-200:]})", f"read {process.log_path}"
-            )
-        try:
-            socket.create_connection(("localhost", port), timeout=1.0).close()
-        except OSError:
-            return False
-        return True
-
-    try:
-        wait_until(listening, _START_SECONDS, what, 0.2)
-    except TimeoutError as error:
-        process.stop()
-        raise UserError("--runner", "flink", str(error), f"read {process.log_path}") from error

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from runtime.child_process import ChildProcess, ChildProcessError
-from runtime.daemon import start_time
+from runtime.daemon import free_port, start_time
+from runtime.errors import UserError
 
 _READY = """
 import json, os, signal, sys, time
@@ -65,3 +66,24 @@ def test_a_child_that_ignores_sigterm_is_killed(script) -> None:
     child.wait_ready(30.0)
     assert child.stop(0.2) == -9
     assert start_time(child.pid) is None
+
+
+def test_a_child_is_waited_for_until_it_listens(script) -> None:
+    port = free_port()
+    listen = "import socket, time; s = socket.create_server(('localhost', {})); time.sleep(60)"
+    child = script(listen.format(port), ready=False)
+    child.wait_listening(port, 30.0, "--runner", "prism")
+    assert child.running()
+
+
+def test_a_child_that_ends_before_it_listens_is_a_users_error_with_its_last_words(script) -> None:
+    child = script("raise SystemExit('no luck')", ready=False)
+    with pytest.raises(UserError, match="--runner=prism: child ended: no luck; read .*child.log"):
+        child.wait_listening(free_port(), 30.0, "--runner", "prism")
+
+
+def test_a_child_that_never_listens_is_stopped(script) -> None:
+    child = script("import time; time.sleep(60)", ready=False)
+    with pytest.raises(UserError, match="child on port"):
+        child.wait_listening(free_port(), 0.3, "--runner", "prism")
+    assert not child.running()
