@@ -1,10 +1,13 @@
 """The feed on Prism against a real broker: every row once with its label, and nothing lost when it is killed."""
 
 import json
+import os
+import signal
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -214,3 +217,13 @@ def test_a_killed_feed_that_starts_from_its_group_loses_no_row(
     assert any(len(labels) > 1 for labels in train_topic.labels.values()), "nothing was read again"
     assert metric(restarted, "millrace_feed_records_read_total") > 0
     assert restarted.stop() == 0
+
+
+def test_a_feed_whose_runner_dies_ends_with_one_line(start_feed: Callable[..., ChildProcess], tmp_path: Path) -> None:
+    feed = start_feed("--start", "latest")
+    children = Path(f"/proc/{feed.pid}/task/{feed.pid}/children").read_text("ascii").split()
+    prism = [pid for pid in children if "prism" in Path(f"/proc/{pid}/cmdline").read_text("ascii")]
+    os.kill(int(prism[0]), signal.SIGKILL)
+    assert feed.wait(60.0) == 1
+    failed = [line for line in feed.log_path.read_text("utf-8").splitlines() if "the feed failed: " in line]
+    assert len(failed) == 1 and "Traceback" not in failed[0]
