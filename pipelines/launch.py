@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import apache_beam as beam
+import grpc
 from apache_beam.options import pipeline_options
 from apache_beam.runners.runner import PipelineState
 
@@ -140,5 +141,7 @@ class _Job:
 
 def _one_line(error: Exception) -> str:
     """The last line that says something: Beam's messages carry whole tracebacks of workers."""
+    if isinstance(error, grpc.Call):
+        return f"the runner is gone ({error.details()}); its log is in the work folder"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__
