@@ -49,6 +49,7 @@ class LoopOptions:
     probe_interval_seconds: float = 0.5
     seconds: float = 100.0
     drain_seconds: float = 40.0
+    kill_trainer: bool = True
     delays: Sequence[int] = field(default=(256, 1024, 8192, 33_000))
 
 
@@ -146,7 +147,7 @@ class LoopRun:
         kill_after = _KILL_AT * self._options.seconds
         while producer.running() and not deadline.expired():
             self._check_alive()
-            if not self._kills and time.monotonic() - began > kill_after:
+            if self._options.kill_trainer and not self._kills and time.monotonic() - began > kill_after:
                 self._kill_trainer()
             if tick.expired():
                 self._screen.tick()
