@@ -1,7 +1,5 @@
 """The whole loop with real processes: the trainer is killed, and the audit finds every row applied exactly once."""
 
-from pathlib import Path
-
 import pytest
 from rich.console import Console
 
