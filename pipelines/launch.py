@@ -63,9 +63,9 @@ def run_feed(
                     on_ready()
         finally:
             job.stop()
+        counters = job.counters()  # while the runner is there to tell
     if job.error is not None and not stop.is_set():
         raise FeedFailedError(_one_line(job.error)) from job.error
-    counters = job.counters()
     if options.parquet is not None and not stop.is_set():
         mark_success(options.parquet, {"counters": counters, "config": options.config.to_json()})
     return counters
@@ -127,7 +127,7 @@ class _Job:
         except Exception:  # a cancelled job may be gone
             return {}
         ours = [each for each in found if each.key.metric.namespace.startswith("millrace.")]
-        return {each.key.metric.name: each.result for each in ours}
+        return {each.key.metric.name: each.result or 0 for each in ours}
 
     def _run(self) -> None:
         try:
