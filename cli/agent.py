@@ -31,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from runtime.telemetry import MetricsEndpoint, setup_logging
+    from runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
     from serving.agent import AgentConfig
     from serving.registry import check_name
 
@@ -47,12 +47,13 @@ def _run(arguments: argparse.Namespace) -> int:
     with common.tensorflow_import():
         from serving.agent_process import run_agent
 
-    metrics = MetricsEndpoint(arguments.metrics_port)
+    heartbeat = Heartbeat("reconciling")
+    metrics = MetricsEndpoint(arguments.metrics_port, heartbeat.reason)
     ready: Callable[[], None] = lambda: common.announce_ready(  # noqa: E731
         arguments, server=config.server, metrics=metrics.address
     )
     try:
-        run_agent(config, connection, common.topics(arguments), zookeeper, metrics.address, stop, ready)
+        run_agent(config, connection, common.topics(arguments), zookeeper, metrics.address, stop, heartbeat, ready)
     finally:
         metrics.close()
     return 0

@@ -79,12 +79,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     stop = stop_on_signals()
+    from pipelines.kafka_io import HEARTBEAT
     from pipelines.launch import FeedFailedError, run_feed
     from runtime.telemetry import MetricsEndpoint, setup_logging
 
     setup_logging("feed", arguments.log_level)
     logger = logging.getLogger("millrace.feed")
-    endpoint = MetricsEndpoint(arguments.metrics_port)
+    endpoint = MetricsEndpoint(arguments.metrics_port, HEARTBEAT.reason)
     began = time.monotonic()
     try:
         counters = run_feed(

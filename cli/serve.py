@@ -73,7 +73,10 @@ def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threadin
 
     server = ModelServer(config)
     server.start()
-    metrics = MetricsEndpoint(arguments.metrics_port)
+    model = config.model_name
+    metrics = MetricsEndpoint(
+        arguments.metrics_port, lambda: None if server.available(model) else f"no version of {model} is loaded"
+    )
     try:
         common.announce_ready(arguments, address=server.address, metrics=metrics.address)
         stop.wait()

@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     from runtime.kafka_client import partitions_of
-    from runtime.telemetry import MetricsEndpoint, setup_logging
+    from runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
 
     connection, names = kafka_connection(arguments), topics(arguments)
     if not arguments.create_topics:
@@ -102,11 +102,13 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
         micro_batch=arguments.micro_batch or 64,
         create_topics=arguments.create_topics,
     )
-    endpoint = MetricsEndpoint(arguments.metrics_port)
+    heartbeat = Heartbeat("the training loop")
+    endpoint = MetricsEndpoint(arguments.metrics_port, heartbeat.reason)
     try:
         train_online(
             task, connection, names, options, stop,
             ready=lambda: announce_ready(arguments, metrics=endpoint.address, model=task.name),
+            heartbeat=heartbeat,
         )  # fmt: skip
     finally:
         endpoint.close()

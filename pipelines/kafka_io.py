@@ -39,7 +39,16 @@ from runtime.kafka_blocks import Block, BlockReader, Positions
 from runtime.kafka_client import KafkaConnection, UndeliveredError, make_producer
 from transforms import beam_coder, record_batch
 
-__all__ = ["FIRST_POLL", "KafkaRecord", "OffsetRange", "ReadFromKafka", "WriteToKafka", "WriteToKafkaDoFn", "raw_batch"]
+__all__ = [
+    "FIRST_POLL",
+    "HEARTBEAT",
+    "KafkaRecord",
+    "OffsetRange",
+    "ReadFromKafka",
+    "WriteToKafka",
+    "WriteToKafkaDoFn",
+    "raw_batch",
+]
 
 _LOGGER = logging.getLogger(__name__)
 _NAMESPACE = telemetry.namespace("pipelines", "kafka_io")
@@ -58,6 +67,9 @@ _RANGE_RECORDS = 100_000
 
 
 _READ = telemetry.counter("feed_records_read", "Records read from Kafka.", ("topic",))
+
+HEARTBEAT = telemetry.Heartbeat("reading from Kafka")
+"""Beats when a reader of this process is asked for more."""
 
 FIRST_POLL = threading.Event()
 """Set when a reader of this process has asked the brokers for the first time."""
@@ -278,6 +290,7 @@ class KafkaBlockReader(UnboundedReader):
         return self.advance()
 
     def advance(self) -> bool:
+        HEARTBEAT.beat()
         _resting.remove(self._group_id, self._given, self)
         if self._reader is None:
             self._open()

@@ -3,6 +3,7 @@
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -50,6 +51,27 @@ def setup_logging(role: str, level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine(_LOG_FORMAT.format(role=role)))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class Heartbeat:
+    """Health of a loop: sick when it has not turned for `seconds` since it last did; well before its first turn.
+
+    Args:
+      what: the loop, as its owner calls it.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(self, what: str, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._seconds, self._clock = what, seconds, clock
+        self._last: float | None = None
+
+    def beat(self) -> None:
+        self._last = self._clock()
+
+    def reason(self) -> str | None:
+        """What is wrong, for `MetricsEndpoint`; None when nothing is."""
+        idle = 0.0 if self._last is None else self._clock() - self._last
+        return f"{self._what} has stood still for {idle:.0f} s" if idle > self._seconds else None
 
 
 class MetricsEndpoint:

@@ -121,9 +121,10 @@ class Agent:
         self._next_report = 0.0
         self._last_report: dict[str, object] = {}
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, heartbeat: telemetry.Heartbeat) -> None:
         """Works until `stop` is set."""
         while not stop.is_set():
+            heartbeat.beat()
             self.step()
 
     def step(self) -> None:

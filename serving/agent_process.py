@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 
 from runtime.kafka_client import KafkaConnection, ensure_topic, make_producer
+from runtime.telemetry import Heartbeat
 from runtime.topic_reader import TopicReader
 from runtime.topics import Topics
 from runtime.zookeeper import ZooKeeperSession
@@ -45,6 +46,7 @@ def run_agent(
     zookeeper: str,
     agent_address: str,
     stop: threading.Event,
+    heartbeat: Heartbeat,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs an agent until `stop` is set.
@@ -62,7 +64,7 @@ def run_agent(
     try:
         registry.register(config.server, agent_address)
         on_ready()
-        Agent(config, events, server, registry, statuses.send).run(stop)
+        Agent(config, events, server, registry, statuses.send).run(stop, heartbeat)
     finally:
         events.close()
         server.close()

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from runtime.kafka_client import KafkaConnection, UndeliveredError, ensure_topic
-from runtime.telemetry import counter, gauge
+from runtime.telemetry import Heartbeat, counter, gauge
 from runtime.topics import Topics
 from training.checkpoint import Checkpoints, Cut
 from training.example_stream import FeedQueue, KafkaFeeder, Layout, Ticket, invalid_rows
@@ -74,6 +74,7 @@ def train_online(
     options: OnlineOptions,
     stop: threading.Event,
     ready: Callable[[], None] = lambda: None,
+    heartbeat: Heartbeat | None = None,
 ) -> None:
     """Trains until `stop` is set; then saves and returns. Goes on from the newest checkpoint in `model_dir`.
 
@@ -83,7 +84,7 @@ def train_online(
     trainer = OnlineTrainer(task, connection, topics, options)
     try:
         ready()
-        trainer.run(stop)
+        trainer.run(stop, heartbeat or Heartbeat("the training loop"))
     finally:
         trainer.close()
 
@@ -145,10 +146,11 @@ class OnlineTrainer:
             "model %s goes on at step %d with %d rows applied", task.name, self._steps, self._position.rows_applied
         )
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, heartbeat: Heartbeat) -> None:
         """Learns until `stop` is set, then publishes and saves what was learned."""
         self._feeder.start()
         while not stop.is_set():
+            heartbeat.beat()
             ticket = self._queue.next_ticket(_IDLE_SECONDS)
             if ticket is not None:
                 self._learn(ticket)

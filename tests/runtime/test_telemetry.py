@@ -43,6 +43,20 @@ def test_health_is_the_reason_or_ok() -> None:
         endpoint.close()
 
 
+def test_a_loop_is_sick_once_it_has_stood_still_too_long() -> None:
+    now = 0.0
+    heartbeat = telemetry.Heartbeat("the loop", seconds=30.0, clock=lambda: now)
+    now = 100.0
+    assert heartbeat.reason() is None  # it has not begun
+    heartbeat.beat()
+    now = 130.0
+    assert heartbeat.reason() is None
+    now = 131.0
+    assert heartbeat.reason() == "the loop has stood still for 31 s"
+    heartbeat.beat()
+    assert heartbeat.reason() is None
+
+
 def test_a_port_in_use_is_a_user_error_that_names_it() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
