@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ class LoopRun:
             stack.callback(self._sampler.close)
             self._flow(kafka, stack)
             record = self._measure(kafka)
+        shutil.rmtree(self._folder / "servers", ignore_errors=True)  # logs and model stay
         write(record, self._options.report)
         return record
 
@@ -119,7 +121,7 @@ class LoopRun:
         )  # fmt: skip
         self._add(
             "feed", "feed", *task, "--runner", options.runner, "--audit", "--start", "earliest", *common,
-            "--window-seconds", str(options.window_seconds),
+            "--window-seconds", str(options.window_seconds), "--work-dir", str(self._folder / "feed"),
         )  # fmt: skip
         for name in ("server", "trainer", "feed"):
             self._processes[name].start()
