@@ -1,7 +1,6 @@
 """`millrace demo`: the whole loop on this machine, measured."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -46,8 +45,6 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         chosen = scenario.generated(arguments.rate or _RATE, arguments.seconds, arguments.seed, arguments.bad_records)
     options = LoopOptions(runner=arguments.runner, report=arguments.report, seconds=arguments.seconds)
-    # Nothing here is worth a GPU, and TensorFlow complains in every log of a machine without one.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     try:
         record = LoopRun(chosen, options).run()
     except (ChildProcessError, TimeoutError) as error:
