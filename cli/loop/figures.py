@@ -46,18 +46,6 @@ def rows_applied(model_dir: Path) -> int:
     return int(json.loads(lines[-1])["rows_trained"]) if lines else 0
 
 
-def audit_counts(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(fids int64 [n], counts float32 [n]) of the audit table in the newest checkpoint."""
-    from ops.embedding_table import EmbeddingStore
-    from training.train_step import AUDIT_TABLE
-
-    newest = max((model_dir / "checkpoints").glob("*/manifest.json"), key=lambda path: int(path.parent.name)).parent
-    store = EmbeddingStore([AUDIT_TABLE], "demo/audit")
-    store.restore(newest / "audit")
-    fids, counts = store.dump(AUDIT_TABLE.name)
-    return np.asarray(fids), np.asarray(counts).ravel()
-
-
 def auc_figures(ledger: Path, model_dir: Path) -> dict[str, float | None]:
     """AUC over the last third of the run: the model's own predictions, and the true probabilities where known."""
     from training.metrics import last_third, read_predictions

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cli.loop.client_load import serving_inputs
 from runtime.kafka_client import KafkaConnection, make_producer
 from runtime.topics import Topics
 
@@ -140,10 +141,7 @@ class FreshnessProber:
         """Asks for every outstanding probe and its control in one request."""
         users = np.repeat(np.array([p.user_id for p in probes], np.int64), 2)
         items = np.array([[p.item_id, p.control_id] for p in probes], np.int64).ravel()
-        inputs: dict[str, np.ndarray] = {"user_id": users, "item_id": items}
-        for name, value in self.events.inputs.items():
-            dtype = object if isinstance(value, str) else np.int64
-            inputs[name] = np.full(len(items), value.encode() if isinstance(value, str) else value, dtype)
+        inputs = serving_inputs(users, items, self.events.inputs)
         try:
             scores = np.asarray(self.predict(inputs)[self.head]).reshape(-1, 2)
         except Exception:  # a failed request is counted by the predict function itself

@@ -217,6 +217,8 @@ class LoopRun:
     # Figures
 
     def _measure(self, kafka: KafkaConnection) -> RunRecord:
+        from training.checkpoint import read_audit
+
         self._phase = "measuring"
         assert self._prober is not None and self._counter is not None
         dead_letters = sum(end for _, end in watermarks(kafka, self._topics.dead_letter).values())
@@ -229,7 +231,7 @@ class LoopRun:
         if self._processes["trainer"].stop(60.0) != 0:
             raise ChildProcessError(f"the trainer did not save: {self._processes['trainer'].log_tail()}")
         self._stop_processes()
-        fids, counts = figures.audit_counts(self._model_dir)
+        fids, counts = read_audit(self._model_dir)
         sent = figures.sent_fids(self._ledger, self._prober.probes)
         result = audit.compare(sent, fids, counts, dropped)
         latencies = self._prober.latencies_ms()
