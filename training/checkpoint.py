@@ -13,12 +13,14 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
 
+from ops.embedding_table import Cut as StoreCut
 from ops.embedding_table import EmbeddingStore
 from protos.checkpoint_pb2 import CheckpointManifest
 from runtime.atomic_file import sync_folder, sync_tree, write_text
 from runtime.checksum import crc32c_of_file
 from runtime.errors import UserError
 from training.position import Position, SeenRows
+from training.retention import Retention, Saved, read_exempt
 from training.train_step import AUDIT_TABLE, TrainStep
 
 _LOG = logging.getLogger(__name__)
@@ -29,15 +31,17 @@ _DENSE, _TABLES, _AUDIT = "dense", "tables", "audit"
 
 @dataclass(frozen=True)
 class Cut:
-    """A moment between two steps: tables and dense variables are on disk, the rest is held in memory.
+    """A moment between two steps: dense variables are on disk, the rest is held in memory.
 
     Attributes:
       folder: checkpoints/<step>, without a manifest yet.
+      tables: {folder below `folder`: cut of a store}.
       delta_sequence: last delta that the tables hold.
       prediction_rows: rows of the prediction file.
     """
 
     folder: Path
+    tables: dict[str, StoreCut]
     global_step: int
     position: Position
     delta_sequence: int
@@ -66,30 +70,44 @@ class Checkpoints:
     durable, so a crash at any point leaves the checkpoint before.
 
     Args:
-      keep: how many to keep.
+      keep, keep_every_seconds: the newest ones to keep and the period of those kept for good, see Retention.
+        `<model_dir>/exempt_checkpoints.json` names others that stay; it is read at each save.
     """
 
-    def __init__(self, model_dir: Path, model_name: str, schema_fingerprint: str, keep: int = 3) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        model_name: str,
+        schema_fingerprint: str,
+        keep: int = 3,
+        keep_every_seconds: float | None = None,
+    ) -> None:
         self._folder = model_dir / "checkpoints"
-        self._model_name, self._fingerprint, self._keep = model_name, schema_fingerprint, keep
+        self._exempt = model_dir / "exempt_checkpoints.json"
+        self._model_name, self._fingerprint = model_name, schema_fingerprint
+        self._retention = Retention(keep, keep_every_seconds)
 
     def cut(self, step: TrainStep, position: Position, delta_sequence: int, prediction_rows: int = 0) -> Cut:
-        """Writes what the next step would change. To be called between steps; raises OSError or tf.errors.OpError."""
+        """Holds what the next step would change. To be called between steps; raises OSError or tf.errors.OpError."""
         global_step = int(step.global_step.numpy())
         folder = self._folder / str(global_step)
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        step.store.save(folder / _TABLES)
-        if step.audit_store is not None:
-            step.audit_store.save(folder / _AUDIT)
         (folder / _DENSE).mkdir()
         tf.train.Checkpoint(**_dense_state(step)).write(str(folder / _DENSE / "variables"))
-        return Cut(folder, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
+        stores = {_TABLES: step.store, _AUDIT: step.audit_store}
+        cuts = {name: store.cut() for name, store in stores.items() if store is not None}
+        return Cut(folder, cuts, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
 
     def finish(self, cut: Cut) -> CheckpointManifest:
-        """Makes the cut durable and publishes its manifest; steps may go on meanwhile. Raises OSError."""
+        """Makes the cut durable and publishes its manifest; steps may go on meanwhile.
+
+        Raises OSError or tf.errors.OpError.
+        """
         position = cut.position
+        for name, cut_of_store in cut.tables.items():
+            cut_of_store.write(cut.folder / name)
         state = {
             "offsets": {str(partition): offset for partition, offset in position.offsets.items()},
             "rows_duplicate": position.rows_duplicate,
@@ -166,8 +184,14 @@ class Checkpoints:
         return newest_first(self._folder)
 
     def _remove_old(self) -> None:
-        complete = [folder for folder in self._newest_first() if (folder / _MANIFEST).exists()]
-        for folder in complete[self._keep :]:
+        manifests = [path for folder in self._newest_first() if (path := folder.resolve() / _MANIFEST).exists()]
+        saved = [Saved(path.parent, path.stat().st_mtime) for path in reversed(manifests)]
+        try:
+            exempt = read_exempt(self._exempt)
+        except (OSError, ValueError) as error:
+            _LOG.warning("no checkpoint is removed: %s", error)
+            return
+        for folder in self._retention.superfluous(saved, exempt):
             # The manifest goes first: what a crash leaves of the rest is no checkpoint.
             (folder / _MANIFEST).unlink()
             shutil.rmtree(folder)

@@ -4,13 +4,13 @@ import json
 import shutil
 import struct
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
+from ops.embedding_table import Cut, EmbeddingStore
 from runtime.atomic_file import sync_folder, sync_tree
 from runtime.checksum import crc32c_of_file
 from runtime.errors import UserError
@@ -31,13 +31,15 @@ class ExportCut:
     """A moment between two steps, for one version.
 
     Attributes:
-      snapshot: folder with the tables, removed when the export is written.
+      tables: the tables' content.
+      snapshot: folder that they are written to, removed when the export is written.
       dense: values of the dense variables, in their order.
       delta_sequence, delta_offset: last delta whose content is inside, and where the next one will be.
     """
 
     version: int
     global_step: int
+    tables: Cut
     snapshot: Path
     dense: list[np.ndarray]
     delta_topic: str = ""
@@ -120,22 +122,23 @@ class Exporter:
         return sorted(int(path.name) for path in self.base.iterdir() if path.name.isdecimal())
 
     def cut(self, step: TrainStep, delta_topic: str = "", delta_sequence: int = 0, delta_offset: int = 0) -> ExportCut:
-        """Saves the tables as they are now. To be called between steps; raises OSError or tf.errors.OpError."""
+        """Holds the model as it is now. To be called between steps; raises OSError or tf.errors.OpError."""
         version = max([int(time.time()), *(version + 1 for version in self.versions()[-1:])])
         snapshot = self.base / f"{_TEMPORARY}{version}.tables"
         self.base.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        step.store.save(snapshot, with_state=False)
         dense = [np.array(variable.numpy()) for variable in step.dense.variables]
         global_step = int(step.global_step.numpy())
-        return ExportCut(version, global_step, snapshot, dense, delta_topic, delta_sequence, delta_offset)
+        return ExportCut(
+            version, global_step, step.store.cut(), snapshot, dense, delta_topic, delta_sequence, delta_offset
+        )
 
     def write(self, cut: ExportCut, step: TrainStep) -> Export:
         """Makes the cut a durable version; steps may go on meanwhile. Raises OSError or tf.errors.OpError."""
         store_name = f"{self._task.name}@{cut.version}"
         temporary = self.base / f"{_TEMPORARY}{cut.version}"
-        # A server takes no gradients, so its entries carry no optimizer state.
-        tables = [replace(table, optimizer=None) for table in self._task.tables()]
+        cut.tables.write(cut.snapshot, with_state=False)
+        tables = [table.for_serving() for table in self._task.tables()]
         store = EmbeddingStore(tables, shared_name=store_name, snapshot=str(cut.snapshot))
         try:
             model = ServingModel(self._task, step.dense, cut.dense, store)

@@ -51,13 +51,13 @@ class TrainStep:
 
     def _predict(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Logits [rows, heads] of a batch, nothing is learned or created."""
-        return self.dense.logits(self._embeddings(self._lookup(tensors, create=False)))
+        return self.dense.logits(self._embeddings(self._lookup(tensors, missing="zeros")))
 
     def _step(self) -> tf.Tensor:
         """Takes a batch from the queue; returns its logits [rows, heads] as they were before it was learned."""
         batch = self._queue.dequeue()
         if self._micro_batch or self._epochs > 1:
-            logits = self.dense.logits(self._embeddings(self._lookup(batch, create=True)))
+            logits = self.dense.logits(self._embeddings(self._lookup(batch, missing="create")))
             with tf.control_dependencies([logits]):
                 self._learn_in_slices(batch)
         else:
@@ -91,7 +91,7 @@ class TrainStep:
     def _learn(self, batch: Sequence[tf.Tensor]) -> tf.Tensor:
         """One update of everything; returns the logits before it."""
         labels, weights, sample_rates = batch[-3:]
-        pooled = self._lookup(batch, create=True)
+        pooled = self._lookup(batch, missing="create")
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pooled)
             variables = self.dense.trainable
@@ -110,9 +110,9 @@ class TrainStep:
     def _inputs(self, batch: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         return [batch[2 * i] for i in self._column_index], [batch[2 * i + 1] for i in self._column_index]
 
-    def _lookup(self, batch: Sequence[tf.Tensor], create: bool) -> list[tf.Tensor]:
+    def _lookup(self, batch: Sequence[tf.Tensor], missing: str) -> list[tf.Tensor]:
         values, splits = self._inputs(batch)
-        return list(self.store.pooled_lookup(self._features, values, splits, create=create))
+        return self.store.pooled_lookup(self._features, values, splits, missing, self.global_step)
 
     def _embeddings(self, pooled: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         for feature, tensor in zip(self.task.features, pooled, strict=True):

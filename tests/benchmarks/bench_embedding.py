@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ops.embedding_table import Adagrad, EmbeddingStore, PooledFeature, RandomUniform, TableConfig
+from ops.embedding_table import EmbeddingStore
+from ops.table_config import Adagrad, PooledFeature, RandomUniform, TableConfig
 
 _SECONDS = 2.0
 
@@ -52,12 +53,12 @@ def main() -> None:
 
     start = time.perf_counter()
     for first in range(0, keys, batch):
-        store.lookup("t", tf.range(first, min(first + batch, keys), dtype=tf.int64), create=True)
+        store.lookup("t", tf.range(first, min(first + batch, keys), dtype=tf.int64), missing="create")
     report("create", keys / (time.perf_counter() - start), "ids/s")
 
     @tf.function
     def step(batch_ids: tf.Tensor) -> None:
-        store.pooled_lookup(feature, [batch_ids], one_each, create=True)
+        store.pooled_lookup(feature, [batch_ids], one_each, missing="create")
         store.apply_pooled_gradients(feature, [batch_ids], one_each, [gradients])
 
     report("lookup", rate(batch, lambda i: store.lookup("t", ids[i % 16])), "ids/s")

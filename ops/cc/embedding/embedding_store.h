@@ -2,6 +2,7 @@
 #ifndef MILLRACE_EMBEDDING_EMBEDDING_STORE_H_
 #define MILLRACE_EMBEDDING_EMBEDDING_STORE_H_
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -38,6 +39,10 @@ class EmbeddingStore {
     return {};
   }
 
+  // One cut (store_snapshot.h) at a time: returns whether the caller is the one who may take it.
+  bool AcquireCut() { return !cut_is_open_.exchange(true); }
+  void ReleaseCut() { cut_is_open_ = false; }
+
  private:
   std::string name_;
   uint64_t incarnation_ = 0;
@@ -45,6 +50,7 @@ class EmbeddingStore {
   std::vector<std::unique_ptr<EmbeddingTable>> tables_;
   std::mutex once_mutex_;
   bool done_once_ = false;
+  std::atomic<bool> cut_is_open_{false};
 };
 
 // Stores live here, not with a client, so they outlast a coordinator that reconnects. Each Open is matched by a Close;

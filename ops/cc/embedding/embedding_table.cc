@@ -1,98 +1,76 @@
 #include "ops/cc/embedding/embedding_table.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <mutex>
-#include <numeric>
+#include <shared_mutex>
 #include <string>
+#include <utility>
+
+#include "ops/cc/embedding/finite.h"
 
 namespace millrace {
 namespace {
 
-// Far enough ahead that a line from memory arrives in time, near enough that it is still in the cache.
-constexpr uint32_t kSlotsAhead = 12;
-constexpr uint32_t kEntriesAhead = 8;
-
-void PrefetchEntry(const float* entry, int floats) {
-  for (int i = 0; i < floats; i += 16) __builtin_prefetch(entry + i);
-}
-
-// Integer arithmetic on the bits, because a reduction over them vectorises.
-bool AllFinite(const float* values, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof(bits));
-    largest = std::max(largest, bits & 0x7FFFFFFFu);
-  }
-  return largest < 0x7F800000u;
-}
+constexpr double kSecondsPerDay = 86400;
 
 }  // namespace
 
-// A batch in lock-shard order (stable): shard s holds places [begin[s], begin[s + 1]); position[p] is the index in the
-// batch.
-struct EmbeddingTable::ShardedIds {
-  std::vector<uint64_t> hashes;
-  std::vector<uint32_t> positions;
-  std::vector<uint32_t> begin;
-
-  template <typename FidAt>  // int64_t(int64_t position)
-  ShardedIds(int64_t count, FidAt fid_at) : hashes(count), positions(count), begin(kLockShards + 1) {
-    std::vector<uint64_t> unsorted(count);
-    for (int64_t i = 0; i < count; ++i) {
-      unsorted[i] = HashFid(fid_at(i));
-      ++begin[(unsorted[i] >> 58) + 1];
-    }
-    std::partial_sum(begin.begin(), begin.end(), begin.begin());
-    std::vector<uint32_t> next(begin.begin(), begin.end() - 1);
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t place = next[unsorted[i] >> 58]++;
-      hashes[place] = unsorted[i];
-      positions[place] = static_cast<uint32_t>(i);
-    }
-  }
-
-  int64_t NanosecondsPerShard(int64_t per_id) const {
-    return static_cast<int64_t>(positions.size()) * per_id / kLockShards + 50;
-  }
-};
-
 Status EmbeddingTable::Create(const TableConfig& config, std::unique_ptr<EmbeddingTable>* result) {
-  std::unique_ptr<SparseOptimizer> optimizer;
-  MILLRACE_RETURN_IF_ERROR(MakeOptimizer(config, &optimizer));
-  Initializer initializer;
-  MILLRACE_RETURN_IF_ERROR(Initializer::Make(config, &initializer));
-  result->reset(new EmbeddingTable(config, std::move(optimizer), initializer));
+  EntryLayout layout;
+  MILLRACE_RETURN_IF_ERROR(EntryLayout::Make(config, &layout));
+  std::unique_ptr<OccurrenceFilter> filter;
+  MILLRACE_RETURN_IF_ERROR(
+      MakeFilter("table '" + config.name + "': filter", config.filter, config.thresholds, &filter));
+  result->reset(new EmbeddingTable(config, std::move(layout), std::move(filter)));
   return {};
 }
 
-EmbeddingTable::EmbeddingTable(const TableConfig& config, std::unique_ptr<SparseOptimizer> optimizer,
-                               const Initializer& initializer)
+EmbeddingTable::EmbeddingTable(const TableConfig& config, EntryLayout layout, std::unique_ptr<OccurrenceFilter> filter)
     : config_(config),
-      optimizer_(std::move(optimizer)),
-      initializer_(initializer),
-      state_floats_(optimizer_->StateFloats(config.dim)) {
-  for (auto& shard : shards_) shard = std::make_unique<Shard>(config_.dim + state_floats_);
+      layout_(std::move(layout)),
+      filter_(std::move(filter)),
+      arena_(layout_.entry_bytes()),
+      pages_(FidMap::kPageBytes) {
+  for (auto& shard : shards_) shard = std::make_unique<Shard>(&arena_, &pages_);
 }
 
 int64_t EmbeddingTable::size() const {
   int64_t total = 0;
   for (const auto& shard : shards_) {
-    std::shared_lock lock(shard->mutex);
-    total += shard->map.size();
+    std::shared_lock lock(shard->lock);
+    total += static_cast<int64_t>(shard->map.size());
   }
   return total;
 }
 
-FidMap::Slot* EmbeddingTable::FindOrCreate(Shard& shard, int64_t fid, uint64_t hash) {
-  if (FidMap::Slot* slot = shard.map.Find(fid, hash)) return slot;
-  const uint32_t handle = shard.arena.Allocate();
-  float* entry = shard.arena.At(handle);
-  initializer_.Fill(fid, entry, config_.dim);
-  optimizer_->InitState(entry + config_.dim, config_.dim);
+TableStats EmbeddingTable::Stats() const {
+  TableStats stats;
+  for (const auto& shard : shards_) {
+    std::shared_lock lock(shard->lock);
+    stats.entries += static_cast<int64_t>(shard->map.size());
+    stats.memory_bytes += shard->entries.MemoryBytes() + shard->map.MemoryBytes();
+  }
+  stats.not_finite = not_finite_;
+  if (filter_ != nullptr) {
+    stats.admitted = filter_->admitted();
+    stats.rejected = filter_->rejected();
+  }
+  return stats;
+}
+
+// The pieces that all changes are made of. The caller holds the shard's write lock.
+
+FidMap::Slot* EmbeddingTable::Create(Shard& shard, int64_t fid, uint64_t hash) {
+  const uint32_t handle = shard.entries.Allocate();
+  if (cut_ != nullptr) cut_->Drop(handle);
   return shard.map.Insert(fid, hash, handle);
+}
+
+void EmbeddingTable::Remove(Shard& shard, FidMap::Slot* slot) {
+  BeforeChange(shard, *slot);
+  Touch(shard, slot);
+  shard.entries.Free(slot->handle);
+  shard.map.Erase(slot);
 }
 
 void EmbeddingTable::Touch(Shard& shard, FidMap::Slot* slot) {
@@ -101,172 +79,256 @@ void EmbeddingTable::Touch(Shard& shard, FidMap::Slot* slot) {
   shard.touched.Add(slot->fid);
 }
 
-void EmbeddingTable::Lookup(const int64_t* fids, int64_t count, bool create, float* values, const Executor& run) {
-  const int dim = config_.dim;
-  const ShardedIds batch(count, [fids](int64_t i) { return fids[i]; });
-  const auto look_up_shard = [&](Shard& shard, uint32_t begin, uint32_t end, std::vector<const float*>* entries) {
-    entries->resize(end - begin);
-    for (uint32_t i = begin; i < end; ++i) {
-      if (i + kSlotsAhead < end) shard.map.Prefetch(batch.hashes[i + kSlotsAhead]);
-      const int64_t fid = fids[batch.positions[i]];
-      const FidMap::Slot* slot =
-          create ? FindOrCreate(shard, fid, batch.hashes[i]) : shard.map.Find(fid, batch.hashes[i]);
-      (*entries)[i - begin] = slot == nullptr ? nullptr : shard.arena.At(slot->handle);
-    }
-    for (uint32_t i = begin; i < end; ++i) {
-      if (i + kEntriesAhead < end) PrefetchEntry((*entries)[i + kEntriesAhead - begin], dim);
-      float* row = values + static_cast<int64_t>(batch.positions[i]) * dim;
-      const float* entry = (*entries)[i - begin];
-      if (entry == nullptr) {
-        std::fill_n(row, dim, 0.0f);
-      } else {
-        std::memcpy(row, entry, dim * sizeof(float));
-      }
-    }
+void EmbeddingTable::AppendRow(const FidMap::Slot& slot, std::vector<char>* rows) const {
+  const size_t place = rows->size();
+  rows->resize(place + layout_.row_bytes());
+  RowHeader::Write(slot.fid, slot.timestamp, rows->data() + place);
+  std::memcpy(RowHeader::EntryOf(rows->data() + place), arena_.At(slot.handle), layout_.entry_bytes());
+}
+
+void EmbeddingTable::KeepForCut(Shard& shard, const FidMap::Slot& slot) {
+  if (!cut_->Holds(slot.handle)) return;
+  AppendRow(slot, &shard.kept_for_cut);
+  cut_->Drop(slot.handle);
+}
+
+void EmbeddingTable::NoteTimestamp(uint32_t timestamp) {
+  uint32_t newest = newest_timestamp_;
+  while (timestamp > newest && !newest_timestamp_.compare_exchange_weak(newest, timestamp)) {
+  }
+}
+
+template <typename FidAt, typename Use>
+void EmbeddingTable::ForEachSlot(const Shard& shard, uint32_t count, const FidAt& fid_at, const Use& use) {
+  constexpr uint32_t kAhead = 16;
+  struct Ahead {
+    uint64_t hash;
+    FidMap::Slot* home;
+    uint64_t growths;  // of the map when `home` was right
   };
-  run(kLockShards, batch.NanosecondsPerShard(60 + dim), [&](int64_t first, int64_t last) {
-    std::vector<const float*> entries;
-    for (int64_t s = first; s < last; ++s) {
-      if (batch.begin[s] == batch.begin[s + 1]) continue;
-      Shard& shard = *shards_[s];
-      if (create) {
-        std::unique_lock lock(shard.mutex);
-        look_up_shard(shard, batch.begin[s], batch.begin[s + 1], &entries);
-      } else {
-        std::shared_lock lock(shard.mutex);
-        look_up_shard(shard, batch.begin[s], batch.begin[s + 1], &entries);
-      }
+  Ahead ring[kAhead];
+  for (uint32_t i = 0; i < count + kAhead; ++i) {
+    Ahead& ahead = ring[i % kAhead];
+    if (i >= kAhead) {
+      if (ahead.growths != shard.map.growths()) ahead.home = shard.map.Home(ahead.hash);  // `use` inserts
+      use(i - kAhead, shard.map.FindAt(ahead.home, fid_at(i - kAhead), ahead.hash), ahead.hash);
     }
+    if (i >= count) continue;
+    const uint64_t hash = HashFid(fid_at(i));
+    ahead = {hash, shard.map.Home(hash), shard.map.growths()};
+    __builtin_prefetch(ahead.home);
+  }
+}
+
+// Reading.
+
+void EmbeddingTable::Lookup(const int64_t* fids, int64_t count, const LookupOptions& options, float* values,
+                            const Executor& run) {
+  const int dim = layout_.dim();
+  std::mutex mutex;
+  std::vector<int64_t> missing;
+  constexpr int64_t kUnit = 1024;  // ids that are worth a thread of their own
+  run((count + kUnit - 1) / kUnit, kUnit * (20 + dim / 2), [&](int64_t first, int64_t last) {
+    std::vector<int64_t> own_missing;
+    const int64_t begin = first * kUnit, end = std::min(last * kUnit, count);
+    float* out = values + begin * dim;
+    ForEachRow(fids + begin, end - begin, options, &own_missing, [out, dim](int64_t i, const float* row) {
+      if (row == nullptr) {
+        std::fill_n(out + i * dim, dim, 0.0f);
+      } else {
+        EntryLayout::CopyFloats(row, dim, out + i * dim);
+      }
+    });
+    if (own_missing.empty()) return;
+    const std::lock_guard lock(mutex);
+    missing.insert(missing.end(), own_missing.begin(), own_missing.end());
   });
+  CreateMissing(missing, run);
+}
+
+void EmbeddingTable::CreateMissing(const std::vector<int64_t>& fids, const Executor& run) {
+  if (fids.empty()) return;
+  const ShardedBatch batch = ShardedBatch::Sort({{fids.data(), static_cast<int64_t>(fids.size()), nullptr}}, run);
+  batch.ForEachShard(run, 100 + dim(), [&](int s, uint32_t begin, uint32_t end) {
+    Shard& shard = *shards_[s];
+    std::unique_lock lock(shard.lock);
+    const auto fid_at = [&](uint32_t i) { return batch.ids[begin + i].fid; };
+    ForEachSlot(shard, end - begin, fid_at, [&](uint32_t i, FidMap::Slot* slot, uint64_t hash) {
+      if (slot != nullptr) return;
+      slot = Create(shard, fid_at(i), hash);
+      layout_.Init(fid_at(i), arena_.At(slot->handle));
+    });
+  });
+}
+
+void EmbeddingTable::LookupEntries(const int64_t* fids, int64_t count, bool* found, char* rows) const {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t hash = HashFid(fids[i]);
+    const Shard& shard = ShardOfHash(hash);
+    std::shared_lock lock(shard.lock);
+    const FidMap::Slot* slot = shard.map.Find(fids[i], hash);
+    found[i] = slot != nullptr;
+    if (!found[i]) continue;
+    char* row = rows + i * layout_.row_bytes();
+    RowHeader::Write(fids[i], slot->timestamp, row);
+    std::memcpy(RowHeader::EntryOf(row), arena_.At(slot->handle), layout_.entry_bytes());
+  }
 }
 
 void EmbeddingTable::Contains(const int64_t* fids, int64_t count, bool* found) const {
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t hash = HashFid(fids[i]);
-    Shard& shard = ShardOfHash(hash);
-    std::shared_lock lock(shard.mutex);
+    const Shard& shard = ShardOfHash(hash);
+    std::shared_lock lock(shard.lock);
     found[i] = shard.map.Find(fids[i], hash) != nullptr;
   }
 }
 
-Status EmbeddingTable::Merge(const std::vector<Occurrence>& occurrences, const Executor& run,
+// Training.
+
+Status EmbeddingTable::CheckTrains() const {
+  const bool has_optimizer = std::any_of(config_.segments.begin(), config_.segments.end(),
+                                         [](const SegmentConfig& s) { return s.optimizer.kind != "none"; });
+  if (has_optimizer && !config_.serving) return {};
+  return FailedPrecondition("table '" + config_.name + "' has no optimizer: it takes no gradients");
+}
+
+Status EmbeddingTable::Merge(const std::vector<GradientList>& lists, const Executor& run,
                              MergedGradients* merged) const {
-  if (config_.optimizer.kind == "none") {
-    return FailedPrecondition("table '" + config_.name + "' has no optimizer: it takes no gradients");
-  }
-  const int dim = config_.dim;
-  const int64_t count = occurrences.size();
-  const ShardedIds batch(count, [&](int64_t i) { return occurrences[i].fid; });
-  merged->begin = batch.begin;
-  merged->distinct.assign(kLockShards, 0);
-  merged->fids.reset(new int64_t[count]);
-  merged->sums.reset(new float[count * dim]);
-  std::atomic<uint32_t> bad_position{UINT32_MAX};
-
-  const auto merge_shard = [&](int64_t s, std::vector<uint32_t>* index, std::vector<uint32_t>* first_positions) {
-    const uint32_t begin = batch.begin[s], end = batch.begin[s + 1];
-    uint32_t room = 2;
-    while (room < 2 * (end - begin)) room *= 2;
-    index->assign(room, UINT32_MAX);
-    first_positions->clear();
-    int64_t* fids = merged->fids.get() + begin;
-    float* sums = merged->sums.get() + static_cast<int64_t>(begin) * dim;
-    for (uint32_t i = begin; i < end; ++i) {
-      const Occurrence& occurrence = occurrences[batch.positions[i]];
-      uint32_t at = batch.hashes[i] & (room - 1);
-      while ((*index)[at] != UINT32_MAX && fids[(*index)[at]] != occurrence.fid) at = (at + 1) & (room - 1);
-      const bool is_new = (*index)[at] == UINT32_MAX;
-      if (is_new) {
-        (*index)[at] = first_positions->size();
-        fids[(*index)[at]] = occurrence.fid;
-        first_positions->push_back(batch.positions[i]);
-      }
-      float* sum = sums + static_cast<int64_t>((*index)[at]) * dim;
-      if (is_new) {
-        for (int d = 0; d < dim; ++d) sum[d] = occurrence.scale * occurrence.gradient[d];
-      } else {
-        for (int d = 0; d < dim; ++d) sum[d] += occurrence.scale * occurrence.gradient[d];
-      }
-    }
-    merged->distinct[s] = first_positions->size();
-    for (uint32_t k = 0; k < first_positions->size(); ++k) {
-      if (AllFinite(sums + static_cast<int64_t>(k) * dim, dim)) continue;
-      uint32_t seen = bad_position.load();
-      while ((*first_positions)[k] < seen && !bad_position.compare_exchange_weak(seen, (*first_positions)[k])) {
-      }
-    }
-  };
-  run(kLockShards, batch.NanosecondsPerShard(20 + dim), [&](int64_t first, int64_t last) {
-    std::vector<uint32_t> index, first_positions;
-    for (int64_t s = first; s < last; ++s) {
-      if (batch.begin[s] != batch.begin[s + 1]) merge_shard(s, &index, &first_positions);
-    }
-  });
-  if (bad_position != UINT32_MAX) {
-    return InvalidArgument("table '" + config_.name + "': the gradient of id " +
-                           std::to_string(occurrences[bad_position].fid) + " is NaN or infinite; nothing was applied");
-  }
-  return {};
+  MILLRACE_RETURN_IF_ERROR(CheckTrains());
+  return MergeGradients(config_, dim(), lists, run, merged);
 }
 
-void EmbeddingTable::Apply(const MergedGradients& merged, float learning_rate, uint32_t timestamp,
-                           const Executor& run) {
-  const int dim = config_.dim;
-  const auto apply_shard = [&](int64_t s, std::vector<uint64_t>* hashes, std::vector<float*>* entries) {
-    const uint32_t count = merged.distinct[s];
-    const int64_t* fids = merged.fids.get() + merged.begin[s];
-    const float* sums = merged.sums.get() + static_cast<int64_t>(merged.begin[s]) * dim;
-    hashes->resize(count);
-    entries->resize(count);
-    for (uint32_t i = 0; i < count; ++i) (*hashes)[i] = HashFid(fids[i]);
-    Shard& shard = *shards_[s];
-    std::unique_lock lock(shard.mutex);
-    for (uint32_t i = 0; i < count; ++i) {
-      if (i + kSlotsAhead < count) shard.map.Prefetch((*hashes)[i + kSlotsAhead]);
-      FidMap::Slot* slot = FindOrCreate(shard, fids[i], (*hashes)[i]);
-      slot->timestamp = timestamp;
-      Touch(shard, slot);
-      (*entries)[i] = shard.arena.At(slot->handle);
-    }
-    for (uint32_t i = 0; i < count; ++i) {
-      if (i + kEntriesAhead < count) PrefetchEntry((*entries)[i + kEntriesAhead], dim + state_floats_);
-      float* entry = (*entries)[i];
-      optimizer_->Update(entry, entry + dim, sums + static_cast<int64_t>(i) * dim, dim, learning_rate);
-    }
-  };
-  const int64_t total = std::accumulate(merged.distinct.begin(), merged.distinct.end(), int64_t{0});
-  run(kLockShards, total * (100 + 4 * dim) / kLockShards + 50, [&](int64_t first, int64_t last) {
-    std::vector<uint64_t> hashes;
-    std::vector<float*> entries;
+void EmbeddingTable::Apply(const MergedGradients& merged, const UpdateOptions& options, const Executor& run) {
+  NoteTimestamp(options.timestamp);
+  not_finite_ += merged.not_finite;
+  const uint64_t filter_batch = filter_ == nullptr ? 0 : filter_->BeginBatch();
+  const int64_t total = merged.begin[kLockShards];
+  run(kLockShards, total * (100 + 4 * dim()) / kLockShards + 50, [&](int64_t first, int64_t last) {
     for (int64_t s = first; s < last; ++s) {
-      if (merged.distinct[s] != 0) apply_shard(s, &hashes, &entries);
+      if (merged.distinct[s] != 0) ApplyToShard(merged, static_cast<int>(s), filter_batch, options);
     }
   });
 }
 
-Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t count, uint32_t timestamp,
+void EmbeddingTable::ApplyToShard(const MergedGradients& merged, int s, uint64_t filter_batch,
+                                  const UpdateOptions& options) {
+  const uint32_t begin = merged.begin[s];
+  std::vector<char*> entries;
+  std::vector<uint32_t> places;
+  entries.reserve(merged.distinct[s]);
+  places.reserve(merged.distinct[s]);
+  Shard& shard = *shards_[s];
+  std::unique_lock lock(shard.lock);
+  const auto fid_at = [&](uint32_t i) { return merged.fids[begin + i]; };
+  ForEachSlot(shard, merged.distinct[s], fid_at, [&](uint32_t i, FidMap::Slot* slot, uint64_t hash) {
+    if (merged.gradients[begin + i] == nullptr) return;
+    if (slot != nullptr) {
+      BeforeChange(shard, *slot);
+    } else {
+      if (filter_ != nullptr && !filter_->Admit(fid_at(i), merged.counts[begin + i], filter_batch)) return;
+      slot = Create(shard, fid_at(i), hash);
+      layout_.Init(fid_at(i), arena_.At(slot->handle));
+    }
+    slot->timestamp = options.timestamp;
+    Touch(shard, slot);
+    entries.push_back(arena_.At(slot->handle));
+    places.push_back(begin + i);
+    Prefetch(entries.back(), layout_.entry_bytes());
+  });
+  Step(merged, begin, places, entries, options);
+}
+
+void EmbeddingTable::Step(const MergedGradients& merged, uint32_t begin, const std::vector<uint32_t>& places,
+                          const std::vector<char*>& entries, const UpdateOptions& options) const {
+  EntryLayout::UpdateBatch batch{static_cast<int64_t>(entries.size()),
+                                 entries.data(),
+                                 merged.fids.get() + begin,
+                                 merged.gradients.get() + begin,
+                                 merged.read_weights == nullptr ? nullptr : merged.read_weights.get() + begin,
+                                 options.learning_rates,
+                                 options.global_step};
+  if (places.empty() || places.back() + 1 - begin == places.size()) {
+    layout_.Update(batch);
+    return;
+  }
+  // Some were left out: what belongs to the others moves together.
+  std::vector<int64_t> fids;
+  std::vector<const float*> gradients, read_weights;
+  for (const uint32_t place : places) {
+    fids.push_back(merged.fids[place]);
+    gradients.push_back(merged.gradients[place]);
+    if (batch.read_weights != nullptr) read_weights.push_back(merged.read_weights[place]);
+  }
+  batch.fids = fids.data();
+  batch.gradients = gradients.data();
+  if (batch.read_weights != nullptr) batch.read_weights = read_weights.data();
+  layout_.Update(batch);
+}
+
+// Writing.
+
+Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t count, const AssignOptions& options,
                               const Executor& run) {
-  const int dim = config_.dim;
+  const int width = dim();
   for (int64_t i = 0; i < count; ++i) {
-    if (AllFinite(values + i * dim, dim)) continue;
+    if (AllFinite(values + i * width, width)) continue;
     return InvalidArgument("table '" + config_.name + "': the value of id " + std::to_string(fids[i]) +
                            " is NaN or infinite; nothing was assigned");
   }
-  const ShardedIds batch(count, [fids](int64_t i) { return fids[i]; });
-  run(kLockShards, batch.NanosecondsPerShard(100 + dim), [&](int64_t first, int64_t last) {
-    for (int64_t s = first; s < last; ++s) {
-      if (batch.begin[s] == batch.begin[s + 1]) continue;
-      Shard& shard = *shards_[s];
-      std::unique_lock lock(shard.mutex);
-      for (uint32_t i = batch.begin[s]; i < batch.begin[s + 1]; ++i) {
-        const int64_t position = batch.positions[i];
-        FidMap::Slot* slot = FindOrCreate(shard, fids[position], batch.hashes[i]);
-        slot->timestamp = timestamp;
-        std::memcpy(shard.arena.At(slot->handle), values + position * dim, dim * sizeof(float));
+  NoteTimestamp(options.timestamp);
+  OccurrenceFilter* filter = options.ask_filter ? filter_.get() : nullptr;
+  const uint64_t filter_batch = filter == nullptr ? 0 : filter->BeginBatch();
+  const ShardedBatch batch = ShardedBatch::Sort({{fids, count, nullptr}}, run);
+  const auto is_zero = [width](const float* row) { return std::all_of(row, row + width, [](float x) { return x == 0; }); };
+  batch.ForEachShard(run, 100 + width, [&](int s, uint32_t begin, uint32_t end) {
+    Shard& shard = *shards_[s];
+    std::unique_lock lock(shard.lock);
+    const auto fid_at = [&](uint32_t i) { return batch.ids[begin + i].fid; };
+    ForEachSlot(shard, end - begin, fid_at, [&](uint32_t i, FidMap::Slot* slot, uint64_t hash) {
+      const float* row = values + static_cast<int64_t>(batch.ids[begin + i].row) * width;
+      if (config_.skip_zero && !options.add && is_zero(row)) {
+        if (slot != nullptr) Remove(shard, slot);
+        return;
       }
-    }
+      const bool is_new = slot == nullptr;
+      if (is_new) {
+        if (filter != nullptr && !filter->Admit(fid_at(i), 1, filter_batch)) return;
+        slot = Create(shard, fid_at(i), hash);
+      } else {
+        BeforeChange(shard, *slot);
+      }
+      slot->timestamp = options.timestamp;
+      char* entry = arena_.At(slot->handle);
+      if (options.add) {
+        if (is_new) layout_.Init(fid_at(i), entry);
+        layout_.AddWeights(row, entry);
+      } else {
+        if (is_new) layout_.InitState(entry);
+        layout_.WriteWeights(row, entry);
+      }
+    });
   });
   return {};
+}
+
+void EmbeddingTable::Reinitialize(const int64_t* fids, int64_t count, uint32_t timestamp, bool* existed) {
+  NoteTimestamp(timestamp);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t hash = HashFid(fids[i]);
+    Shard& shard = ShardOfHash(hash);
+    std::unique_lock lock(shard.lock);
+    FidMap::Slot* slot = shard.map.Find(fids[i], hash);
+    existed[i] = slot != nullptr;
+    if (existed[i]) {
+      BeforeChange(shard, *slot);
+    } else {
+      slot = Create(shard, fids[i], hash);
+    }
+    layout_.Init(fids[i], arena_.At(slot->handle));
+    slot->timestamp = timestamp;
+    Touch(shard, slot);
+  }
 }
 
 int64_t EmbeddingTable::Erase(const int64_t* fids, int64_t count) {
@@ -274,40 +336,70 @@ int64_t EmbeddingTable::Erase(const int64_t* fids, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t hash = HashFid(fids[i]);
     Shard& shard = ShardOfHash(hash);
-    std::unique_lock lock(shard.mutex);
+    std::unique_lock lock(shard.lock);
     FidMap::Slot* slot = shard.map.Find(fids[i], hash);
     if (slot == nullptr) continue;
-    Touch(shard, slot);
-    shard.arena.Free(slot->handle);
-    shard.map.Erase(slot);
+    Remove(shard, slot);
     ++erased;
   }
   return erased;
 }
 
+bool EmbeddingTable::IsExpired(int64_t fid, uint32_t timestamp, uint32_t watermark) const {
+  const auto slot = config_.slot_expire_days.find(SlotOf(fid));
+  const double days = slot == config_.slot_expire_days.end() ? config_.expire_days : slot->second;
+  return static_cast<double>(watermark) - timestamp >= days * kSecondsPerDay;
+}
+
+int64_t EmbeddingTable::Evict(uint32_t watermark) {
+  int64_t evicted = 0;
+  std::vector<int64_t> expired;
+  for (const auto& shard : shards_) {
+    for (uint64_t start = 0; start != FidMap::kEnd;) {
+      std::unique_lock lock(shard->lock);
+      expired.clear();
+      start = shard->map.VisitPage(start, [&](const FidMap::Slot& slot) {
+        if (IsExpired(slot.fid, slot.timestamp, watermark)) expired.push_back(slot.fid);
+      });
+      for (const int64_t fid : expired) Remove(*shard, shard->map.Find(fid, HashFid(fid)));
+      evicted += static_cast<int64_t>(expired.size());
+    }
+  }
+  return evicted;
+}
+
 void EmbeddingTable::Clear() {
   std::vector<int64_t> forgotten;
-  for (auto& shard : shards_) {
-    std::unique_lock lock(shard->mutex);
+  for (const auto& shard : shards_) {
+    std::unique_lock lock(shard->lock);
+    for (uint64_t start = cut_ == nullptr ? FidMap::kEnd : 0; start != FidMap::kEnd;) {
+      start = shard->map.VisitPage(start, [&](const FidMap::Slot& slot) { KeepForCut(*shard, slot); });
+    }
     shard->map.Clear();
-    shard->arena.Clear();
+    shard->entries.Clear();
     shard->touched.Steal(&forgotten);
   }
+  if (filter_ != nullptr) filter_->Clear();
 }
+
+// Touched keys.
 
 bool EmbeddingTable::StealTouched(std::vector<int64_t>* fids) {
   fids->clear();
   bool overflowed = false;
   std::vector<int64_t> stolen;
-  for (auto& shard : shards_) {
-    std::unique_lock lock(shard->mutex);
+  for (const auto& shard : shards_) {
+    std::unique_lock lock(shard->lock);
     if (shard->touched.Steal(&stolen)) {
       overflowed = true;
-      shard->map.ForEach([](FidMap::Slot& slot) { slot.touched = 0; });
+      for (uint64_t start = 0; start != FidMap::kEnd;) {
+        start = shard->map.VisitPage(start, [](FidMap::Slot& slot) { slot.touched = 0; });
+      }
     }
-    for (const int64_t fid : stolen) {
-      if (FidMap::Slot* slot = shard->map.Find(fid, HashFid(fid))) slot->touched = 0;
-    }
+    const auto fid_at = [&](uint32_t i) { return stolen[i]; };
+    ForEachSlot(*shard, static_cast<uint32_t>(stolen.size()), fid_at, [](uint32_t, FidMap::Slot* slot, uint64_t) {
+      if (slot != nullptr) slot->touched = 0;
+    });
     fids->insert(fids->end(), stolen.begin(), stolen.end());
   }
   // An id that was erased and created again is in the list twice.
@@ -320,7 +412,7 @@ void EmbeddingTable::RestoreTouched(const int64_t* fids, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t hash = HashFid(fids[i]);
     Shard& shard = ShardOfHash(hash);
-    std::unique_lock lock(shard.mutex);
+    std::unique_lock lock(shard.lock);
     if (FidMap::Slot* slot = shard.map.Find(fids[i], hash)) {
       Touch(shard, slot);
     } else {
@@ -329,35 +421,75 @@ void EmbeddingTable::RestoreTouched(const int64_t* fids, int64_t count) {
   }
 }
 
-void EmbeddingTable::Export(int shard_index, bool with_state, EntryBlock* block) const {
-  const Shard& shard = *shards_[shard_index];
-  std::shared_lock lock(shard.mutex);
-  const int floats = config_.dim + (with_state ? state_floats_ : 0);
-  std::vector<FidMap::Slot> slots;
-  slots.reserve(shard.map.size());
-  shard.map.ForEach([&](const FidMap::Slot& slot) { slots.push_back(slot); });
-  std::sort(slots.begin(), slots.end(), [](const auto& a, const auto& b) { return a.fid < b.fid; });
-  block->floats = floats;
-  block->fids.resize(slots.size());
-  block->timestamps.resize(slots.size());
-  block->values.resize(slots.size() * floats);
-  for (size_t i = 0; i < slots.size(); ++i) {
-    block->fids[i] = slots[i].fid;
-    block->timestamps[i] = slots[i].timestamp;
-    std::memcpy(block->values.data() + i * floats, shard.arena.At(slots[i].handle), floats * sizeof(float));
+// Walks, imports and cuts.
+
+void EmbeddingTable::Walk(int end_shard, int64_t limit, WalkPosition* position, EntryRows* rows) const {
+  rows->row_bytes = layout_.row_bytes();
+  while (position->shard < end_shard && rows->size() < limit) {
+    const Shard& shard = *shards_[position->shard];
+    std::shared_lock lock(shard.lock);
+    position->start = shard.map.VisitPage(
+        position->start, [&](const FidMap::Slot& slot) { AppendRow(slot, &rows->bytes); });
+    if (position->start == FidMap::kEnd) *position = {position->shard + 1, 0};
   }
 }
 
-void EmbeddingTable::Import(const EntryBlock& block) {
-  const int floats = std::min(block.floats, config_.dim + state_floats_);
-  for (size_t i = 0; i < block.fids.size(); ++i) {
-    const uint64_t hash = HashFid(block.fids[i]);
-    Shard& shard = ShardOfHash(hash);
-    std::unique_lock lock(shard.mutex);
-    FidMap::Slot* slot = FindOrCreate(shard, block.fids[i], hash);
-    slot->timestamp = block.timestamps[i];
-    std::memcpy(shard.arena.At(slot->handle), block.values.data() + i * block.floats, floats * sizeof(float));
+void EmbeddingTable::Import(const char* rows, int64_t count, const Executor& run) {
+  const int64_t bytes = layout_.row_bytes();
+  std::vector<int64_t> fids(count);
+  for (int64_t i = 0; i < count; ++i) fids[i] = RowHeader::Fid(rows + i * bytes);
+  const ShardedBatch batch = ShardedBatch::Sort({{fids.data(), count, nullptr}}, run);
+  batch.ForEachShard(run, 100 + bytes / 16, [&](int s, uint32_t begin, uint32_t end) {
+    Shard& shard = *shards_[s];
+    std::unique_lock lock(shard.lock);
+    const auto fid_at = [&](uint32_t i) { return batch.ids[begin + i].fid; };
+    ForEachSlot(shard, end - begin, fid_at, [&](uint32_t i, FidMap::Slot* slot, uint64_t hash) {
+      const char* row = rows + static_cast<int64_t>(batch.ids[begin + i].row) * bytes;
+      if (slot == nullptr) {
+        slot = Create(shard, fid_at(i), hash);
+      } else {
+        BeforeChange(shard, *slot);
+      }
+      slot->timestamp = RowHeader::Timestamp(row);
+      std::memcpy(arena_.At(slot->handle), RowHeader::EntryOf(row), layout_.entry_bytes());
+      NoteTimestamp(slot->timestamp);
+    });
+  });
+}
+
+void EmbeddingTable::LockAll() {
+  for (const auto& shard : shards_) shard->lock.lock();
+}
+
+void EmbeddingTable::UnlockAll() {
+  for (const auto& shard : shards_) shard->lock.unlock();
+}
+
+void EmbeddingTable::BeginCut() { cut_ = std::make_unique<CutMarks>(arena_.end()); }
+
+void EmbeddingTable::EndCut() {
+  LockAll();
+  cut_.reset();
+  for (const auto& shard : shards_) std::vector<char>().swap(shard->kept_for_cut);
+  UnlockAll();
+}
+
+bool EmbeddingTable::TakeCut(int shard_index, uint64_t* start, EntryRows* rows) {
+  Shard& shard = *shards_[shard_index];
+  rows->row_bytes = layout_.row_bytes();
+  // Writers are kept out, and among readers only this one looks at the cut.
+  std::shared_lock lock(shard.lock);
+  if (*start != FidMap::kEnd) {
+    *start = shard.map.VisitPage(*start, [&](const FidMap::Slot& slot) {
+      if (!cut_->Holds(slot.handle)) return;
+      AppendRow(slot, &rows->bytes);
+      cut_->Drop(slot.handle);
+    });
+    return true;
   }
+  rows->bytes.insert(rows->bytes.end(), shard.kept_for_cut.begin(), shard.kept_for_cut.end());
+  std::vector<char>().swap(shard.kept_for_cut);
+  return false;
 }
 
 }  // namespace millrace

@@ -1,69 +1,175 @@
-// Slab arena of equal entries with a free list. Not thread-safe: its owner holds the lock of a shard.
+// Memory of a table's entries, shared by its shards.
 #ifndef MILLRACE_EMBEDDING_ENTRY_ARENA_H_
 #define MILLRACE_EMBEDDING_ENTRY_ARENA_H_
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <vector>
 
 namespace millrace {
 
-// Entries are addressed by 31-bit handles and never move. Block k holds 16 << k entries, so a small table stays small
-// and a large one has few blocks; pages of a block that were never written cost no memory.
+// Equal entries, addressed by handles that never move, in regions of some 32 MB. Regions beyond the first are on huge
+// pages: without them every access to a large table misses the TLB. Shards take slabs of entries in turn, so that they
+// fill one huge page after the other together; each with a region of its own would touch a new page in the same batch.
 class EntryArena {
  public:
-  // `floats`: size of one entry. Entries start on a 16-byte boundary.
-  explicit EntryArena(int64_t floats) : stride_((floats + 3) / 4 * 4) {}
+  static constexpr uint32_t kMostHandles = 0x7FFFFFFF;
+
+  explicit EntryArena(int64_t entry_bytes)
+      : stride_(Stride(entry_bytes)),
+        slab_bits_(std::max(BitsOf(kSlabBytes), kLeastSlabBits)),
+        region_bits_(std::max(BitsOf(kRegionBytes), slab_bits_)),
+        regions_(new char*[(kMostHandles >> region_bits_) + 1]) {}
+  ~EntryArena() { Unmap(); }
+  EntryArena(const EntryArena&) = delete;
+  EntryArena& operator=(const EntryArena&) = delete;
+
+  int64_t stride() const { return stride_; }
+  uint32_t slab_entries() const { return uint32_t{1} << slab_bits_; }
+
+  char* At(uint32_t handle) const {
+    return regions_[handle >> region_bits_] + (handle & ((uint32_t{1} << region_bits_) - 1)) * stride_;
+  }
+
+  // All handles given out so far are below. Thread-safe.
+  uint32_t end() {
+    const std::lock_guard lock(mutex_);
+    return next_;
+  }
+
+  // First handle of a slab, whose entries hold anything. Thread-safe. Throws std::bad_alloc.
+  uint32_t TakeSlab() {
+    const std::lock_guard lock(mutex_);
+    ++taken_;
+    if (!free_slabs_.empty()) {
+      const uint32_t first = free_slabs_.back();
+      free_slabs_.pop_back();
+      return first;
+    }
+    if ((next_ & ((uint32_t{1} << region_bits_) - 1)) == 0) Map();
+    next_ += slab_entries();
+    return next_ - slab_entries();
+  }
+
+  // Takes slabs back; the memory is returned with the last one. Thread-safe.
+  void GiveSlabs(const std::vector<uint32_t>& firsts) {
+    const std::lock_guard lock(mutex_);
+    free_slabs_.insert(free_slabs_.end(), firsts.begin(), firsts.end());
+    taken_ -= firsts.size();
+    if (taken_ == 0) Unmap();
+  }
+
+ private:
+  static constexpr int64_t kSlabBytes = 64 << 10;
+  static constexpr int kLeastSlabBits = 6;  // what CutMarks counts on: slabs share no word of 64 bits
+  static constexpr int64_t kRegionBytes = 32 << 20;
+  static constexpr int64_t kHugePage = 2 << 20;
+
+  // A multiple of 4, so that floats are aligned; of 16 or of a cache line where that costs at most an eighth, so that
+  // an entry lies in fewer lines.
+  static int64_t Stride(int64_t entry_bytes) {
+    for (const int64_t unit : {64, 16}) {
+      const int64_t stride = (entry_bytes + unit - 1) / unit * unit;
+      if (stride - entry_bytes <= entry_bytes / 8) return stride;
+    }
+    return (entry_bytes + 3) / 4 * 4;
+  }
+  // Logarithm of how many entries fit into so many bytes.
+  int BitsOf(int64_t bytes) const {
+    int bits = 0;
+    while (stride_ << (bits + 1) <= bytes) ++bits;
+    return bits;
+  }
+
+  int64_t RegionBytes() const { return (stride_ << region_bits_) + kHugePage; }
+
+  void Map() {
+    void* memory = MAP_FAILED;
+    if (next_ < kMostHandles - (uint32_t{1} << region_bits_)) {
+      memory = ::mmap(nullptr, RegionBytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    }
+    if (memory == MAP_FAILED) {
+      --taken_;
+      throw std::bad_alloc();
+    }
+    // It is larger by one huge page, to start on a boundary of one.
+    const auto start = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+    regions_[next_ >> region_bits_] = reinterpret_cast<char*>(start);
+    mappings_.push_back(memory);
+#ifdef MADV_HUGEPAGE
+    // The first stays on small pages: a small table shall not hold a huge one for each of its shards.
+    if (next_ > 0) ::madvise(reinterpret_cast<void*>(start), stride_ << region_bits_, MADV_HUGEPAGE);
+#endif
+  }
+
+  void Unmap() {
+    for (void* mapping : mappings_) ::munmap(mapping, RegionBytes());
+    mappings_.clear();
+    std::vector<uint32_t>().swap(free_slabs_);
+    next_ = 0;
+  }
+
+  const int64_t stride_;
+  const int slab_bits_;
+  const int region_bits_;
+  const std::unique_ptr<char*[]> regions_;
+  std::mutex mutex_;
+  std::vector<void*> mappings_;
+  std::vector<uint32_t> free_slabs_;
+  uint32_t next_ = 0;
+  size_t taken_ = 0;
+};
+
+// The entries of one shard. Not thread-safe: its owner holds the lock of the shard.
+class ShardEntries {
+ public:
+  // `arena` must outlive this.
+  explicit ShardEntries(EntryArena* arena) : arena_(*arena) {}
+  ~ShardEntries() { Clear(); }
+  ShardEntries(const ShardEntries&) = delete;
+  ShardEntries& operator=(const ShardEntries&) = delete;
 
   uint32_t Allocate() {
-    if (!free_.empty()) {
-      const uint32_t handle = free_.back();
-      free_.pop_back();
-      return handle;
-    }
-    if (next_ == Capacity()) AddBlock();
-    return next_++;
+    if (free_.empty()) return AllocateFresh();
+    const uint32_t handle = free_.back();
+    free_.pop_back();
+    return handle;
   }
 
   void Free(uint32_t handle) { free_.push_back(handle); }
 
-  float* At(uint32_t handle) const {
-    const uint32_t group = handle / kFirstBlock + 1;
-    const int block = 31 - __builtin_clz(group);
-    return blocks_[block].get() + (handle - FirstHandle(block)) * stride_;
+  // Of what was ever given out, and of the list of what is free.
+  int64_t MemoryBytes() const {
+    const int64_t entries = static_cast<int64_t>(slabs_.size()) * arena_.slab_entries() - left_;
+    return entries * arena_.stride() + static_cast<int64_t>(free_.capacity() * sizeof(uint32_t));
   }
 
   // Forgets all entries and returns the memory.
   void Clear() {
-    blocks_.clear();
-    free_.clear();
-    next_ = 0;
+    arena_.GiveSlabs(slabs_);
+    std::vector<uint32_t>().swap(slabs_);
+    std::vector<uint32_t>().swap(free_);
+    left_ = 0;
   }
 
  private:
-  static constexpr uint32_t kFirstBlock = 16;
-
-  struct Deleter {
-    void operator()(float* block) const { std::free(block); }
-  };
-
-  static uint64_t FirstHandle(size_t block) { return kFirstBlock * ((uint64_t{1} << block) - 1); }
-  uint64_t Capacity() const { return FirstHandle(blocks_.size()); }
-
-  void AddBlock() {
-    const uint64_t entries = static_cast<uint64_t>(kFirstBlock) << blocks_.size();
-    // 16 entries of 16 bytes or more: the size is a multiple of the alignment.
-    auto* block = static_cast<float*>(std::aligned_alloc(64, entries * stride_ * sizeof(float)));
-    if (block == nullptr) throw std::bad_alloc();
-    blocks_.emplace_back(block);
+  uint32_t AllocateFresh() {
+    if (left_ == 0) {
+      slabs_.push_back(arena_.TakeSlab());
+      left_ = arena_.slab_entries();
+    }
+    return slabs_.back() + (arena_.slab_entries() - left_--);
   }
 
-  const uint64_t stride_;
-  std::vector<std::unique_ptr<float, Deleter>> blocks_;
+  EntryArena& arena_;
+  std::vector<uint32_t> slabs_;  // first handles
   std::vector<uint32_t> free_;
-  uint32_t next_ = 0;
+  uint32_t left_ = 0;  // entries of the last slab that were never given out
 };
 
 }  // namespace millrace

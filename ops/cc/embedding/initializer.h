@@ -3,19 +3,23 @@
 #define MILLRACE_EMBEDDING_INITIALIZER_H_
 
 #include <cstdint>
+#include <string>
 
+#include "ops/cc/embedding/rule_config.h"
 #include "ops/cc/embedding/status.h"
-#include "ops/cc/embedding/table_config.h"
 
 namespace millrace {
 
 // Counter-based, so an id's first vector depends neither on the order of ids nor on threads or shards.
 class Initializer {
  public:
-  // Kinds: zeros, constant (value), random_uniform (minval, maxval).
-  static Status Make(const TableConfig& config, Initializer* result);
+  // Kinds: zeros, ones, constant (value), random_uniform (minval, maxval: in [minval, maxval)).
+  // `where` begins the message of an error, as in "table 'movies', segment 0: initializer".
+  static Status Make(const std::string& where, const RuleConfig& rule, uint64_t seed, const std::string& table,
+                     Initializer* result);
 
-  void Fill(int64_t fid, float* weights, int dim) const;
+  // `first_dim`: index of weights[0] among all dims of the table's entry, so that its segments differ.
+  void Fill(int64_t fid, int first_dim, float* weights, int dim) const;
 
  private:
   uint64_t key_ = 0;

@@ -10,27 +10,34 @@
 
 namespace millrace {
 
-// One feature of one batch: row r holds ids values[row_splits[r]] up to values[row_splits[r + 1]].
+enum class Combiner { kSum, kMean, kFirstN };
+
+// One ragged feature of one batch: row r holds ids values[row_splits[r]] up to values[row_splits[r + 1]].
 struct PooledFeature {
   std::string name;
   EmbeddingTable* table;
-  bool mean;  // else sum
+  Combiner combiner;
+  int64_t max_length;  // kFirstN: ids of a row that count
   const int64_t* values;
   int64_t num_values;
   const int64_t* row_splits;
   int64_t rows;
+
+  // Floats of one row's output: dim, or for kFirstN max_length x dim.
+  int64_t row_floats() const { return table->dim() * (combiner == Combiner::kFirstN ? max_length : 1); }
 };
 
 // Row splits must start at 0, never fall and end at num_values.
 Status CheckRowSplits(const PooledFeature& feature);
 
-// Writes rows x dim floats; an empty row is zeros. Requires good row splits.
-void LookupPooled(const PooledFeature& feature, bool create, float* pooled, const Executor& run);
+// pooled[f] takes rows x row_floats floats of feature f; what no id fills is zeros. Requires good row splits.
+void LookupPooled(const std::vector<PooledFeature>& features, const LookupOptions& options,
+                  const std::vector<float*>& pooled, const Executor& run);
 
-// gradients[f] is rows x dim, with respect to what LookupPooled wrote; learning_rates[f] is that of feature f's table.
-// Duplicate ids are merged over all features of a table. Applies all or, on an error, nothing.
+// gradients[f] is with respect to what LookupPooled wrote for feature f. Duplicate ids are merged over all features of a
+// table, and the options of the first feature of a table are its. Applies all or, on an error, nothing.
 Status ApplyPooledGradients(const std::vector<PooledFeature>& features, const std::vector<const float*>& gradients,
-                            const float* learning_rates, uint32_t timestamp, const Executor& run);
+                            const std::vector<UpdateOptions>& options_of_feature, const Executor& run);
 
 }  // namespace millrace
 

@@ -1,10 +1,15 @@
 #include "ops/cc/embedding/table_config.h"
 
 #include <cctype>
+#include <cmath>
 #include <cstdlib>
+
+#include "ops/cc/embedding/fid.h"
 
 namespace millrace {
 namespace {
+
+constexpr int kMaxSegments = 256;
 
 bool IsTableName(const std::string& name) {
   if (name.empty() || name.size() > 128 || name[0] == '.') return false;
@@ -14,32 +19,121 @@ bool IsTableName(const std::string& name) {
   return true;
 }
 
-bool ParseNumber(const std::string& text, double* number) {
-  char* end = nullptr;
-  *number = std::strtod(text.c_str(), &end);
-  return !text.empty() && *end == '\0';
+// Takes fields out of a text by name; what is left over in the end is unknown.
+class Fields {
+ public:
+  explicit Fields(std::map<std::string, std::string> fields) : left_(std::move(fields)) {}
+
+  std::string TakeText(const std::string& key) {
+    const auto found = left_.find(key);
+    if (found == left_.end()) {
+      Fail("'" + key + "' is missing");
+      return "";
+    }
+    std::string value = std::move(found->second);
+    left_.erase(found);
+    return value;
+  }
+
+  double TakeNumber(const std::string& key) { return ToNumber(key, TakeText(key)); }
+
+  int TakeInt(const std::string& key, int low, int high) {
+    const double number = TakeNumber(key);
+    if (number == std::floor(number) && number >= low && number <= high) return static_cast<int>(number);
+    Fail("'" + key + "' must be an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]");
+    return low;
+  }
+
+  bool TakeFlag(const std::string& key) { return TakeInt(key, 0, 1) != 0; }
+
+  // A rule's name under `key` and its numbers under `key`.<number>.
+  RuleConfig TakeRule(const std::string& key) {
+    RuleConfig rule{TakeText(key), {}};
+    for (auto& [name, value] : TakeBelow(key + ".")) rule.parameters[name] = ToNumber(key + "." + name, value);
+    return rule;
+  }
+
+  // Numbers by slot under `key`.<slot>.
+  std::map<int, double> TakeBySlot(const std::string& key) {
+    std::map<int, double> numbers;
+    for (auto& [slot, value] : TakeBelow(key + ".")) {
+      const double number = ToNumber(key + "." + slot, slot);
+      if (number != std::floor(number) || number < 0 || number > kSlotMask) Fail("'" + key + "." + slot + "' is no slot");
+      numbers[static_cast<int>(number)] = ToNumber(key + "." + slot, value);
+    }
+    return numbers;
+  }
+
+  Status Finish() {
+    if (problem_.empty() && !left_.empty()) Fail("'" + left_.begin()->first + "' is unknown");
+    return problem_.empty() ? Status() : InvalidArgument("table configuration: " + problem_);
+  }
+
+ private:
+  void Fail(const std::string& problem) {
+    if (problem_.empty()) problem_ = problem;
+  }
+
+  double ToNumber(const std::string& key, const std::string& text) {
+    char* end = nullptr;
+    const double number = std::strtod(text.c_str(), &end);
+    if (text.empty() || *end != '\0') Fail("'" + key + "' is not a number: '" + text + "'");
+    return number;
+  }
+
+  std::map<std::string, std::string> TakeBelow(const std::string& prefix) {
+    std::map<std::string, std::string> taken;
+    for (auto field = left_.lower_bound(prefix); field != left_.end() && field->first.rfind(prefix, 0) == 0;) {
+      taken[field->first.substr(prefix.size())] = field->second;
+      field = left_.erase(field);
+    }
+    return taken;
+  }
+
+  std::map<std::string, std::string> left_;
+  std::string problem_;
+};
+
+SegmentConfig TakeSegment(const std::string& prefix, Fields* fields) {
+  SegmentConfig segment;
+  segment.dim = fields->TakeInt(prefix + "dim", 1, 1 << 20);
+  segment.optimizer = fields->TakeRule(prefix + "optimizer");
+  segment.initializer = fields->TakeRule(prefix + "initializer");
+  segment.compressor = fields->TakeRule(prefix + "compressor");
+  segment.delay_compensation = static_cast<float>(fields->TakeNumber(prefix + "delay_compensation"));
+  segment.stochastic_rounding = fields->TakeFlag(prefix + "stochastic_rounding");
+  return segment;
 }
 
-Status ParseField(const std::string& key, const std::string& value, TableConfig* config) {
-  const auto number_into = [&](std::map<std::string, double>* numbers, const std::string& name) {
-    return ParseNumber(value, &(*numbers)[name]) ? Status() : InvalidArgument(key + "=" + value + " is not a number");
-  };
-  if (key == "name") {
-    config->name = value;
-  } else if (key == "dim") {
-    config->dim = std::atoi(value.c_str());
-  } else if (key == "seed") {
-    config->seed = std::strtoull(value.c_str(), nullptr, 10);
-  } else if (key == "optimizer") {
-    config->optimizer.kind = value;
-  } else if (key == "initializer") {
-    config->initializer.kind = value;
-  } else if (key.rfind("optimizer.", 0) == 0) {
-    return number_into(&config->optimizer.parameters, key.substr(10));
-  } else if (key.rfind("initializer.", 0) == 0) {
-    return number_into(&config->initializer.parameters, key.substr(12));
+Status ParseNonFinite(const std::string& text, NonFinite* result) {
+  if (text == "error") {
+    *result = NonFinite::kError;
+  } else if (text == "skip") {
+    *result = NonFinite::kSkip;
+  } else if (text == "clip") {
+    *result = NonFinite::kClip;
   } else {
-    return InvalidArgument("unknown field '" + key + "' in table configuration");
+    return InvalidArgument("non_finite '" + text + "' is unknown; choose from error, skip, clip");
+  }
+  return {};
+}
+
+Status Check(const TableConfig& config) {
+  const auto fail = [&](const std::string& problem) {
+    return InvalidArgument("table '" + config.name + "': " + problem);
+  };
+  if (!IsTableName(config.name)) {
+    return InvalidArgument("table name '" + config.name +
+                           "' must be 1 to 128 letters, digits, '_', '-' or '.', and not start with '.'");
+  }
+  if (config.skip_zero && !config.serving) return fail("skip_zero is for tables that serve");
+  if (!(config.gradient_limit > 0)) return fail("gradient_limit must be above 0");
+  if (config.non_finite == NonFinite::kClip && std::isinf(config.gradient_limit)) {
+    return fail("non_finite clip needs a finite gradient_limit");
+  }
+  if (!(config.expire_days >= 0)) return fail("expire_days must not be negative");
+  for (const auto& [slot, days] : config.slot_expire_days) {
+    if (!(days >= 0)) return fail("expire_days of slot " + std::to_string(slot) + " must not be negative");
   }
   return {};
 }
@@ -60,17 +154,31 @@ Status ParseKeyValues(std::string_view text, std::map<std::string, std::string>*
 }
 
 Status TableConfig::Parse(std::string_view text, TableConfig* result) {
-  std::map<std::string, std::string> fields;
-  MILLRACE_RETURN_IF_ERROR(ParseKeyValues(text, &fields));
+  std::map<std::string, std::string> parts;
+  MILLRACE_RETURN_IF_ERROR(ParseKeyValues(text, &parts));
+  Fields fields(std::move(parts));
   *result = TableConfig();
   result->text = std::string(text);
-  for (const auto& [key, value] : fields) MILLRACE_RETURN_IF_ERROR(ParseField(key, value, result));
-  if (!IsTableName(result->name)) {
-    return InvalidArgument("table name '" + result->name +
-                           "' must be 1 to 128 letters, digits, '_', '-' or '.', and not start with '.'");
+  result->name = fields.TakeText("name");
+  result->seed = std::strtoull(fields.TakeText("seed").c_str(), nullptr, 10);
+  result->serving = fields.TakeFlag("serving");
+  result->skip_zero = fields.TakeFlag("skip_zero");
+  result->gradient_limit = static_cast<float>(fields.TakeNumber("gradient_limit"));
+  const std::string non_finite = fields.TakeText("non_finite");
+  const int segments = fields.TakeInt("segments", 1, kMaxSegments);
+  for (int s = 0; s < segments; ++s) {
+    result->segments.push_back(TakeSegment("segment." + std::to_string(s) + ".", &fields));
   }
-  if (result->dim < 1) return InvalidArgument("table '" + result->name + "': dim must be at least 1");
-  return {};
+  result->filter = fields.TakeRule("filter");
+  result->thresholds.fallback = static_cast<uint32_t>(fields.TakeInt("threshold", 0, 1 << 30));
+  for (const auto& [slot, threshold] : fields.TakeBySlot("threshold")) {
+    result->thresholds.by_slot[slot] = static_cast<uint32_t>(threshold);
+  }
+  result->expire_days = fields.TakeNumber("expire_days");
+  result->slot_expire_days = fields.TakeBySlot("expire_days");
+  MILLRACE_RETURN_IF_ERROR(fields.Finish());
+  MILLRACE_RETURN_IF_ERROR(ParseNonFinite(non_finite, &result->non_finite));
+  return Check(*result);
 }
 
 }  // namespace millrace

@@ -1,317 +1,298 @@
 #include "ops/cc/embedding/table_snapshot.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cinttypes>
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
-
-#include "ops/cc/embedding/crc32c.h"
+#include <utility>
 
 namespace millrace {
 namespace {
 
-constexpr char kMagic[] = "MILLTBL1";
-constexpr size_t kMagicBytes = 8;
-constexpr uint32_t kMaxHeaderBytes = 4096;
-constexpr size_t kRowsPerBlock = 4096;
+constexpr char kMagic[] = "MILLTBL2";
+constexpr int kFormatVersion = 2;
+constexpr int64_t kMaxFloats = int64_t{1} << 24;
 
-std::string SystemError(const std::string& action, const std::string& path) {
-  return "cannot " + action + " " + path + ": " + std::strerror(errno);
+std::string NumberText(double number) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.17g", number);
+  return text;
 }
 
-class File {
+std::string FiveDigits(const char* role, int index, int count) {
+  char text[64];
+  std::snprintf(text, sizeof(text), ".%s-%05d-of-%05d", role, index, count);
+  return text;
+}
+
+// Takes a header's fields by name and remembers whether one is missing or no number.
+class HeaderFields {
  public:
-  File(const std::string& path, int flags) : path_(path), descriptor_(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
-  ~File() {
-    if (descriptor_ >= 0) ::close(descriptor_);
+  Status Parse(const std::string& text) { return ParseKeyValues(text, &fields_); }
+
+  std::string Text(const std::string& key) {
+    const auto found = fields_.find(key);
+    if (found == fields_.end()) complete_ = false;
+    return found == fields_.end() ? "" : found->second;
   }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-
-  bool is_open() const { return descriptor_ >= 0; }
-
-  Status Write(const void* data, size_t size) {
-    const auto* bytes = static_cast<const char*>(data);
-    while (size > 0) {
-      const ssize_t written = ::write(descriptor_, bytes, size);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return Internal(SystemError("write", path_));
-      bytes += written;
-      size -= written;
+  int64_t Number(const std::string& key, int64_t low, int64_t high) {
+    const std::string text = Text(key);
+    char* end = nullptr;
+    const long long number = std::strtoll(text.c_str(), &end, 10);
+    if (text.empty() || *end != '\0' || number < low || number > high) complete_ = false;
+    return number;
+  }
+  RuleConfig Rule(const std::string& key) {
+    RuleConfig rule{Text(key), {}};
+    const std::string prefix = key + ".";
+    for (auto field = fields_.lower_bound(prefix); field != fields_.end() && field->first.rfind(prefix, 0) == 0; ++field) {
+      rule.parameters[field->first.substr(prefix.size())] = std::strtod(field->second.c_str(), nullptr);
     }
-    return {};
+    return rule;
   }
-
-  // Sets `complete` to whether all `size` bytes were there.
-  Status Read(void* data, size_t size, bool* complete) {
-    auto* bytes = static_cast<char*>(data);
-    while (size > 0) {
-      const ssize_t count = ::read(descriptor_, bytes, size);
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) return Internal(SystemError("read", path_));
-      if (count == 0) break;
-      bytes += count;
-      size -= count;
-    }
-    *complete = size == 0;
-    return {};
-  }
-
-  Status Rewind() {
-    return ::lseek(descriptor_, 0, SEEK_SET) == 0 ? Status() : Internal(SystemError("seek in", path_));
-  }
-  Status Sync() { return ::fsync(descriptor_) == 0 ? Status() : Internal(SystemError("sync", path_)); }
-  int64_t Size() const {
-    struct stat info;
-    return ::fstat(descriptor_, &info) == 0 ? static_cast<int64_t>(info.st_size) : 0;
-  }
+  bool complete() const { return complete_; }
 
  private:
-  const std::string path_;
-  const int descriptor_;
+  std::map<std::string, std::string> fields_;
+  bool complete_ = true;
 };
-
-// Same length for any count, so it can be overwritten once the count is known.
-std::string HeaderBytes(const SnapshotHeader& header) {
-  char count[32];
-  std::snprintf(count, sizeof(count), "%020" PRId64, header.count);
-  const std::string text = "format_version=1;table=" + header.table + ";dim=" + std::to_string(header.dim) +
-                           ";optimizer=" + header.optimizer + ";state_floats=" + std::to_string(header.state_floats) +
-                           ";count=" + count;
-  const auto length = static_cast<uint32_t>(text.size());
-  std::string bytes(kMagic, kMagicBytes);
-  bytes.append(reinterpret_cast<const char*>(&length), sizeof(length));
-  bytes += text;
-  const uint32_t crc = Crc32c(0, bytes.data(), bytes.size());
-  bytes.append(reinterpret_cast<const char*>(&crc), sizeof(crc));
-  return bytes;
-}
-
-size_t BlockBytes(uint32_t rows, int floats) {
-  return sizeof(uint32_t) + rows * (sizeof(int64_t) + sizeof(uint32_t) + floats * sizeof(float));
-}
-
-uint32_t BlockCrc(uint32_t index, const std::vector<char>& bytes) {
-  return Crc32c(Crc32c(0, &index, sizeof(index)), bytes.data(), bytes.size());
-}
-
-Status WriteBlock(const EntryBlock& block, size_t first, size_t last, uint32_t index, std::vector<char>* buffer,
-                  File* file) {
-  const auto rows = static_cast<uint32_t>(last - first);
-  buffer->resize(BlockBytes(rows, block.floats));
-  char* at = buffer->data();
-  const auto put = [&at](const void* data, size_t size) {
-    std::memcpy(at, data, size);
-    at += size;
-  };
-  put(&rows, sizeof(rows));
-  put(block.fids.data() + first, rows * sizeof(int64_t));
-  put(block.timestamps.data() + first, rows * sizeof(uint32_t));
-  put(block.values.data() + first * block.floats, rows * block.floats * sizeof(float));
-  const uint32_t crc = BlockCrc(index, *buffer);
-  MILLRACE_RETURN_IF_ERROR(file->Write(buffer->data(), buffer->size()));
-  return file->Write(&crc, sizeof(crc));
-}
-
-Status WriteTable(const EmbeddingTable& table, bool with_state, File* file) {
-  SnapshotHeader header{table.config().name, table.dim(), with_state ? table.config().optimizer.kind : "none",
-                        with_state ? table.state_floats() : 0, 0};
-  const std::string placeholder = HeaderBytes(header);
-  MILLRACE_RETURN_IF_ERROR(file->Write(placeholder.data(), placeholder.size()));
-  EntryBlock block;
-  std::vector<char> buffer;
-  uint32_t index = 0;
-  for (int shard = 0; shard < EmbeddingTable::kLockShards; ++shard) {
-    table.Export(shard, with_state, &block);
-    for (size_t first = 0; first < block.fids.size(); first += kRowsPerBlock) {
-      const size_t last = std::min(first + kRowsPerBlock, block.fids.size());
-      MILLRACE_RETURN_IF_ERROR(WriteBlock(block, first, last, index++, &buffer, file));
-    }
-    header.count += block.fids.size();
-  }
-  if (header.count != table.size()) {
-    return FailedPrecondition("table '" + header.table + "' changed while it was saved: pause updates before a save");
-  }
-  const std::string bytes = HeaderBytes(header);
-  MILLRACE_RETURN_IF_ERROR(file->Rewind());
-  MILLRACE_RETURN_IF_ERROR(file->Write(bytes.data(), bytes.size()));
-  return file->Sync();
-}
-
-Status SyncFolder(const std::string& folder) {
-  File file(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
-  return file.is_open() ? file.Sync() : Internal(SystemError("open", folder));
-}
-
-bool ParseCount(const std::map<std::string, std::string>& fields, const char* key, int64_t* value) {
-  const auto found = fields.find(key);
-  if (found == fields.end() || found->second.empty()) return false;
-  char* end = nullptr;
-  *value = std::strtoll(found->second.c_str(), &end, 10);
-  return *end == '\0' && *value >= 0;
-}
-
-Status ReadHeader(const std::string& path, File* file, SnapshotHeader* header) {
-  const auto damaged = [&](const std::string& what) { return DataLoss(path + ", header: " + what); };
-  std::vector<char> bytes(kMagicBytes + sizeof(uint32_t));
-  bool complete = false;
-  MILLRACE_RETURN_IF_ERROR(file->Read(bytes.data(), bytes.size(), &complete));
-  if (!complete || std::memcmp(bytes.data(), kMagic, kMagicBytes) != 0) return damaged("not a Millrace table file");
-  uint32_t length;
-  std::memcpy(&length, bytes.data() + kMagicBytes, sizeof(length));
-  if (length > kMaxHeaderBytes) return damaged("impossible length");
-  bytes.resize(bytes.size() + length + sizeof(uint32_t));
-  char* text = bytes.data() + kMagicBytes + sizeof(uint32_t);
-  MILLRACE_RETURN_IF_ERROR(file->Read(text, length + sizeof(uint32_t), &complete));
-  if (!complete) return damaged("the file ends inside it");
-  uint32_t crc;
-  std::memcpy(&crc, text + length, sizeof(crc));
-  if (crc != Crc32c(0, bytes.data(), bytes.size() - sizeof(crc))) return damaged("checksum does not match");
-  std::map<std::string, std::string> fields;
-  MILLRACE_RETURN_IF_ERROR(ParseKeyValues(std::string_view(text, length), &fields));
-  int64_t version = 0, dim = 0, state_floats = 0;
-  if (!ParseCount(fields, "format_version", &version) || version != 1) {
-    return damaged("format version " + fields["format_version"] + " is not one that this build reads (1)");
-  }
-  if (!ParseCount(fields, "dim", &dim) || !ParseCount(fields, "state_floats", &state_floats) ||
-      !ParseCount(fields, "count", &header->count)) {
-    return damaged("a number is missing");
-  }
-  header->table = fields["table"];
-  header->optimizer = fields["optimizer"];
-  header->dim = static_cast<int>(dim);
-  header->state_floats = static_cast<int>(state_floats);
-  return {};
-}
-
-Status ReadBlock(const std::string& where, File* file, uint32_t index, int64_t rows_left, std::vector<char>* buffer,
-                 EntryBlock* block) {
-  uint32_t rows = 0;
-  bool complete = false;
-  MILLRACE_RETURN_IF_ERROR(file->Read(&rows, sizeof(rows), &complete));
-  if (!complete) return DataLoss(where + ": the file ends before it");
-  if (rows == 0 || rows > kRowsPerBlock || rows > rows_left) return DataLoss(where + ": impossible number of entries");
-  buffer->resize(BlockBytes(rows, block->floats));
-  std::memcpy(buffer->data(), &rows, sizeof(rows));
-  MILLRACE_RETURN_IF_ERROR(file->Read(buffer->data() + sizeof(rows), buffer->size() - sizeof(rows), &complete));
-  uint32_t crc = 0;
-  if (complete) MILLRACE_RETURN_IF_ERROR(file->Read(&crc, sizeof(crc), &complete));
-  if (!complete) return DataLoss(where + ": the file ends inside it");
-  if (crc != BlockCrc(index, *buffer)) return DataLoss(where + ": checksum does not match");
-  const char* at = buffer->data() + sizeof(rows);
-  const auto take = [&at](auto* column, size_t count) {
-    column->resize(count);
-    std::memcpy(column->data(), at, count * sizeof((*column)[0]));
-    at += count * sizeof((*column)[0]);
-  };
-  take(&block->fids, rows);
-  take(&block->timestamps, rows);
-  take(&block->values, static_cast<size_t>(rows) * block->floats);
-  return {};
-}
-
-Status CheckFits(const std::string& path, const SnapshotHeader& header, const EmbeddingTable& table) {
-  const auto differs = [&](const std::string& what, const std::string& expected, const std::string& found) {
-    return InvalidArgument(path + ": table '" + header.table + "' has " + what + " " + found + ", expected " +
-                           expected);
-  };
-  const std::string& optimizer = table.config().optimizer.kind;
-  if (header.dim != table.dim()) return differs("dim", std::to_string(table.dim()), std::to_string(header.dim));
-  if (optimizer == "none") return {};
-  if (header.optimizer != optimizer) return differs("optimizer", optimizer, header.optimizer);
-  if (header.state_floats != table.state_floats()) {
-    return differs("state_floats", std::to_string(table.state_floats()), std::to_string(header.state_floats));
-  }
-  return {};
-}
 
 }  // namespace
 
-Status SaveTable(const EmbeddingTable& table, const std::string& path, bool with_state) {
-  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
-  Status status;
-  {
-    File file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-    status = file.is_open() ? WriteTable(table, with_state, &file) : Internal(SystemError("create", temporary));
+SnapshotHeader SnapshotHeader::Of(const EmbeddingTable& table, bool with_state) {
+  SnapshotHeader header;
+  header.table = table.config().name;
+  header.serving = table.config().serving || !with_state;
+  header.newest_timestamp = table.newest_timestamp();
+  for (size_t s = 0; s < table.config().segments.size(); ++s) {
+    const SegmentConfig& config = table.config().segments[s];
+    const int state_floats = header.serving ? 0 : table.layout().segments()[s].state_floats;
+    header.segments.push_back({config.dim, config.optimizer.kind, state_floats, config.compressor});
   }
-  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0) status = Internal(SystemError("rename to", path));
-  if (!status.ok()) {
-    ::unlink(temporary.c_str());
-    return status;
-  }
-  return SyncFolder(std::filesystem::path(path).parent_path().string());
+  return header;
 }
 
-Status ReadSnapshot(const std::string& path, SnapshotHeader* header,
-                    const std::function<void(const EntryBlock&)>& on_block) {
-  File file(path, O_RDONLY);
-  if (!file.is_open()) return NotFound(SystemError("open", path));
-  MILLRACE_RETURN_IF_ERROR(ReadHeader(path, &file, header));
-  EntryBlock block;
-  block.floats = header->dim + header->state_floats;
-  std::vector<char> buffer;
-  int64_t rows_left = header->count;
-  for (uint32_t index = 0; rows_left > 0; ++index) {
-    const std::string where = path + ", block " + std::to_string(index);
-    MILLRACE_RETURN_IF_ERROR(ReadBlock(where, &file, index, rows_left, &buffer, &block));
-    rows_left -= block.fids.size();
-    on_block(block);
-  }
-  char extra;
-  bool complete = false;
-  MILLRACE_RETURN_IF_ERROR(file.Read(&extra, 1, &complete));
-  return complete ? DataLoss(path + ": bytes follow the last block") : Status();
-}
-
-Status SaveStore(const EmbeddingStore& store, const std::string& folder, bool with_state,
-                 std::vector<std::string>* files) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) return Internal("cannot create folder " + folder + ": " + error.message());
-  files->clear();
-  for (const auto& table : store.tables()) {
-    files->push_back((std::filesystem::path(folder) / (table->config().name + "-00000-of-00001.table")).string());
-    MILLRACE_RETURN_IF_ERROR(SaveTable(*table, files->back(), with_state));
-  }
-  return {};
-}
-
-Status RestoreStore(EmbeddingStore* store, const std::vector<std::string>& files) {
-  std::map<std::string, std::string> file_of_table;
-  for (const std::string& path : files) {
-    SnapshotHeader header;
-    MILLRACE_RETURN_IF_ERROR(ReadSnapshot(path, &header, [](const EntryBlock&) {}));
-    EmbeddingTable* table = nullptr;
-    const Status known = store->Find(header.table, &table);
-    if (!known.ok()) return InvalidArgument(path + ": " + known.message());
-    MILLRACE_RETURN_IF_ERROR(CheckFits(path, header, *table));
-    const auto [other, is_new] = file_of_table.emplace(header.table, path);
-    if (!is_new)
-      return InvalidArgument("table '" + header.table + "' is in two files: " + other->second + " and " + path);
-  }
-  for (const auto& table : store->tables()) {
-    if (file_of_table.count(table->config().name) == 0) {
-      return InvalidArgument("no file for table '" + table->config().name + "' of store '" + store->name() + "'");
+std::string SnapshotHeader::ToText() const {
+  std::string text = "format_version=" + std::to_string(kFormatVersion) + ";table=" + table +
+                     ";form=" + (serving ? "serving" : "training") + ";shard=" + std::to_string(shard) +
+                     ";num_shards=" + std::to_string(num_shards) + ";part=" + std::to_string(part) +
+                     ";num_parts=" + std::to_string(num_parts) + ";newest_timestamp=" + std::to_string(newest_timestamp) +
+                     ";segments=" + std::to_string(segments.size());
+  for (size_t s = 0; s < segments.size(); ++s) {
+    const std::string prefix = ";segment." + std::to_string(s) + ".";
+    text += prefix + "dim=" + std::to_string(segments[s].dim) + prefix + "optimizer=" + segments[s].optimizer + prefix +
+            "state_floats=" + std::to_string(segments[s].state_floats) + prefix +
+            "compressor=" + segments[s].compressor.kind;
+    for (const auto& [name, number] : segments[s].compressor.parameters) {
+      text += prefix + "compressor." + name + "=" + NumberText(number);
     }
   }
-  for (const auto& table : store->tables()) {
-    table->Clear();
-    SnapshotHeader header;
-    MILLRACE_RETURN_IF_ERROR(ReadSnapshot(file_of_table[table->config().name], &header,
-                                          [&](const EntryBlock& block) { table->Import(block); }));
+  return text;
+}
+
+Status SnapshotHeader::Parse(const std::string& path, const std::string& text, SnapshotHeader* result) {
+  HeaderFields fields;
+  const Status parsed = fields.Parse(text);
+  if (!parsed.ok()) return DataLoss(path + ", header: " + parsed.message());
+  const std::string version = fields.Text("format_version");
+  if (version != std::to_string(kFormatVersion)) {
+    return DataLoss(path + ", header: format version '" + version + "' is not one that this build reads (" +
+                    std::to_string(kFormatVersion) + ")");
+  }
+  *result = SnapshotHeader();
+  result->table = fields.Text("table");
+  result->serving = fields.Text("form") == "serving";
+  result->num_shards = static_cast<int>(fields.Number("num_shards", 1, 1 << 20));
+  result->shard = static_cast<int>(fields.Number("shard", 0, result->num_shards - 1));
+  result->num_parts = static_cast<int>(fields.Number("num_parts", 1, 1 << 20));
+  result->part = static_cast<int>(fields.Number("part", 0, result->num_parts - 1));
+  result->newest_timestamp = static_cast<uint32_t>(fields.Number("newest_timestamp", 0, UINT32_MAX));
+  const int64_t segments = fields.Number("segments", 1, 256);
+  for (int64_t s = 0; s < segments && fields.complete(); ++s) {
+    const std::string prefix = "segment." + std::to_string(s) + ".";
+    result->segments.push_back({static_cast<int>(fields.Number(prefix + "dim", 1, 1 << 20)),
+                                fields.Text(prefix + "optimizer"),
+                                static_cast<int>(fields.Number(prefix + "state_floats", 0, 1 << 22)),
+                                fields.Rule(prefix + "compressor")});
+  }
+  if (!fields.complete() || result->dim() + result->state_floats() > kMaxFloats) {
+    return DataLoss(path + ", header: a field is missing or impossible");
   }
   return {};
 }
 
-Status RestoreStoreOnce(EmbeddingStore* store, const std::vector<std::string>& files) {
-  return store->DoOnce([&] { return RestoreStore(store, files); });
+int SnapshotHeader::dim() const {
+  int dim = 0;
+  for (const Segment& segment : segments) dim += segment.dim;
+  return dim;
+}
+
+int SnapshotHeader::state_floats() const {
+  int floats = 0;
+  for (const Segment& segment : segments) floats += segment.state_floats;
+  return floats;
+}
+
+std::string SnapshotHeader::FileName() const {
+  return table + FiveDigits("shard", shard, num_shards) + FiveDigits("part", part, num_parts) + ".table";
+}
+
+Status TableFileReader::Open(const std::string& path, std::unique_ptr<TableFileReader>* result) {
+  result->reset(new TableFileReader());
+  TableFileReader& reader = **result;
+  MILLRACE_RETURN_IF_ERROR(CheckedFileReader::Open(path, kMagic, &reader.file_));
+  SnapshotHeader& header = reader.header_;
+  MILLRACE_RETURN_IF_ERROR(SnapshotHeader::Parse(path, reader.file_->header(), &header));
+  reader.row_bytes_ = RowHeader::kBytes + (header.serving ? 0 : 4 * (header.dim() + header.state_floats()));
+  if (!header.serving) return {};
+  for (const SnapshotHeader::Segment& segment : header.segments) {
+    reader.compressors_.emplace_back();
+    const Status made = MakeCompressor("compressor", segment.compressor, &reader.compressors_.back());
+    if (!made.ok()) return DataLoss(path + ", header: " + made.message());
+    reader.row_bytes_ += reader.compressors_.back()->Bytes(segment.dim);
+  }
+  return {};
+}
+
+Status TableFileReader::Next(EntryRows* rows) {
+  rows->row_bytes = row_bytes_;
+  const uint32_t block = file_->position().block;
+  MILLRACE_RETURN_IF_ERROR(file_->Next(&rows->bytes));
+  const std::string where = path() + ", block " + std::to_string(block);
+  if (rows->bytes.size() % row_bytes_ != 0) return DataLoss(where + ": not a whole number of rows");
+  rows_read_ += rows->size();
+  if (rows->bytes.empty() && rows_read_ != file_->count()) {
+    return DataLoss(path() + ", end: " + std::to_string(file_->count()) + " rows are announced, " +
+                    std::to_string(rows_read_) + " are there");
+  }
+  return {};
+}
+
+void TableFileReader::ReadValues(const char* row, float* values) const {
+  const char* payload = RowHeader::EntryOf(row);
+  if (!header_.serving) {
+    std::memcpy(values, payload, row_bytes_ - RowHeader::kBytes);
+    return;
+  }
+  for (size_t s = 0; s < compressors_.size(); ++s) {
+    const int dim = header_.segments[s].dim;
+    compressors_[s]->Decode(reinterpret_cast<const uint8_t*>(payload), dim, values);
+    payload += compressors_[s]->Bytes(dim);
+    values += dim;
+  }
+}
+
+Status VerifyTableFile(const std::string& path, SnapshotHeader* header, int64_t* rows) {
+  std::unique_ptr<TableFileReader> reader;
+  MILLRACE_RETURN_IF_ERROR(TableFileReader::Open(path, &reader));
+  *header = reader->header();
+  EntryRows block;
+  *rows = 0;
+  do {
+    MILLRACE_RETURN_IF_ERROR(reader->Next(&block));
+    *rows += block.size();
+  } while (!block.bytes.empty());
+  return {};
+}
+
+Status CreateTableFile(const std::string& folder, const SnapshotHeader& header,
+                       std::unique_ptr<CheckedFileWriter>* result) {
+  const std::string path = (std::filesystem::path(folder) / header.FileName()).string();
+  return CheckedFileWriter::Create(path, kMagic, header.ToText(), result);
+}
+
+Status RowConverter::Make(const TableFileReader& reader, const EmbeddingTable& table,
+                          const std::vector<int>& segments_from, std::unique_ptr<RowConverter>* result) {
+  const SnapshotHeader& header = reader.header();
+  const std::vector<SegmentConfig>& segments = table.config().segments;
+  const auto differs = [&](const std::string& what, const std::string& expected, const std::string& found) {
+    return InvalidArgument(reader.path() + ": table '" + header.table + "' has " + what + " " + found + ", expected " +
+                           expected);
+  };
+  std::vector<int> from = segments_from;
+  if (from.empty()) {
+    for (size_t s = 0; s < segments.size(); ++s) from.push_back(static_cast<int>(s));
+    if (header.segments.size() != segments.size()) {
+      return differs("segments", std::to_string(segments.size()), std::to_string(header.segments.size()));
+    }
+  }
+  if (from.size() != segments.size()) {
+    return differs("segments in the map", std::to_string(segments.size()), std::to_string(from.size()));
+  }
+  for (size_t s = 0; s < segments.size(); ++s) {
+    if (from[s] < 0) continue;
+    const std::string place = "in segment " + std::to_string(s) + " ";
+    if (from[s] >= static_cast<int>(header.segments.size())) {
+      return differs("no segment", std::to_string(from[s]), "in the file, it has " + std::to_string(header.segments.size()));
+    }
+    const SnapshotHeader::Segment& file = header.segments[from[s]];
+    if (file.dim != segments[s].dim) {
+      return differs(place + "dim", std::to_string(segments[s].dim), std::to_string(file.dim));
+    }
+    if (table.config().serving || segments[s].optimizer.kind == "none") continue;
+    if (header.serving) return differs(place + "optimizer", segments[s].optimizer.kind, "none (weights only)");
+    if (file.optimizer != segments[s].optimizer.kind) {
+      return differs(place + "optimizer", segments[s].optimizer.kind, file.optimizer);
+    }
+    if (file.state_floats != table.layout().segments()[s].state_floats) {
+      return differs(place + "state_floats", std::to_string(table.layout().segments()[s].state_floats),
+                     std::to_string(file.state_floats));
+    }
+  }
+  result->reset(new RowConverter(reader, table));
+  RowConverter& converter = **result;
+  converter.segments_from_ = from;
+  int first_dim = 0, first_state = header.dim();
+  for (const SnapshotHeader::Segment& segment : header.segments) {
+    converter.first_dims_.push_back(first_dim);
+    converter.first_states_.push_back(first_state);
+    first_dim += segment.dim;
+    first_state += segment.state_floats;
+  }
+  const bool one_to_one = segments_from.empty() && header.state_floats() == table.layout().state_floats();
+  converter.copies_ = one_to_one && !header.serving && !table.config().serving;
+  return {};
+}
+
+void RowConverter::Convert(const EntryRows& rows, int64_t shard, int64_t num_shards, EntryRows* entries) const {
+  entries->row_bytes = layout_.row_bytes();
+  std::vector<float> scratch;
+  for (int64_t i = 0; i < rows.size(); ++i) {
+    const char* row = rows.at(i);
+    if (num_shards > 1 && ShardOf(RowHeader::Fid(row), num_shards) != shard) continue;
+    if (copies_) {
+      entries->bytes.insert(entries->bytes.end(), row, row + entries->row_bytes);
+      continue;
+    }
+    entries->bytes.resize(entries->bytes.size() + entries->row_bytes);
+    ConvertRow(row, entries->bytes.data() + entries->bytes.size() - entries->row_bytes, &scratch);
+  }
+}
+
+void RowConverter::ConvertRow(const char* row, char* converted, std::vector<float>* scratch) const {
+  const SnapshotHeader& header = reader_.header();
+  scratch->resize(header.dim() + header.state_floats() + layout_.dim());
+  float* values = scratch->data();
+  float* weights = values + header.dim() + header.state_floats();
+  reader_.ReadValues(row, values);
+  RowHeader::Write(RowHeader::Fid(row), RowHeader::Timestamp(row), converted);
+  char* entry = RowHeader::EntryOf(converted);
+  layout_.FirstVector(RowHeader::Fid(row), weights);
+  for (size_t s = 0; s < segments_from_.size(); ++s) {
+    if (segments_from_[s] < 0) continue;
+    const EntryLayout::Segment& segment = layout_.segments()[s];
+    std::memcpy(weights + segment.first_dim, values + first_dims_[segments_from_[s]], segment.dim * sizeof(float));
+  }
+  layout_.WriteWeights(weights, entry);
+  if (layout_.serving()) return;
+  layout_.InitState(entry);
+  for (size_t s = 0; s < segments_from_.size(); ++s) {
+    const EntryLayout::Segment& segment = layout_.segments()[s];
+    if (segments_from_[s] < 0 || segment.state_floats == 0) continue;
+    std::memcpy(EntryLayout::Weights(entry) + segment.first_state, values + first_states_[segments_from_[s]],
+                segment.state_floats * sizeof(float));
+  }
 }
 
 }  // namespace millrace

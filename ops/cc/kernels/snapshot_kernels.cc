@@ -1,15 +1,17 @@
-// Kernels that write and read table files; definitions and documentation are in op_defs.cc.
-#include <algorithm>
-#include <numeric>
+// Kernels that write and read snapshots; definitions and documentation are in op_defs.cc.
+#include <cstdlib>
+#include <map>
+#include <mutex>
 #include <vector>
 
+#include "ops/cc/embedding/store_snapshot.h"
 #include "ops/cc/embedding/table_snapshot.h"
+#include "ops/cc/kernels/entry_output.h"
 #include "ops/cc/kernels/table_resource.h"
 
 namespace millrace {
 namespace {
 
-using tensorflow::DEVICE_CPU;
 using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
@@ -17,93 +19,156 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::tstring;
 
-// Rows of `block` as outputs ids [n], values [n, dim] and timestamps [n], by ascending id.
-absl::Status OutputEntries(OpKernelContext* context, const EntryBlock& block, int dim) {
-  const int64_t count = block.fids.size();
-  Tensor *ids = nullptr, *values = nullptr, *timestamps = nullptr;
-  TF_RETURN_IF_ERROR(context->allocate_output("ids", TensorShape({count}), &ids));
-  TF_RETURN_IF_ERROR(context->allocate_output("values", TensorShape({count, dim}), &values));
-  TF_RETURN_IF_ERROR(context->allocate_output("timestamps", TensorShape({count}), &timestamps));
-  std::vector<int64_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return block.fids[a] < block.fids[b]; });
-  for (int64_t i = 0; i < count; ++i) {
-    ids->flat<int64_t>()(i) = block.fids[order[i]];
-    timestamps->flat<int64_t>()(i) = block.timestamps[order[i]];
-    std::copy_n(block.values.data() + order[i] * block.floats, dim, values->flat<float>().data() + i * dim);
+absl::Status OutputTexts(OpKernelContext* context, const std::vector<std::string>& texts) {
+  Tensor* output = nullptr;
+  TF_RETURN_IF_ERROR(context->allocate_output(0, TensorShape({static_cast<int64_t>(texts.size())}), &output));
+  for (size_t i = 0; i < texts.size(); ++i) output->vec<tstring>()(i) = texts[i];
+  return absl::OkStatus();
+}
+
+std::vector<std::string> TextsFromInput(OpKernelContext* context, int index) {
+  const auto texts = context->input(index).flat<tstring>();
+  return {texts.data(), texts.data() + texts.size()};
+}
+
+// Cuts that were begun and not yet written, by number.
+class OpenCuts {
+ public:
+  static OpenCuts& Global() {
+    static auto* cuts = new OpenCuts();  // never destroyed, as the stores themselves
+    return *cuts;
+  }
+
+  int64_t Add(std::unique_ptr<StoreCut> cut) {
+    const std::lock_guard lock(mutex_);
+    cuts_[++last_] = std::move(cut);
+    return last_;
+  }
+
+  // Null when it was taken before.
+  std::unique_ptr<StoreCut> Take(int64_t number) {
+    const std::lock_guard lock(mutex_);
+    const auto found = cuts_.find(number);
+    if (found == cuts_.end()) return nullptr;
+    std::unique_ptr<StoreCut> cut = std::move(found->second);
+    cuts_.erase(found);
+    return cut;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int64_t, std::unique_ptr<StoreCut>> cuts_;
+  int64_t last_ = 0;
+};
+
+class BeginCutKernel : public StoreKernel {
+ public:
+  using StoreKernel::StoreKernel;
+
+ protected:
+  void ComputeOn(OpKernelContext* context, std::shared_ptr<EmbeddingStore> store) override {
+    std::unique_ptr<StoreCut> cut;
+    OP_REQUIRES_OK(context, ToTensorFlow(StoreCut::Begin(std::move(store), &cut)));
+    Tensor* number = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &number));
+    number->scalar<int64_t>()() = OpenCuts::Global().Add(std::move(cut));
+  }
+};
+
+class WriteCutKernel : public OpKernel {
+ public:
+  explicit WriteCutKernel(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("with_state", &options_.with_state));
+    OP_REQUIRES_OK(context, context->GetAttr("shard", &options_.shard));
+    OP_REQUIRES_OK(context, context->GetAttr("num_shards", &options_.num_shards));
+    OP_REQUIRES(context, options_.shard < options_.num_shards,
+                absl::InvalidArgumentError("shard must be below num_shards"));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    int64_t number = 0;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "cut", &number));
+    const std::string folder = context->input(1).scalar<tstring>()();
+    const std::unique_ptr<StoreCut> cut = OpenCuts::Global().Take(number);
+    OP_REQUIRES(context, cut != nullptr, absl::FailedPreconditionError("this cut was written or dropped before"));
+    std::vector<std::string> files;
+    OP_REQUIRES_OK(context, ToTensorFlow(cut->Write(folder, options_, &files)));
+    OP_REQUIRES_OK(context, OutputTexts(context, files));
+  }
+
+ private:
+  SaveOptions options_;
+};
+
+class DropCutKernel : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    int64_t number = 0;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "cut", &number));
+    OpenCuts::Global().Take(number);
+  }
+};
+
+// "movies=0,-1,1" as a table's name and its numbers.
+absl::Status ParseSegmentsFrom(const std::string& text, RestoreOptions* options) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos) return absl::InvalidArgumentError("'" + text + "' is not table=segment,...");
+  std::vector<int>& segments = options->segments_from[text.substr(0, equals)];
+  for (const char* at = text.c_str() + equals + 1; *at != '\0';) {
+    char* end = nullptr;
+    segments.push_back(static_cast<int>(std::strtol(at, &end, 10)));
+    if (end == at || (*end != ',' && *end != '\0')) {
+      return absl::InvalidArgumentError("'" + text + "' is not table=segment,...");
+    }
+    at = *end == ',' ? end + 1 : end;
   }
   return absl::OkStatus();
 }
 
-void Append(const EntryBlock& block, EntryBlock* all) {
-  all->floats = block.floats;
-  all->fids.insert(all->fids.end(), block.fids.begin(), block.fids.end());
-  all->timestamps.insert(all->timestamps.end(), block.timestamps.begin(), block.timestamps.end());
-  all->values.insert(all->values.end(), block.values.begin(), block.values.end());
-}
-
-class DumpKernel : public OpKernel {
+class RestoreKernel : public StoreKernel {
  public:
-  explicit DumpKernel(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("table", &table_));
-    OP_REQUIRES_OK(context, context->GetAttr("with_state", &with_state_));
-  }
-
-  void Compute(OpKernelContext* context) override {
-    std::shared_ptr<EmbeddingStore> store;
-    EmbeddingTable* table = nullptr;
-    OP_REQUIRES_OK(context, TableFromInput(context, table_, &store, &table));
-    EntryBlock all, block;
-    for (int shard = 0; shard < EmbeddingTable::kLockShards; ++shard) {
-      table->Export(shard, with_state_, &block);
-      Append(block, &all);
-    }
-    OP_REQUIRES_OK(context, OutputEntries(context, all, all.floats));
-  }
-
- private:
-  std::string table_;
-  bool with_state_ = false;
-};
-
-class SaveKernel : public OpKernel {
- public:
-  explicit SaveKernel(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("with_state", &with_state_));
-  }
-
-  void Compute(OpKernelContext* context) override {
-    std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, StoreFromInput(context, &store));
-    const std::string folder = context->input(1).scalar<tstring>()();
-    std::vector<std::string> files;
-    OP_REQUIRES_OK(context, ToTensorFlow(SaveStore(*store, folder, with_state_, &files)));
-    Tensor* output = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({static_cast<int64_t>(files.size())}), &output));
-    for (size_t i = 0; i < files.size(); ++i) output->flat<tstring>()(i) = files[i];
-  }
-
- private:
-  bool with_state_ = true;
-};
-
-class RestoreKernel : public OpKernel {
- public:
-  explicit RestoreKernel(OpKernelConstruction* context) : OpKernel(context) {
+  explicit RestoreKernel(OpKernelConstruction* context) : StoreKernel(context) {
+    std::vector<std::string> segments_from;
     OP_REQUIRES_OK(context, context->GetAttr("once", &once_));
+    OP_REQUIRES_OK(context, context->GetAttr("partial", &options_.partial));
+    OP_REQUIRES_OK(context, context->GetAttr("shard", &options_.shard));
+    OP_REQUIRES_OK(context, context->GetAttr("num_shards", &options_.num_shards));
+    OP_REQUIRES_OK(context, context->GetAttr("segments_from", &segments_from));
+    OP_REQUIRES(context, options_.shard < options_.num_shards,
+                absl::InvalidArgumentError("shard must be below num_shards"));
+    for (const std::string& text : segments_from) OP_REQUIRES_OK(context, ParseSegmentsFrom(text, &options_));
   }
 
-  void Compute(OpKernelContext* context) override {
-    std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, StoreFromInput(context, &store));
-    const auto files = context->input(1).flat<tstring>();
-    const std::vector<std::string> paths(files.data(), files.data() + files.size());
-    OP_REQUIRES_OK(context,
-                   ToTensorFlow(once_ ? RestoreStoreOnce(store.get(), paths) : RestoreStore(store.get(), paths)));
+ protected:
+  void ComputeOn(OpKernelContext* context, std::shared_ptr<EmbeddingStore> store) override {
+    const std::vector<std::string> files = TextsFromInput(context, 1);
+    std::vector<std::string> notes;
+    const auto restore = [&] { return RestoreStore(store.get(), files, options_, &notes); };
+    OP_REQUIRES_OK(context, ToTensorFlow(once_ ? store->DoOnce(restore) : restore()));
+    OP_REQUIRES_OK(context, OutputTexts(context, notes));
   }
 
  private:
   bool once_ = false;
+  RestoreOptions options_;
+};
+
+class VerifyTableFileKernel : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    SnapshotHeader header;
+    int64_t rows = 0;
+    OP_REQUIRES_OK(context, ToTensorFlow(VerifyTableFile(context->input(0).scalar<tstring>()(), &header, &rows)));
+    Tensor *text = nullptr, *count = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &text));
+    OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({}), &count));
+    text->scalar<tstring>()() = header.ToText();
+    count->scalar<int64_t>()() = rows;
+  }
 };
 
 class ReadTableFileKernel : public OpKernel {
@@ -111,38 +176,62 @@ class ReadTableFileKernel : public OpKernel {
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
-    const std::string path = context->input(0).scalar<tstring>()();
-    const int64_t limit = context->input(1).scalar<int64_t>()();
-    SnapshotHeader header;
-    EntryBlock all;
-    const Status status = ReadSnapshot(path, &header, [&](const EntryBlock& block) {
-      if (limit < 0 || static_cast<int64_t>(all.fids.size()) < limit) Append(block, &all);
-    });
-    OP_REQUIRES_OK(context, ToTensorFlow(status));
-    if (limit >= 0 && static_cast<int64_t>(all.fids.size()) > limit) {
-      all.fids.resize(limit);
-      all.timestamps.resize(limit);
-      all.values.resize(limit * all.floats);
+    const Tensor& cursor = context->input(1);
+    int64_t limit = 0;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 2, "limit", &limit));
+    OP_REQUIRES(context, cursor.dims() == 1 && cursor.NumElements() == 2,
+                absl::InvalidArgumentError("cursor must be [2]"));
+    std::unique_ptr<TableFileReader> reader;
+    OP_REQUIRES_OK(context, ToTensorFlow(TableFileReader::Open(context->input(0).scalar<tstring>()(), &reader)));
+    const CheckedFileReader::Position from{cursor.vec<int64_t>()(0), static_cast<uint32_t>(cursor.vec<int64_t>()(1))};
+    if (from.offset != 0) OP_REQUIRES_OK(context, ToTensorFlow(reader->file().Seek(from)));
+    EntryRows all;
+    all.row_bytes = reader->row_bytes();
+    // The end is checked by whoever verifies the file: a reader that starts in the middle cannot count its rows.
+    while (all.size() < limit) {
+      std::vector<char> block;
+      OP_REQUIRES_OK(context, ToTensorFlow(reader->file().Next(&block)));
+      if (block.empty()) break;
+      OP_REQUIRES(context, block.size() % all.row_bytes == 0,
+                  absl::DataLossError(reader->path() + ": a block is not a whole number of rows"));
+      all.bytes.insert(all.bytes.end(), block.begin(), block.end());
     }
-    Tensor *table = nullptr, *optimizer = nullptr, *numbers = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output("table", TensorShape({}), &table));
-    OP_REQUIRES_OK(context, context->allocate_output("optimizer", TensorShape({}), &optimizer));
-    OP_REQUIRES_OK(context, context->allocate_output("numbers", TensorShape({3}), &numbers));
-    table->scalar<tstring>()() = header.table;
-    optimizer->scalar<tstring>()() = header.optimizer;
-    numbers->flat<int64_t>()(0) = header.dim;
-    numbers->flat<int64_t>()(1) = header.state_floats;
-    numbers->flat<int64_t>()(2) = header.count;
-    OP_REQUIRES_OK(context, OutputEntries(context, all, header.dim));
+    const SnapshotHeader& header = reader->header();
+    OP_REQUIRES_OK(context, OutputRows(context, all, header.dim() + header.state_floats(),
+                                       [&](const char* row, float* values) { reader->ReadValues(row, values); }));
+    Tensor *text = nullptr, *next = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output("header", TensorShape({}), &text));
+    OP_REQUIRES_OK(context, context->allocate_output("next", TensorShape({2}), &next));
+    text->scalar<tstring>()() = header.ToText();
+    next->vec<int64_t>()(0) = reader->file().position().offset;
+    next->vec<int64_t>()(1) = reader->file().position().block;
   }
 };
 
-#define MILLRACE_REGISTER(name, kernel) REGISTER_KERNEL_BUILDER(Name("Millrace>" name).Device(DEVICE_CPU), kernel)
-MILLRACE_REGISTER("Dump", DumpKernel);
-MILLRACE_REGISTER("Save", SaveKernel);
+class ReshardFilesKernel : public OpKernel {
+ public:
+  explicit ReshardFilesKernel(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("num_shards", &num_shards_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    std::vector<std::string> written;
+    OP_REQUIRES_OK(context, ToTensorFlow(ReshardFiles(TextsFromInput(context, 0),
+                                                      context->input(1).scalar<tstring>()(), num_shards_, &written)));
+    OP_REQUIRES_OK(context, OutputTexts(context, written));
+  }
+
+ private:
+  int num_shards_ = 1;
+};
+
+MILLRACE_REGISTER("BeginCut", BeginCutKernel);
+MILLRACE_REGISTER("WriteCut", WriteCutKernel);
+MILLRACE_REGISTER("DropCut", DropCutKernel);
 MILLRACE_REGISTER("Restore", RestoreKernel);
+MILLRACE_REGISTER("VerifyTableFile", VerifyTableFileKernel);
 MILLRACE_REGISTER("ReadTableFile", ReadTableFileKernel);
-#undef MILLRACE_REGISTER
+MILLRACE_REGISTER("ReshardFiles", ReshardFilesKernel);
 
 }  // namespace
 }  // namespace millrace

@@ -1,132 +1,61 @@
-// Kernels that read and update tables; definitions and documentation are in op_defs.cc.
+// Kernels that read and change one table; definitions and documentation are in op_defs.cc.
 #include <vector>
 
-#include "ops/cc/embedding/pooling.h"
+#include "ops/cc/kernels/entry_output.h"
 #include "ops/cc/kernels/table_resource.h"
 
 namespace millrace {
 namespace {
 
-using tensorflow::DEVICE_CPU;
-using tensorflow::OpInputList;
-using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
-using tensorflow::OpOutputList;
-using tensorflow::ResourceHandle;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
-using tensorflow::tstring;
-
-class OpenKernel : public OpKernel {
- public:
-  explicit OpenKernel(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("store_name", &store_name_));
-    OP_REQUIRES_OK(context, context->GetAttr("tables", &tables_));
-  }
-
-  void Compute(OpKernelContext* context) override {
-    std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, ToTensorFlow(StoreRegistry::Global().Open(store_name_, tables_, &store)));
-    Tensor* output = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &output));
-    output->scalar<ResourceHandle>()() = HandleOf(context, *store);
-  }
-
- private:
-  std::string store_name_;
-  std::vector<std::string> tables_;
-};
-
-class FindKernel : public OpKernel {
- public:
-  using OpKernel::OpKernel;
-
-  void Compute(OpKernelContext* context) override {
-    const std::string name = context->input(0).scalar<tstring>()();
-    std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, ToTensorFlow(StoreRegistry::Global().Find(name, &store)));
-    Tensor *output = nullptr, *tables = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &output));
-    const auto& texts = store->table_texts();
-    OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({static_cast<int64_t>(texts.size())}), &tables));
-    output->scalar<ResourceHandle>()() = HandleOf(context, *store);
-    for (size_t i = 0; i < texts.size(); ++i) tables->vec<tstring>()(i) = texts[i];
-  }
-};
-
-class CloseKernel : public OpKernel {
- public:
-  explicit CloseKernel(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("force", &force_));
-  }
-
-  void Compute(OpKernelContext* context) override {
-    const ResourceHandle& handle = tensorflow::HandleFromInput(context, 0);
-    StoreRegistry::Global().Close(handle.name(), handle.hash_code(), force_);
-  }
-
- private:
-  bool force_ = false;
-};
-
-// A kernel on one table, named by an attribute.
-class TableKernel : public OpKernel {
- public:
-  explicit TableKernel(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("table", &table_));
-  }
-
-  void Compute(OpKernelContext* context) final {
-    std::shared_ptr<EmbeddingStore> store;
-    EmbeddingTable* table = nullptr;
-    OP_REQUIRES_OK(context, TableFromInput(context, table_, &store, &table));
-    ComputeOn(context, table);
-  }
-
- protected:
-  virtual void ComputeOn(OpKernelContext* context, EmbeddingTable* table) = 0;
-
- private:
-  std::string table_;
-};
-
-absl::Status CheckDim(const EmbeddingTable& table, int64_t dim) {
-  if (dim == table.dim()) return absl::OkStatus();
-  return absl::InvalidArgumentError("table '" + table.config().name + "' has dim " + std::to_string(table.dim()) +
-                                    ", not " + std::to_string(dim));
-}
-
-// Values or gradients of `ids`: [n, dim] float.
-absl::Status CheckRows(const EmbeddingTable& table, const Tensor& rows, int64_t count) {
-  if (rows.dims() != 2 || rows.dim_size(0) != count) {
-    return absl::InvalidArgumentError("table '" + table.config().name + "': expected shape [" + std::to_string(count) +
-                                      ", " + std::to_string(table.dim()) + "], got " + rows.shape().DebugString());
-  }
-  return CheckDim(table, rows.dim_size(1));
-}
 
 class LookupKernel : public TableKernel {
  public:
   explicit LookupKernel(OpKernelConstruction* context) : TableKernel(context) {
+    std::string missing;
     OP_REQUIRES_OK(context, context->GetAttr("dim", &dim_));
-    OP_REQUIRES_OK(context, context->GetAttr("create", &create_));
+    OP_REQUIRES_OK(context, context->GetAttr("missing", &missing));
+    OP_REQUIRES_OK(context, ParseMissing(missing, &missing_));
   }
 
  protected:
   void ComputeOn(OpKernelContext* context, EmbeddingTable* table) override {
     const Tensor* ids = nullptr;
+    LookupOptions options{missing_, 0};
     OP_REQUIRES_OK(context, IdsFromInput(context, 1, &ids));
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 2, "global_step", &options.global_step));
     OP_REQUIRES_OK(context, CheckDim(*table, dim_));
     const int64_t count = ids->NumElements();
     Tensor* values = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({count, dim_}), &values));
-    table->Lookup(ids->flat<int64_t>().data(), count, create_, values->flat<float>().data(), DeviceThreads(context));
+    table->Lookup(ids->flat<int64_t>().data(), count, options, values->flat<float>().data(), DeviceThreads(context));
   }
 
  private:
   int64_t dim_ = 0;
-  bool create_ = false;
+  Missing missing_ = Missing::kZeros;
+};
+
+class LookupEntriesKernel : public TableKernel {
+ public:
+  using TableKernel::TableKernel;
+
+ protected:
+  void ComputeOn(OpKernelContext* context, EmbeddingTable* table) override {
+    const Tensor* ids = nullptr;
+    OP_REQUIRES_OK(context, IdsFromInput(context, 1, &ids));
+    Tensor* found = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output("found", ids->shape(), &found));
+    EntryRows rows;
+    rows.row_bytes = table->layout().row_bytes();
+    rows.bytes.resize(ids->NumElements() * rows.row_bytes);
+    table->LookupEntries(ids->flat<int64_t>().data(), ids->NumElements(), found->flat<bool>().data(),
+                         rows.bytes.data());
+    OP_REQUIRES_OK(context, OutputEntries(context, table->layout(), rows));
+  }
 };
 
 class ContainsKernel : public TableKernel {
@@ -145,7 +74,10 @@ class ContainsKernel : public TableKernel {
 
 class AssignKernel : public TableKernel {
  public:
-  using TableKernel::TableKernel;
+  explicit AssignKernel(OpKernelConstruction* context) : TableKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("add", &add_));
+    OP_REQUIRES_OK(context, context->GetAttr("ask_filter", &ask_filter_));
+  }
 
  protected:
   void ComputeOn(OpKernelContext* context, EmbeddingTable* table) override {
@@ -153,10 +85,30 @@ class AssignKernel : public TableKernel {
     OP_REQUIRES_OK(context, IdsFromInput(context, 1, &ids));
     const Tensor& values = context->input(2);
     OP_REQUIRES_OK(context, CheckRows(*table, values, ids->NumElements()));
-    uint32_t timestamp = 0;
-    OP_REQUIRES_OK(context, TimestampFromInput(context, 3, &timestamp));
+    AssignOptions options{0, add_, ask_filter_};
+    OP_REQUIRES_OK(context, TimestampFromInput(context, 3, &options.timestamp));
     OP_REQUIRES_OK(context, ToTensorFlow(table->Assign(ids->flat<int64_t>().data(), values.flat<float>().data(),
-                                                       ids->NumElements(), timestamp, DeviceThreads(context))));
+                                                       ids->NumElements(), options, DeviceThreads(context))));
+  }
+
+ private:
+  bool add_ = false;
+  bool ask_filter_ = false;
+};
+
+class ReinitializeKernel : public TableKernel {
+ public:
+  using TableKernel::TableKernel;
+
+ protected:
+  void ComputeOn(OpKernelContext* context, EmbeddingTable* table) override {
+    const Tensor* ids = nullptr;
+    uint32_t timestamp = 0;
+    OP_REQUIRES_OK(context, IdsFromInput(context, 1, &ids));
+    OP_REQUIRES_OK(context, TimestampFromInput(context, 2, &timestamp));
+    Tensor* existed = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, ids->shape(), &existed));
+    table->Reinitialize(ids->flat<int64_t>().data(), ids->NumElements(), timestamp, existed->flat<bool>().data());
   }
 };
 
@@ -184,126 +136,22 @@ class ApplyGradientsKernel : public TableKernel {
     OP_REQUIRES_OK(context, IdsFromInput(context, 1, &ids));
     const int64_t count = ids->NumElements();
     const Tensor& gradients = context->input(2);
+    const Tensor& rates = context->input(3);
+    const Tensor& read_values = context->input(6);
     OP_REQUIRES_OK(context, CheckRows(*table, gradients, count));
-    OP_REQUIRES(context, context->input(3).dims() == 0, absl::InvalidArgumentError("learning_rate must be a scalar"));
-    uint32_t timestamp = 0;
-    OP_REQUIRES_OK(context, TimestampFromInput(context, 4, &timestamp));
-    std::vector<Occurrence> occurrences(count);
-    for (int64_t i = 0; i < count; ++i) {
-      occurrences[i] = {ids->flat<int64_t>()(i), gradients.flat<float>().data() + i * table->dim(), 1.0f};
+    OP_REQUIRES_OK(context, CheckRates(*table, rates));
+    UpdateOptions options{rates.flat<float>().data(), 0, 0};
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 4, "global_step", &options.global_step));
+    OP_REQUIRES_OK(context, TimestampFromInput(context, 5, &options.timestamp));
+    GradientList list{{ids->flat<int64_t>().data(), count, nullptr}, gradients.flat<float>().data(), nullptr, nullptr};
+    if (read_values.NumElements() != 0) {
+      OP_REQUIRES_OK(context, CheckRows(*table, read_values, count));
+      list.read_weights = read_values.flat<float>().data();
     }
     const Executor run = DeviceThreads(context);
     MergedGradients merged;
-    OP_REQUIRES_OK(context, ToTensorFlow(table->Merge(occurrences, run, &merged)));
-    table->Apply(merged, context->input(3).scalar<float>()(), timestamp, run);
-  }
-};
-
-// Attributes and ragged inputs that the pooled kernels share.
-class PooledKernel : public OpKernel {
- public:
-  explicit PooledKernel(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("features", &features_));
-    OP_REQUIRES_OK(context, context->GetAttr("tables", &tables_));
-    OP_REQUIRES_OK(context, context->GetAttr("dims", &dims_));
-    OP_REQUIRES_OK(context, context->GetAttr("combiners", &combiners_));
-    const size_t count = features_.size();
-    OP_REQUIRES(context, tables_.size() == count && dims_.size() == count && combiners_.size() == count,
-                absl::InvalidArgumentError("features, tables, dims and combiners must have equal lengths"));
-    for (const std::string& combiner : combiners_) {
-      OP_REQUIRES(context, combiner == "sum" || combiner == "mean",
-                  absl::InvalidArgumentError("unknown combiner '" + combiner + "'; choose from sum, mean"));
-    }
-  }
-
- protected:
-  absl::Status FeaturesFromInput(OpKernelContext* context, const EmbeddingStore& store,
-                                 std::vector<PooledFeature>* result) const {
-    OpInputList values, row_splits;
-    TF_RETURN_IF_ERROR(context->input_list("values", &values));
-    TF_RETURN_IF_ERROR(context->input_list("row_splits", &row_splits));
-    for (size_t f = 0; f < features_.size(); ++f) {
-      EmbeddingTable* table = nullptr;
-      TF_RETURN_IF_ERROR(ToTensorFlow(store.Find(tables_[f], &table)));
-      TF_RETURN_IF_ERROR(CheckDim(*table, dims_[f]));
-      if (values[f].dims() != 1 || row_splits[f].dims() != 1) {
-        return absl::InvalidArgumentError("feature '" + features_[f] + "': values and row_splits must have rank 1");
-      }
-      const PooledFeature feature{features_[f],
-                                  table,
-                                  combiners_[f] == "mean",
-                                  values[f].flat<int64_t>().data(),
-                                  values[f].NumElements(),
-                                  row_splits[f].flat<int64_t>().data(),
-                                  row_splits[f].NumElements() - 1};
-      if (feature.num_values >= EmbeddingTable::kMaxBatch) {
-        return absl::InvalidArgumentError("a batch must have less than 2^31 ids");
-      }
-      TF_RETURN_IF_ERROR(ToTensorFlow(CheckRowSplits(feature)));
-      result->push_back(feature);
-    }
-    return absl::OkStatus();
-  }
-
- private:
-  std::vector<std::string> features_, tables_, combiners_;
-  std::vector<int64_t> dims_;
-};
-
-class PooledLookupKernel : public PooledKernel {
- public:
-  explicit PooledLookupKernel(OpKernelConstruction* context) : PooledKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("create", &create_));
-  }
-
-  void Compute(OpKernelContext* context) override {
-    std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, StoreFromInput(context, &store));
-    std::vector<PooledFeature> features;
-    OP_REQUIRES_OK(context, FeaturesFromInput(context, *store, &features));
-    OpOutputList outputs;
-    OP_REQUIRES_OK(context, context->output_list("pooled", &outputs));
-    const Executor run = DeviceThreads(context);
-    for (size_t f = 0; f < features.size(); ++f) {
-      Tensor* pooled = nullptr;
-      OP_REQUIRES_OK(context, outputs.allocate(f, TensorShape({features[f].rows, features[f].table->dim()}), &pooled));
-      LookupPooled(features[f], create_, pooled->flat<float>().data(), run);
-    }
-  }
-
- private:
-  bool create_ = false;
-};
-
-class ApplyPooledGradientsKernel : public PooledKernel {
- public:
-  using PooledKernel::PooledKernel;
-
-  void Compute(OpKernelContext* context) override {
-    std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, StoreFromInput(context, &store));
-    std::vector<PooledFeature> features;
-    OP_REQUIRES_OK(context, FeaturesFromInput(context, *store, &features));
-    OpInputList gradients;
-    OP_REQUIRES_OK(context, context->input_list("gradients", &gradients));
-    std::vector<const float*> gradient_data;
-    for (size_t f = 0; f < features.size(); ++f) {
-      const absl::Status fits = CheckRows(*features[f].table, gradients[f], features[f].rows);
-      OP_REQUIRES(
-          context, fits.ok(),
-          absl::InvalidArgumentError("gradient of feature '" + features[f].name + "': " + std::string(fits.message())));
-      gradient_data.push_back(gradients[f].flat<float>().data());
-    }
-    const int first_scalar = static_cast<int>(1 + 3 * features.size());
-    const Tensor& learning_rates = context->input(first_scalar);
-    OP_REQUIRES(context,
-                learning_rates.dims() == 1 && learning_rates.NumElements() == static_cast<int64_t>(features.size()),
-                absl::InvalidArgumentError("learning_rates must hold one number a feature"));
-    uint32_t timestamp = 0;
-    OP_REQUIRES_OK(context, TimestampFromInput(context, first_scalar + 1, &timestamp));
-    OP_REQUIRES_OK(context,
-                   ToTensorFlow(ApplyPooledGradients(features, gradient_data, learning_rates.flat<float>().data(),
-                                                     timestamp, DeviceThreads(context))));
+    OP_REQUIRES_OK(context, ToTensorFlow(table->Merge({list}, run, &merged)));
+    table->Apply(merged, options, run);
   }
 };
 
@@ -335,35 +183,54 @@ class RestoreTouchedKernel : public TableKernel {
   }
 };
 
-class SizesKernel : public OpKernel {
+class ReadEntriesKernel : public TableKernel {
  public:
-  using OpKernel::OpKernel;
-
-  void Compute(OpKernelContext* context) override {
-    std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, StoreFromInput(context, &store));
-    Tensor* sizes = nullptr;
-    const int64_t count = store->tables().size();
-    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({count}), &sizes));
-    for (int64_t i = 0; i < count; ++i) sizes->flat<int64_t>()(i) = store->tables()[i]->size();
+  explicit ReadEntriesKernel(OpKernelConstruction* context) : TableKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("part", &part_));
+    OP_REQUIRES_OK(context, context->GetAttr("num_parts", &num_parts_));
+    OP_REQUIRES(context, part_ < num_parts_, absl::InvalidArgumentError("part must be below num_parts"));
   }
+
+ protected:
+  void ComputeOn(OpKernelContext* context, EmbeddingTable* table) override {
+    const int end_shard = FirstOfPart(kLockShards, part_ + 1, num_parts_);
+    const Tensor& cursor = context->input(1);
+    int64_t limit = 0;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 2, "limit", &limit));
+    OP_REQUIRES(context, cursor.dims() == 1 && cursor.NumElements() == 2 && limit >= 1,
+                absl::InvalidArgumentError("cursor must be [2] and limit at least 1"));
+    WalkPosition position{FirstOfPart(kLockShards, part_, num_parts_), 0};
+    const auto from = cursor.vec<int64_t>();
+    const bool known = from(0) >= 0 && from(0) <= kLockShards && from(1) >= 0 &&
+                       static_cast<uint64_t>(from(1)) < FidMap::kEnd;
+    OP_REQUIRES(context, known, absl::InvalidArgumentError("cursor is none that this op returned"));
+    if (from(0) != 0 || from(1) != 0) position = {static_cast<int>(from(0)), static_cast<uint64_t>(from(1))};
+    EntryRows rows;
+    table->Walk(end_shard, limit, &position, &rows);
+    OP_REQUIRES_OK(context, OutputEntries(context, table->layout(), rows));
+    Tensor *next = nullptr, *done = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output("next", TensorShape({2}), &next));
+    OP_REQUIRES_OK(context, context->allocate_output("done", TensorShape({}), &done));
+    next->vec<int64_t>()(0) = position.shard;
+    next->vec<int64_t>()(1) = static_cast<int64_t>(position.start);
+    done->scalar<bool>()() = position.shard >= end_shard;
+  }
+
+ private:
+  int part_ = 0;
+  int num_parts_ = 1;
 };
 
-#define MILLRACE_REGISTER(name, kernel) REGISTER_KERNEL_BUILDER(Name("Millrace>" name).Device(DEVICE_CPU), kernel)
-MILLRACE_REGISTER("OpenStore", OpenKernel);
-MILLRACE_REGISTER("FindStore", FindKernel);
-MILLRACE_REGISTER("CloseStore", CloseKernel);
 MILLRACE_REGISTER("Lookup", LookupKernel);
+MILLRACE_REGISTER("LookupEntries", LookupEntriesKernel);
 MILLRACE_REGISTER("Contains", ContainsKernel);
 MILLRACE_REGISTER("Assign", AssignKernel);
+MILLRACE_REGISTER("Reinitialize", ReinitializeKernel);
 MILLRACE_REGISTER("Erase", EraseKernel);
 MILLRACE_REGISTER("ApplyGradients", ApplyGradientsKernel);
-MILLRACE_REGISTER("PooledLookup", PooledLookupKernel);
-MILLRACE_REGISTER("ApplyPooledGradients", ApplyPooledGradientsKernel);
 MILLRACE_REGISTER("StealTouched", StealTouchedKernel);
 MILLRACE_REGISTER("RestoreTouched", RestoreTouchedKernel);
-MILLRACE_REGISTER("Sizes", SizesKernel);
-#undef MILLRACE_REGISTER
+MILLRACE_REGISTER("ReadEntries", ReadEntriesKernel);
 
 }  // namespace
 }  // namespace millrace

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "ops/cc/embedding/embedding_store.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -74,11 +75,41 @@ inline absl::Status IdsFromInput(tensorflow::OpKernelContext* context, int index
   return absl::OkStatus();
 }
 
+inline absl::Status CheckDim(const EmbeddingTable& table, int64_t dim) {
+  if (dim == table.dim()) return absl::OkStatus();
+  return absl::InvalidArgumentError("table '" + table.config().name + "' has dim " + std::to_string(table.dim()) +
+                                    ", not " + std::to_string(dim));
+}
+
+// Values or gradients of `count` ids: [count, dim] float.
+inline absl::Status CheckRows(const EmbeddingTable& table, const tensorflow::Tensor& rows, int64_t count) {
+  if (rows.dims() != 2 || rows.dim_size(0) != count) {
+    return absl::InvalidArgumentError("table '" + table.config().name + "': expected shape [" + std::to_string(count) +
+                                      ", " + std::to_string(table.dim()) + "], got " + rows.shape().DebugString());
+  }
+  return CheckDim(table, rows.dim_size(1));
+}
+
+// One learning rate a segment.
+inline absl::Status CheckRates(const EmbeddingTable& table, const tensorflow::Tensor& rates, int64_t first = 0) {
+  if (rates.dims() == 1 && rates.NumElements() >= first + table.num_segments()) return absl::OkStatus();
+  return absl::InvalidArgumentError("table '" + table.config().name + "' has " + std::to_string(table.num_segments()) +
+                                    " segments: learning_rates must hold as many numbers, got shape " +
+                                    rates.shape().DebugString());
+}
+
+inline absl::Status ScalarFromInput(tensorflow::OpKernelContext* context, int index, const char* name,
+                                    int64_t* result) {
+  const tensorflow::Tensor& input = context->input(index);
+  if (input.dims() != 0) return absl::InvalidArgumentError(std::string(name) + " must be a scalar");
+  *result = input.scalar<int64_t>()();
+  return absl::OkStatus();
+}
+
 // Unix seconds of a scalar input; below 0 means now.
 inline absl::Status TimestampFromInput(tensorflow::OpKernelContext* context, int index, uint32_t* timestamp) {
-  const tensorflow::Tensor& input = context->input(index);
-  if (input.dims() != 0) return absl::InvalidArgumentError("timestamp must be a scalar");
-  int64_t seconds = input.scalar<int64_t>()();
+  int64_t seconds = 0;
+  TF_RETURN_IF_ERROR(ScalarFromInput(context, index, "timestamp", &seconds));
   if (seconds < 0) {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     seconds = std::chrono::duration_cast<std::chrono::seconds>(now).count();
@@ -87,6 +118,55 @@ inline absl::Status TimestampFromInput(tensorflow::OpKernelContext* context, int
   *timestamp = static_cast<uint32_t>(seconds);
   return absl::OkStatus();
 }
+
+inline absl::Status ParseMissing(const std::string& text, Missing* result) {
+  if (text == "zeros") {
+    *result = Missing::kZeros;
+  } else if (text == "first_vector") {
+    *result = Missing::kFirstVector;
+  } else if (text == "create") {
+    *result = Missing::kCreate;
+  } else {
+    return absl::InvalidArgumentError("missing '" + text + "' is unknown; choose from zeros, first_vector, create");
+  }
+  return absl::OkStatus();
+}
+
+// A kernel on one table, named by an attribute.
+class TableKernel : public tensorflow::OpKernel {
+ public:
+  explicit TableKernel(tensorflow::OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("table", &table_));
+  }
+
+  void Compute(tensorflow::OpKernelContext* context) final {
+    std::shared_ptr<EmbeddingStore> store;
+    EmbeddingTable* table = nullptr;
+    OP_REQUIRES_OK(context, TableFromInput(context, table_, &store, &table));
+    ComputeOn(context, table);
+  }
+
+ protected:
+  virtual void ComputeOn(tensorflow::OpKernelContext* context, EmbeddingTable* table) = 0;
+
+ private:
+  std::string table_;
+};
+
+// A kernel on a store.
+class StoreKernel : public tensorflow::OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(tensorflow::OpKernelContext* context) final {
+    std::shared_ptr<EmbeddingStore> store;
+    OP_REQUIRES_OK(context, StoreFromInput(context, &store));
+    ComputeOn(context, std::move(store));
+  }
+
+ protected:
+  virtual void ComputeOn(tensorflow::OpKernelContext* context, std::shared_ptr<EmbeddingStore> store) = 0;
+};
 
 inline Executor DeviceThreads(tensorflow::OpKernelContext* context) {
   const auto* workers = context->device()->tensorflow_cpu_worker_threads();
@@ -97,5 +177,8 @@ inline Executor DeviceThreads(tensorflow::OpKernelContext* context) {
 }
 
 }  // namespace millrace
+
+#define MILLRACE_REGISTER(name, kernel) \
+  REGISTER_KERNEL_BUILDER(Name("Millrace>" name).Device(tensorflow::DEVICE_CPU), kernel)
 
 #endif  // MILLRACE_KERNELS_TABLE_RESOURCE_H_
