@@ -10,16 +10,21 @@ VENV ?= .venv
 RUNNER ?= prism
 # Unit tests run in this many processes; service tests run alone, each starts several processes of its own.
 WORKERS ?= 2
+# Changed files, and as many changed deltas, that `make fuzz` tries.
+RUNS ?= 1000000
+# Entries of the tables in bench-peer.
+KEYS ?= 10000000
 
 bin := $(VENV)/bin
 stamps := $(VENV)/stamps
 protos := $(wildcard protos/*.proto)
+peer := build/peer-venv
 library := ops/_millrace_ops.so
 library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc' 2>/dev/null)
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
 
-.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos build asan tsan ubsan bench \
+.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos build asan tsan ubsan bench bench-peer fuzz \
         conformance lock clean
 
 help:  ## list the targets
@@ -75,8 +80,15 @@ test-service: setup  ## run the tests against real servers
 	$(bin)/python -m pytest -m service
 
 test-cc: setup  ## run the C++ tests
-	@cmake --build build/cmake --target embedding_test
+	@cmake --build build/cmake --target embedding_test snapshot_fuzz
 	@build/cmake/embedding_test --gtest_brief=1
+	@build/cmake/snapshot_fuzz --runs 20000
+
+fuzz: setup  ## feed changed snapshots and deltas to their readers (RUNS=1000000)
+	@cmake -S . -B build/fuzz -G Ninja -DMILLRACE_SANITIZE=address,undefined >/dev/null
+	@cmake --build build/fuzz --target snapshot_fuzz
+	@ASAN_OPTIONS=malloc_context_size=1 build/fuzz/snapshot_fuzz --runs $(RUNS)
+	@$(bin)/python tests/fuzz/fuzz_deltas.py --runs $(RUNS)
 
 # The embedding library and its tests only: TensorFlow is not built for sanitizers.
 asan tsan ubsan: sanitizer = $(patsubst asan,address,$(patsubst tsan,thread,$(patsubst ubsan,undefined,$@)))
@@ -104,8 +116,24 @@ protos: $(stamps)/protos  ## compile protos/*.proto
 
 build: $(library)  ## build the C++ library
 
-bench: setup  ## measure every stage (JSON=1 for scripts)
-	@$(bin)/millrace bench $(if $(JSON),--json)
+bench: setup build/cmake/store_bench  ## measure every stage (JSON=1 for scripts, ONLY=NAME for one)
+	@$(bin)/millrace bench $(if $(JSON),--json) $(if $(ONLY),--only $(ONLY))
+
+build/cmake/store_bench: $(library) $(wildcard tests/benchmarks/cc/*)
+	@cmake --build build/cmake --target store_bench
+	@touch $@
+
+# TFRA needs an older TensorFlow, so it has an environment of its own.
+$(peer)/installed: tests/benchmarks/peer/requirements.txt | $(stamps)/tools
+	@echo "bench-peer: installing TFRA and its TensorFlow into $(peer) (2.4 GB, about 1 minute)"
+	@$(PYTHON) -m venv $(peer)
+	@$(peer)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-peer: $(peer)/installed  ## measure the embedding store's peer (KEYS=10000000); later benches print it beside
+	@for zipf in 1.05 0; do \
+	    $(peer)/bin/python tests/benchmarks/peer/tfra_peer.py --keys $(KEYS) --zipf $$zipf | grep '^{'; \
+	done
 
 conformance:  ## count the vectors of ../shared/spec that have a test
 	@$(PYTHON) build_tools/conformance.py

@@ -21,7 +21,7 @@ _COMMANDS = {
     "agent": "drive a model server from Kafka and ZooKeeper",
     "predict": "ask a model server for one prediction",
     "records": "look at the records of a topic",
-    "checkpoint": "look at the checkpoints of a model directory",
+    "checkpoint": "look into, verify, reshard or export the tables of a checkpoint",
     "events": "generate or replay events",
     "dev": "start and stop Kafka and ZooKeeper for development",
     "demo": "run the whole loop on this machine and report on it",

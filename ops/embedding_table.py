@@ -287,7 +287,7 @@ class EmbeddingStore(CheckpointedStore):
         return self._ops.millrace_contains(store=self.resource_handle, ids=_ids(ids), table=table)
 
     def entries(self, table: str, page_size: int = 65536, part: int = 0, num_parts: int = 1) -> Iterator[Entries]:
-        """All entries of a table, in no order, a page of at most `page_size` at a time; updates may go on meanwhile.
+        """All entries of a table, in no order, a page of about `page_size` at a time; updates may go on meanwhile.
 
         Args:
           part, num_parts: walk over one of several parts, which have no entry in common.
@@ -520,6 +520,23 @@ class EmbeddingStore(CheckpointedStore):
             table=table,
             add=add,
             ask_filter=ask_filter,
+        )
+
+    def import_entries(self, table: str, entries: Entries) -> None:
+        """Writes whole entries over what is there, with optimizer state and time of the last write as they are.
+
+        Ids do not become touched, and `occurrence` is not asked.
+
+        Raises:
+          InvalidArgumentError: entries are not as wide as the table's, or a time stamp is negative or 2^32 and more.
+        """
+        self.table(table)
+        self._ops.millrace_import_entries(
+            store=self.resource_handle,
+            ids=_ids(entries.ids),
+            values=tf.convert_to_tensor(entries.values, tf.float32),
+            timestamps=_ids(entries.timestamps),
+            table=table,
         )
 
     def reinitialize(self, table: str, ids: Any, timestamp: Any = NOW) -> tf.Tensor:

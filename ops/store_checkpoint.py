@@ -6,8 +6,8 @@
     checkpoint.restore(manager.latest_checkpoint)
 
 The tables of checkpoint `ckpt-7` lie in a folder `ckpt-7.tables-<microseconds>` beside its index, written before it;
-the checkpoint names their files. So no index names half a snapshot, also when a prefix is written twice.
-Who copies a checkpoint copies `ckpt-7.*`, folders too.
+the checkpoint names their files. So no index names half a snapshot, also when a prefix is written twice. Who copies a
+checkpoint copies `ckpt-7.*`, folders too.
 
 TensorFlow deletes a checkpoint's own files only. So a save first removes folders of tables that no checkpoint of its
 name (but for the number) refers to: a deleted checkpoint's tables go with the next save, as do those of a save that

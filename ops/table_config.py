@@ -68,7 +68,9 @@ __all__ = [
     "Zeros",
 ]
 
-_TABLE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+# Longer names would be abbreviated where TensorFlow tells eager kernels apart by their attributes.
+_MAX_NAME = 64
+_TABLE_NAME = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9_.-]{{0,{_MAX_NAME - 1}}}")
 _COMBINERS = ("sum", "mean", "first_n")
 _NON_FINITE = ("error", "skip", "clip")
 _MAX_SLOT = 32767
@@ -166,10 +168,10 @@ class TableConfig:
         where = f"table {self.name!r}"
         if not _TABLE_NAME.fullmatch(self.name):
             raise ValueError(
-                f"table name {self.name!r} must be 1 to 128 letters, digits, '_', '-' or '.', not starting with '.'"
+                f"table name {self.name!r} must be 1 to 64 letters, digits, '_', '-' or '.', not starting with '.'"
             )
         self._set_segments(where)
-        if not 0 <= self.seed < 1 << 64:
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
             raise ValueError(f"{where}: seed must be in [0, 2^64), not {self.seed}")
         if self.non_finite not in _NON_FINITE:
             raise ValueError(f"{where}: non_finite must be one of {', '.join(_NON_FINITE)}, not {self.non_finite!r}")
@@ -240,10 +242,10 @@ class TableConfig:
                 fields |= _rule_fields(f"{prefix}{role}", getattr(segment, role))
         fields |= _rule_fields("filter", self.occurrence.filter if self.occurrence else None)
         fields["threshold"] = self.occurrence.threshold if self.occurrence else 0
-        for slot, threshold in self.occurrence.slot_thresholds if self.occurrence else ():
+        for slot, threshold in dict(self.occurrence.slot_thresholds if self.occurrence else ()).items():
             fields[f"threshold.{slot}"] = threshold
         fields["expire_days"] = float(self.expire_days)
-        for slot, days in self.slot_expire_days:
+        for slot, days in dict(self.slot_expire_days).items():
             fields[f"expire_days.{slot}"] = float(days)
         return ";".join(f"{key}={value}" for key, value in fields.items())
 
@@ -319,6 +321,8 @@ class PooledFeature:
     max_length: int = 0
 
     def __post_init__(self) -> None:
+        if not 1 <= len(self.name) <= _MAX_NAME:
+            raise ValueError(f"feature {self.name!r}: name must be 1 to {_MAX_NAME} characters")
         if self.combiner not in _COMBINERS:
             raise ValueError(
                 f"feature {self.name!r}: combiner must be one of {', '.join(_COMBINERS)}, not {self.combiner!r}"

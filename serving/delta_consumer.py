@@ -34,6 +34,8 @@ class DeltaError(ValueError):
 class EmbeddingTables(Protocol):
     """The part of `ops.embedding_table.EmbeddingStore` that deltas write to."""
 
+    def table(self, name: str) -> Any: ...
+
     def assign(self, table: str, ids: np.ndarray, values: np.ndarray) -> Any: ...
 
     def erase(self, table: str, ids: np.ndarray) -> Any: ...
@@ -112,8 +114,12 @@ class DeltaApplier:
             raise DeltaError(f"table '{table.name}' is unknown; tables: {', '.join(sorted(self._tables)) or 'none'}")
         if len(table.fids) % 8 or len(table.evicted_fids) % 8:
             raise DeltaError(f"table '{table.name}': fids are not a whole number of int64")
+        assert self._store is not None  # a model without a store has no tables
+        dim = self._store.table(table.name).dim
+        if table.dim != dim:
+            raise DeltaError(f"table '{table.name}': entries of {table.dim} floats, must be {dim}")
         fids = np.frombuffer(table.fids, "<i8")
-        if table.dim <= 0 or len(table.values) != 4 * table.dim * len(fids):
+        if len(table.values) != 4 * dim * len(fids):
             raise DeltaError(f"table '{table.name}': {len(fids)} fids x {table.dim} with {len(table.values)} bytes")
         values = np.frombuffer(table.values, "<f4").reshape(len(fids), table.dim)
         if not np.isfinite(values).all():

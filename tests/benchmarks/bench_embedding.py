@@ -1,87 +1,168 @@
-"""Embedding store: lookups and updates a second through the TensorFlow ops.
+"""Embedding store through the TensorFlow ops, as a user calls it, beside the same without TensorFlow and a peer.
 
-python tests/benchmarks/bench_embedding.py [--json] [--keys N] [--dim D] [--batch B]
+python tests/benchmarks/bench_embedding.py [--json] [--keys N] [--dim D] [--batch B] [--no-peers]
+
+`store` and `bare` cases come from build/cmake/store_bench (`make bench` builds it): the same table called from C++, and
+the least that a table has to do. `tfra` cases need the peer of `make bench-peer`. Ratios are of medians in this run.
 """
 
 import argparse
 import json
-import tempfile
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from id_stream import IdStream, distinct_keys, touch_memory
 
 from ops.embedding_table import EmbeddingStore
-from ops.table_config import Adagrad, PooledFeature, RandomUniform, TableConfig
+from ops.table_config import Adagrad, RandomUniform, TableConfig
 
-_SECONDS = 2.0
+_ROOT = Path(__file__).resolve().parents[2]
+_STORE_BENCH = _ROOT / "build" / "cmake" / "store_bench"
+_PEER_PYTHON = _ROOT / "build" / "peer-venv" / "bin" / "python"
+_PEER_SCRIPT = _ROOT / "tests" / "benchmarks" / "peer" / "tfra_peer.py"
+_WARM_UP, _ROUNDS = 5, 20
+_DRAWS = (1.05, 0.0)
+_CASES = ("insert", "lookup", "lookup + update")
 
 
-def rate(units: int, work: Callable[[int], object]) -> float:
-    """Units a second of `work(round)`, after one round to warm up."""
-    work(0)
-    rounds, start = 0, time.perf_counter()
-    while time.perf_counter() - start < _SECONDS:
-        rounds += 1
-        work(rounds)
-    return units * rounds / (time.perf_counter() - start)
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+class Table:
+    """A table of `arguments.keys` entries, trained with Adagrad."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._batch, self._dim = arguments.batch, arguments.dim
+        self.keys = distinct_keys(arguments.keys)
+        self._store = EmbeddingStore([TableConfig("t", self._dim, Adagrad(0.1), RandomUniform())], "bench")
+        self._step = tf.function(self._train, input_signature=[tf.TensorSpec([None], tf.int64)])
+
+    def insert(self) -> tuple[float, float]:
+        """(seconds of all, longest batch in seconds), all keys in batches."""
+        rows, longest = tf.ones((self._batch, self._dim)), 0.0
+        start = time.perf_counter()
+        for first in range(0, self.keys.size, self._batch):
+            ids = tf.constant(self.keys[first : first + self._batch])
+            began = time.perf_counter()
+            self._store.assign("t", ids, rows[: ids.shape[0]])
+            longest = max(longest, time.perf_counter() - began)
+        return time.perf_counter() - start, longest
+
+    def memory_bytes(self) -> int:
+        return self._store.stats("t").memory_bytes
+
+    def lookup(self, ids: tf.Tensor) -> Any:
+        return self._store.lookup("t", ids)
+
+    def step(self, ids: tf.Tensor) -> Any:
+        return self._step(ids)
+
+    def _train(self, ids: tf.Tensor) -> tf.Tensor:
+        """Look up, loss, gradient, update: what the peer's step does."""
+        rows = self._store.lookup("t", ids)
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            loss = 1e-6 * tf.reduce_sum(rows * rows)
+        self._store.apply_gradients("t", ids, tape.gradient(loss, rows))
+        return loss
+
+
+def median_seconds(work: Callable[[tf.Tensor], Any], ids: IdStream, batch: int) -> float:
+    """The draw of a batch is not timed."""
+    seconds = []
+    for _ in range(_WARM_UP + _ROUNDS):
+        drawn = tf.constant(ids.draw(batch))
+        start = time.perf_counter()
+        work(drawn)  # returns when it is done: on the CPU eager calls are synchronous
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[_WARM_UP:]))
+
+
+def measure_ops(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Cases `op ...` of both draws, and what the table takes."""
+    keys, batch, dim = arguments.keys, arguments.batch, arguments.dim
+    payload = 8 + 4 + 4 * 2 * dim
+    touch_memory(2 * keys * payload)
+    before = resident_bytes()
+    table = Table(arguments)
+    seconds, longest = table.insert()
+    resident = resident_bytes() - before - table.keys.nbytes
+    for zipf in _DRAWS:
+        ids = IdStream(table.keys, zipf)
+        yield _case("op insert", keys / seconds / 1e6, "M ids/s", zipf)
+        yield _case("op lookup", batch / median_seconds(table.lookup, ids, batch) / 1e6, "M ids/s", zipf)
+        yield _case("op lookup + update", batch / median_seconds(table.step, ids, batch) / 1e6, "M ids/s", zipf)
+    yield _case("bytes an entry", table.memory_bytes() / keys, "bytes")
+    yield _case("bytes an entry over payload", table.memory_bytes() / keys / payload, "ratio")
+    yield _case("resident growth over payload", resident / keys / payload, "ratio")
+    yield _case("longest batch of the insert", longest * 1e3, "ms")
+
+
+def measure_peers(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Cases `store ...`, `bare ...` and `tfra ...`, where these are built."""
+    sizes = [f"--{name}={getattr(arguments, name)}" for name in ("keys", "dim", "batch")]
+    flat = [part for size in sizes for part in size.split("=")]
+    for zipf in _DRAWS:
+        if _STORE_BENCH.exists():
+            yield from _lines([str(_STORE_BENCH), *flat, "--zipf", str(zipf), "--json"], "", zipf)
+        if _PEER_PYTHON.exists():
+            yield from _lines([str(_PEER_PYTHON), str(_PEER_SCRIPT), *flat, "--zipf", str(zipf)], "tfra ", zipf)
+
+
+def _lines(command: list[str], prefix: str, zipf: float) -> Iterator[dict[str, Any]]:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            case = json.loads(line)
+            yield _case(prefix + case["case"], case["value"], case["unit"], zipf)
+
+
+def ratios(cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the ops reach of each peer."""
+    values = {(case["case"], case.get("zipf")): case["value"] for case in cases}
+    for zipf in _DRAWS:
+        for case in _CASES:
+            for peer in ("store", "bare", "tfra"):
+                beside = values.get((f"{peer} {case}", zipf))
+                if beside:
+                    yield _case(f"op / {peer}, {case}", values[f"op {case}", zipf] / beside, "ratio", zipf)
+
+
+def _case(name: str, value: float, unit: str, zipf: float | None = None) -> dict[str, Any]:
+    case: dict[str, Any] = {"case": name, "value": round(value, 3), "unit": unit}
+    return case if zipf is None else case | {"zipf": zipf}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--keys", type=int, default=10_000_000)
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--batch", type=int, default=65536)
+    parser.add_argument("--no-peers", action="store_true", help="measure the ops alone")
     arguments = parser.parse_args()
-    keys, dim, batch = arguments.keys, arguments.dim, arguments.batch
 
-    table = TableConfig("t", dim, Adagrad(0.05), RandomUniform())
-    store = EmbeddingStore([table], "bench")
-    random = np.random.default_rng(0)
-    ids = [tf.constant(random.integers(0, keys, batch)) for _ in range(16)]
-    gradients = tf.constant(random.normal(size=(batch, dim)), tf.float32)
-    one_each = [tf.range(batch + 1, dtype=tf.int64)]
-    four_each = [tf.range(0, batch + 1, 4, dtype=tf.int64)]
-    feature = [PooledFeature("f", "t", "sum")]
+    cases: list[dict[str, Any]] = []
 
-    def report(case: str, value: float, unit: str) -> None:
-        line = {"case": case, "value": round(value), "unit": unit, "keys": keys, "dim": dim, "batch": batch}
-        print(json.dumps(line) if arguments.json else f"{case:<36} {value:>14,.0f} {unit}", flush=True)
+    def report(case: dict[str, Any]) -> None:
+        cases.append(case)
+        sizes = {"keys": arguments.keys, "dim": arguments.dim}
+        text = f"{case['case']:<36} {case['value']:>12,.3f} {case['unit']:<8} {case.get('zipf', '')}"
+        print(json.dumps(case | sizes) if arguments.json else text, flush=True)
 
-    start = time.perf_counter()
-    for first in range(0, keys, batch):
-        store.lookup("t", tf.range(first, min(first + batch, keys), dtype=tf.int64), missing="create")
-    report("create", keys / (time.perf_counter() - start), "ids/s")
-
-    @tf.function
-    def step(batch_ids: tf.Tensor) -> None:
-        store.pooled_lookup(feature, [batch_ids], one_each, missing="create")
-        store.apply_pooled_gradients(feature, [batch_ids], one_each, [gradients])
-
-    report("lookup", rate(batch, lambda i: store.lookup("t", ids[i % 16])), "ids/s")
-    report(
-        "pooled lookup, 4 ids a row",
-        rate(batch, lambda i: store.pooled_lookup(feature, [ids[i % 16]], four_each)),
-        "ids/s",
-    )
-    report("update", rate(batch, lambda i: store.apply_gradients("t", ids[i % 16], gradients)), "ids/s")
-    report("pooled lookup and update", rate(batch, lambda i: step(ids[i % 16])), "ids/s")
-    small = ids[0][:64]
-    report("lookup of 64 ids", rate(1, lambda i: store.lookup("t", small)), "calls/s")
-    peer = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, tf.zeros([dim]))
-    every = tf.range(keys, dtype=tf.int64)
-    peer.insert(every, store.lookup("t", every))
-    report("lookup, tf.lookup.MutableHashTable", rate(batch, lambda i: peer.lookup(ids[i % 16])), "ids/s")
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        size = sum(Path(path).stat().st_size for path in store.save(folder))
-        report("save", size / (time.perf_counter() - start), "bytes/s")
-        start = time.perf_counter()
-        store.restore(folder)
-        report("restore", size / (time.perf_counter() - start), "bytes/s")
+    if not arguments.no_peers:
+        for case in measure_peers(arguments):
+            report(case)
+    for case in measure_ops(arguments):
+        report(case)
+    for case in ratios(list(cases)):
+        report(case)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import tensorflow as tf
 from ops.embedding_table import EmbeddingStore
 from ops.table_config import Sgd, TableConfig, Zeros
 from runtime.checksum import crc32c_of_file
+from tests.fakes.stores import open_store
 
 MODEL = "tiny"
 
@@ -76,10 +77,11 @@ def write_table_export(
     snapshot = base_path / f"temp-{version}-tables"
     shared_name = f"{model}@{version}"
     tables = [TableConfig("item", dim=1, optimizer=Sgd(0.1), initializer=Zeros())]
-    source = EmbeddingStore(tables, shared_name)
+    source = open_store(*tables)
     source.assign("item", list(rows), [[value] for value in rows.values()])
-    source.save(snapshot)
-    table_model = TableModel(EmbeddingStore(tables, shared_name, snapshot=snapshot), 0.0)
+    source.save(snapshot, with_state=False)
+    serving = EmbeddingStore([table.for_serving() for table in tables], shared_name, snapshot=snapshot)
+    table_model = TableModel(serving, 0.0)
     tf.saved_model.save(table_model, str(temporary), signatures={"serving_default": table_model.score})
     EmbeddingStore.release(shared_name)
     shutil.rmtree(snapshot)

@@ -20,6 +20,9 @@ class _Store:
     def __init__(self) -> None:
         self.rows: dict[str, dict[int, list[float]]] = {"item": {}}
 
+    def table(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(dim=2)
+
     def assign(self, table: str, ids: np.ndarray, values: np.ndarray) -> None:
         self.rows[table].update({int(key): value.tolist() for key, value in zip(ids, values, strict=True)})
 

@@ -108,7 +108,13 @@ def two_saved(tmp_path: Path) -> tuple[Path, Path, Checkpoints]:
 
 @pytest.mark.parametrize(
     "damaged",
-    ["tables/user-00000-of-00001.table", "dense/variables.index", "offsets.json", "seen.npz", "manifest.json"],
+    [
+        "tables/user.shard-00000-of-00001.part-00000-of-00001.table",
+        "dense/variables.index",
+        "offsets.json",
+        "seen.npz",
+        "manifest.json",
+    ],
 )
 @pytest.mark.parametrize("how", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning_that_names_the_file(

@@ -2,6 +2,7 @@
 #ifndef MILLRACE_EMBEDDING_CUT_MARKS_H_
 #define MILLRACE_EMBEDDING_CUT_MARKS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

@@ -12,6 +12,7 @@ namespace millrace {
 namespace {
 
 constexpr double kSecondsPerDay = 86400;
+constexpr uint32_t kRowsAhead = 12;  // of the values of an assignment, which are read in the order of the shards
 
 }  // namespace
 
@@ -230,7 +231,7 @@ void EmbeddingTable::ApplyToShard(const MergedGradients& merged, int s, uint64_t
       slot = Create(shard, fid_at(i), hash);
       layout_.Init(fid_at(i), arena_.At(slot->handle));
     }
-    slot->timestamp = options.timestamp;
+    if (slot->timestamp != options.timestamp) slot->timestamp = options.timestamp;  // a line less to write back
     Touch(shard, slot);
     entries.push_back(arena_.At(slot->handle));
     places.push_back(begin + i);
@@ -271,9 +272,10 @@ void EmbeddingTable::Step(const MergedGradients& merged, uint32_t begin, const s
 Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t count, const AssignOptions& options,
                               const Executor& run) {
   const int width = dim();
-  for (int64_t i = 0; i < count; ++i) {
-    if (AllFinite(values + i * width, width)) continue;
-    return InvalidArgument("table '" + config_.name + "': the value of id " + std::to_string(fids[i]) +
+  if (!AllRowsFinite(values, count, width, run)) {
+    int64_t bad = 0;
+    while (AllFinite(values + bad * width, width)) ++bad;
+    return InvalidArgument("table '" + config_.name + "': the value of id " + std::to_string(fids[bad]) +
                            " is NaN or infinite; nothing was assigned");
   }
   NoteTimestamp(options.timestamp);
@@ -286,7 +288,9 @@ Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t 
     std::unique_lock lock(shard.lock);
     const auto fid_at = [&](uint32_t i) { return batch.ids[begin + i].fid; };
     ForEachSlot(shard, end - begin, fid_at, [&](uint32_t i, FidMap::Slot* slot, uint64_t hash) {
-      const float* row = values + static_cast<int64_t>(batch.ids[begin + i].row) * width;
+      const auto row_at = [&](uint32_t k) { return values + static_cast<int64_t>(batch.ids[begin + k].row) * width; };
+      const float* row = row_at(i);
+      if (begin + i + kRowsAhead < end) __builtin_prefetch(row_at(i + kRowsAhead));
       if (config_.skip_zero && !options.add && is_zero(row)) {
         if (slot != nullptr) Remove(shard, slot);
         return;
@@ -434,6 +438,12 @@ void EmbeddingTable::Walk(int end_shard, int64_t limit, WalkPosition* position, 
   }
 }
 
+bool EmbeddingTable::IsZero(const char* entry) const {
+  std::vector<float> weights(dim());
+  layout_.ReadWeights(entry, weights.data());
+  return std::all_of(weights.begin(), weights.end(), [](float weight) { return weight == 0; });
+}
+
 void EmbeddingTable::Import(const char* rows, int64_t count, const Executor& run) {
   const int64_t bytes = layout_.row_bytes();
   std::vector<int64_t> fids(count);
@@ -445,6 +455,10 @@ void EmbeddingTable::Import(const char* rows, int64_t count, const Executor& run
     const auto fid_at = [&](uint32_t i) { return batch.ids[begin + i].fid; };
     ForEachSlot(shard, end - begin, fid_at, [&](uint32_t i, FidMap::Slot* slot, uint64_t hash) {
       const char* row = rows + static_cast<int64_t>(batch.ids[begin + i].row) * bytes;
+      if (config_.skip_zero && IsZero(RowHeader::EntryOf(row))) {
+        if (slot != nullptr) Remove(shard, slot);
+        return;
+      }
       if (slot == nullptr) {
         slot = Create(shard, fid_at(i), hash);
       } else {

@@ -87,8 +87,9 @@ class EmbeddingTable {
   OccurrenceFilter* filter() const { return filter_.get(); }
   int64_t size() const;
   TableStats Stats() const;
-  // Newest time stamp of any update, assignment or restore.
+  // Newest time stamp of any update, assignment or import, or that was noted.
   uint32_t newest_timestamp() const { return newest_timestamp_; }
+  void NoteTimestamp(uint32_t timestamp);
 
   // Runs use(i, row) for i in [0, count), in order; `row` is dim floats, null for an id that shows as zeros. Appends ids
   // to be created to `missing`.
@@ -158,8 +159,9 @@ class EmbeddingTable {
   EmbeddingTable(const TableConfig& config, EntryLayout layout, std::unique_ptr<OccurrenceFilter> filter);
 
   Shard& ShardOfHash(uint64_t hash) const { return *shards_[LockShardOf(hash)]; }
+  // Into the second level of the cache: the first takes few lines at a time.
   static void Prefetch(const char* entry, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(entry + i);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(entry + i, 0, 2);
   }
   void ApplyToShard(const MergedGradients& merged, int shard, uint64_t filter_batch, const UpdateOptions& options);
   // One optimizer step of each entry, whose gradient is at its place of `merged`; all places are of one shard.
@@ -176,7 +178,7 @@ class EmbeddingTable {
     if (cut_ != nullptr) KeepForCut(shard, slot);
   }
   void KeepForCut(Shard& shard, const FidMap::Slot& slot);
-  void NoteTimestamp(uint32_t timestamp);
+  bool IsZero(const char* entry) const;
 
   const TableConfig config_;
   const EntryLayout layout_;

@@ -64,6 +64,10 @@ void EntryLayout::FirstVector(int64_t fid, float* weights) const {
   for (const Segment& segment : segments_) {
     segment.initializer.Fill(fid, segment.first_dim, weights + segment.first_dim, segment.dim);
   }
+  if (!serving_) return;
+  std::vector<char> codes(code_bytes_);
+  Encode(weights, codes.data());
+  Decode(codes.data(), weights);
 }
 
 void EntryLayout::WriteWeights(const float* weights, char* entry) const {

@@ -65,6 +65,7 @@ class FidMap {
   // Requires that `fid` is absent.
   Slot* Insert(int64_t fid, uint64_t hash, uint32_t handle) {
     if (directory_.empty()) {
+      ++growths_;
       counts_.push_back({0, 0});
       directory_.push_back(NewPage(kFewSlotBits));
     }

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
+#include <mutex>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "ops/cc/embedding/finite.h"
 
@@ -12,7 +14,8 @@ namespace millrace {
 namespace {
 
 constexpr uint32_t kFree = UINT32_MAX;
-constexpr uint32_t kRowsAhead = 8;
+constexpr uint32_t kRowsAhead = 16;
+constexpr std::pair<uint64_t, int64_t> kNoneBad{UINT64_MAX, 0};
 
 // Place of an occurrence in the batch, to find the first one that is bad.
 uint64_t OrderOf(const ShardedId& id) { return (static_cast<uint64_t>(id.list) << 32) | id.row; }
@@ -20,9 +23,14 @@ uint64_t OrderOf(const ShardedId& id) { return (static_cast<uint64_t>(id.list) <
 class Merger {
  public:
   Merger(const TableConfig& config, int dim, const std::vector<GradientList>& lists, const ShardedBatch& batch,
-         MergedGradients* merged)
-      : config_(config), dim_(dim), lists_(lists), batch_(batch), merged_(*merged) {
-    clips_ = !std::isinf(config.gradient_limit);
+         bool rows_are_finite, MergedGradients* merged)
+      : config_(config),
+        dim_(dim),
+        lists_(lists),
+        batch_(batch),
+        rows_are_finite_(rows_are_finite),
+        clips_(!std::isinf(config.gradient_limit)),
+        merged_(*merged) {
     const uint32_t total = batch.begin[kLockShards];
     merged_.begin = batch.begin;
     merged_.fids.reset(new int64_t[total]);
@@ -38,22 +46,23 @@ class Merger {
     const ShardedId* ids = batch_.ids.get() + begin;
     std::vector<uint32_t> distinct_of(count), first_of;
     FindDistinct(ids, count, begin, &distinct_of, &first_of);
-    for (uint32_t i = 0; i < count; ++i) AddRow(ids[i], begin + distinct_of[i]);
+    const bool has_duplicates = first_of.size() < count;
+    for (uint32_t i = 0; i < count; ++i) {
+      if (has_duplicates && i + kRowsAhead < count) __builtin_prefetch(RowOf(ids[i + kRowsAhead]));
+      AddRow(ids[i], begin + distinct_of[i]);
+    }
     merged_.distinct[shard] = static_cast<uint32_t>(first_of.size());
     for (uint32_t k = 0; k < first_of.size(); ++k) {
-      if (k + kRowsAhead < first_of.size()) __builtin_prefetch(merged_.gradients[begin + k + kRowsAhead]);
+      // A sum may be infinite where its rows are not.
+      if (rows_are_finite_ && !clips_ && merged_.counts[begin + k] == 1) continue;
       CheckSum(ids[first_of[k]], begin + k);
     }
   }
 
-  Status Finish(const std::vector<GradientList>& lists) {
+  Status Finish() {
     merged_.not_finite = not_finite_;
-    if (first_bad_ == UINT64_MAX) return {};
-    const GradientList& list = lists[first_bad_ >> 32];
-    const auto row = static_cast<uint32_t>(first_bad_);
-    const auto* of_row = list.ids.rows == nullptr ? nullptr : std::find(list.ids.rows, list.ids.rows + list.ids.count, row);
-    const int64_t fid = list.ids.fids[of_row == nullptr ? row : of_row - list.ids.rows];
-    return InvalidArgument("table '" + config_.name + "': the gradient of id " + std::to_string(fid) +
+    if (first_bad_ == kNoneBad) return {};
+    return InvalidArgument("table '" + config_.name + "': the gradient of id " + std::to_string(first_bad_.second) +
                            " is NaN or infinite; nothing was applied");
   }
 
@@ -81,27 +90,51 @@ class Merger {
     }
   }
 
+  const float* RowOf(const ShardedId& id) const {
+    return lists_[id.list].gradients + static_cast<int64_t>(id.row) * dim_;
+  }
+
   float* SumAt(uint32_t place) { return merged_.sums.get() + static_cast<int64_t>(place) * dim_; }
 
+  // The first row of an id stays where it is; the second makes their sum.
   void AddRow(const ShardedId& id, uint32_t place) {
     const GradientList& list = lists_[id.list];
-    const float* row = list.gradients + static_cast<int64_t>(id.row) * dim_;
+    const float* row = RowOf(id);
     const float scale = list.scales == nullptr ? 1.0f : list.scales[id.row];
-    const bool is_first = merged_.gradients[place] == nullptr;
-    if (is_first && merged_.read_weights != nullptr) {
+    const float* before = merged_.gradients[place];
+    if (before == nullptr && merged_.read_weights != nullptr) {
       merged_.read_weights[place] =
           list.read_weights == nullptr ? nullptr : list.read_weights + static_cast<int64_t>(id.row) * dim_;
     }
-    if (merged_.counts[place] == 1 && scale == 1.0f && !clips_) {
+    if (before == nullptr && scale == 1.0f && !clips_) {
       merged_.gradients[place] = row;
       return;
     }
-    float* sum = SumAt(place);
-    if (is_first) {
-      for (int d = 0; d < dim_; ++d) sum[d] = scale * row[d];
-      merged_.gradients[place] = sum;
+    Combine(row, scale, before, SumAt(place));
+    merged_.gradients[place] = SumAt(place);
+  }
+
+  // sum = before + scale * row; without `before` scale * row.
+  void Combine(const float* row, float scale, const float* before, float* sum) const {
+    switch (dim_) {
+      case 8:
+        return CombineFloats(row, scale, before, sum, std::integral_constant<int, 8>());
+      case 16:
+        return CombineFloats(row, scale, before, sum, std::integral_constant<int, 16>());
+      case 32:
+        return CombineFloats(row, scale, before, sum, std::integral_constant<int, 32>());
+      case 64:
+        return CombineFloats(row, scale, before, sum, std::integral_constant<int, 64>());
+      default:
+        return CombineFloats(row, scale, before, sum, dim_);
+    }
+  }
+  template <typename Dim>  // int, or a constant that lets the loops unroll
+  static void CombineFloats(const float* row, float scale, const float* before, float* sum, Dim dim) {
+    if (before == nullptr) {
+      for (int d = 0; d < dim; ++d) sum[d] = scale * row[d];
     } else {
-      for (int d = 0; d < dim_; ++d) sum[d] += scale * row[d];
+      for (int d = 0; d < dim; ++d) sum[d] = before[d] + scale * row[d];
     }
   }
 
@@ -109,9 +142,8 @@ class Merger {
     const bool finite = AllFinite(merged_.gradients[place], dim_);
     if (!finite) ++not_finite_;
     if (!finite && config_.non_finite == NonFinite::kError) {
-      uint64_t seen = first_bad_.load();
-      while (OrderOf(first) < seen && !first_bad_.compare_exchange_weak(seen, OrderOf(first))) {
-      }
+      const std::lock_guard lock(mutex_);
+      first_bad_ = std::min(first_bad_, {OrderOf(first), first.fid});
     } else if (!finite && config_.non_finite == NonFinite::kSkip) {
       merged_.gradients[place] = nullptr;
     } else if (clips_) {
@@ -125,9 +157,11 @@ class Merger {
   const int dim_;
   const std::vector<GradientList>& lists_;
   const ShardedBatch& batch_;
+  const bool rows_are_finite_;
+  const bool clips_;
   MergedGradients& merged_;
-  bool clips_;
-  std::atomic<uint64_t> first_bad_{UINT64_MAX};
+  std::mutex mutex_;
+  std::pair<uint64_t, int64_t> first_bad_ = kNoneBad;  // place and id
   std::atomic<int64_t> not_finite_{0};
 };
 
@@ -138,9 +172,12 @@ Status MergeGradients(const TableConfig& config, int dim, const std::vector<Grad
   std::vector<IdList> ids;
   for (const GradientList& list : lists) ids.push_back(list.ids);
   const ShardedBatch batch = ShardedBatch::Sort(ids, run);
-  Merger merger(config, dim, lists, batch, merged);
+  const bool finite = std::all_of(lists.begin(), lists.end(), [&](const GradientList& list) {
+    return AllRowsFinite(list.gradients, list.num_rows, dim, run);
+  });
+  Merger merger(config, dim, lists, batch, finite, merged);
   batch.ForEachShard(run, 20 + dim, [&](int shard, uint32_t begin, uint32_t end) { merger.MergeShard(shard, begin, end); });
-  return merger.Finish(lists);
+  return merger.Finish();
 }
 
 }  // namespace millrace

@@ -16,6 +16,7 @@ namespace millrace {
 // Ids with the rows of gradients that belong to them; row r counts scales[r] times, or once where `scales` is null.
 struct GradientList {
   IdList ids;
+  int64_t num_rows = 0;
   const float* gradients = nullptr;     // rows of dim floats
   const float* scales = nullptr;
   const float* read_weights = nullptr;  // rows of dim floats: what the model saw; null: unknown

@@ -93,7 +93,8 @@ struct FeatureGradients {
 };
 
 void SpreadRows(const PooledFeature& feature, const float* gradients, FeatureGradients* result) {
-  result->list = {{feature.values, feature.num_values, nullptr}, gradients, nullptr, nullptr};
+  const int64_t num_rows = feature.rows * (feature.combiner == Combiner::kFirstN ? feature.max_length : 1);
+  result->list = {{feature.values, feature.num_values, nullptr}, num_rows, gradients, nullptr, nullptr};
   if (HasOneIdPerRow(feature) && feature.row_floats() == feature.table->dim()) return;
   const bool first_n = feature.combiner == Combiner::kFirstN;
   result->fids.reserve(feature.num_values);

@@ -69,6 +69,7 @@ class OptimizerOf final : public SparseOptimizer {
       if (i + kEntriesAhead < count) {
         PrefetchToWrite(weights[i + kEntriesAhead], dim);
         PrefetchToWrite(weights[i + kEntriesAhead] + state_offset, state_floats);
+        __builtin_prefetch(gradients[i + kEntriesAhead]);
       }
       rule.Step(weights[i], weights[i] + state_offset, gradients[i], dim, context);
     }

@@ -63,7 +63,16 @@ std::string FilterHeader(const std::string& table, int shard, int num_shards) {
 struct FileSet {
   std::map<std::string, std::vector<std::string>> tables;
   std::map<std::string, std::vector<std::string>> filters;
+  std::map<std::string, uint32_t> newest_timestamps;  // of the tables
 };
+
+// What all files of a table have in common.
+std::string CommonText(SnapshotHeader header) {
+  header.shard = header.part = 0;
+  header.num_parts = 1;
+  header.newest_timestamp = 0;
+  return header.ToText();
+}
 
 Status CheckComplete(const std::string& table, const std::vector<SnapshotHeader>& headers) {
   const auto fail = [&](const std::string& problem) {
@@ -75,6 +84,7 @@ Status CheckComplete(const std::string& table, const std::vector<SnapshotHeader>
       return fail("some are of " + std::to_string(headers[0].num_shards) + " shards, some of " +
                   std::to_string(header.num_shards));
     }
+    if (CommonText(header) != CommonText(headers[0])) return fail("they differ in form or segments");
     auto& [parts, present] = parts_of_shard.emplace(header.shard, std::pair(header.num_parts, std::set<int>())).first->second;
     if (header.num_parts != parts) return fail("shard " + std::to_string(header.shard) + " is there twice");
     if (!present.insert(header.part).second) {
@@ -107,6 +117,8 @@ Status Gather(const std::vector<std::string>& files, FileSet* result) {
     MILLRACE_RETURN_IF_ERROR(TableFileReader::Open(path, &reader));
     result->tables[reader->header().table].push_back(path);
     headers[reader->header().table].push_back(reader->header());
+    uint32_t& newest = result->newest_timestamps[reader->header().table];
+    newest = std::max(newest, reader->header().newest_timestamp);
   }
   for (const auto& [table, of_table] : headers) MILLRACE_RETURN_IF_ERROR(CheckComplete(table, of_table));
   return {};
@@ -215,6 +227,7 @@ class Restorer {
     MILLRACE_RETURN_IF_ERROR(TableFileReader::Open(task.path, &reader));
     std::unique_ptr<RowConverter> converter;
     MILLRACE_RETURN_IF_ERROR(RowConverter::Make(*reader, *task.table, SegmentsFrom(*task.table), &converter));
+    task.table->NoteTimestamp(reader->header().newest_timestamp);
     EntryRows rows, entries;
     while (true) {
       MILLRACE_RETURN_IF_ERROR(reader->Next(&rows));
@@ -389,6 +402,7 @@ Status ReshardFiles(const std::vector<std::string>& files, const std::string& fo
       header.part = 0;
       header.num_parts = 1;
       header.num_shards = num_shards;
+      header.newest_timestamp = set.newest_timestamps[table];
       for (header.shard = 0; header.shard < num_shards && writers[header.shard] == nullptr; ++header.shard) {
         MILLRACE_RETURN_IF_ERROR(CreateTableFile(folder, header, &writers[header.shard]));
         written->push_back((std::filesystem::path(folder) / header.FileName()).string());

@@ -11,14 +11,6 @@ namespace {
 
 constexpr int kMaxSegments = 256;
 
-bool IsTableName(const std::string& name) {
-  if (name.empty() || name.size() > 128 || name[0] == '.') return false;
-  for (const char c : name) {
-    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '-' && c != '.') return false;
-  }
-  return true;
-}
-
 // Takes fields out of a text by name; what is left over in the end is unknown.
 class Fields {
  public:
@@ -124,7 +116,7 @@ Status Check(const TableConfig& config) {
   };
   if (!IsTableName(config.name)) {
     return InvalidArgument("table name '" + config.name +
-                           "' must be 1 to 128 letters, digits, '_', '-' or '.', and not start with '.'");
+                           "' must be 1 to 64 letters, digits, '_', '-' or '.', and not start with '.'");
   }
   if (config.skip_zero && !config.serving) return fail("skip_zero is for tables that serve");
   if (!(config.gradient_limit > 0)) return fail("gradient_limit must be above 0");
@@ -139,6 +131,14 @@ Status Check(const TableConfig& config) {
 }
 
 }  // namespace
+
+bool IsTableName(const std::string& name) {
+  if (name.empty() || name.size() > 64 || name[0] == '.') return false;
+  for (const char c : name) {
+    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '-' && c != '.') return false;
+  }
+  return true;
+}
 
 Status ParseKeyValues(std::string_view text, std::map<std::string, std::string>* result) {
   while (!text.empty()) {

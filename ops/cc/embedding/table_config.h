@@ -18,6 +18,9 @@ namespace millrace {
 // "a=1;b=2" as a map; refuses a part without '=' and a repeated key.
 Status ParseKeyValues(std::string_view text, std::map<std::string, std::string>* result);
 
+// 1 to 64 letters, digits, '_', '-' and '.', not starting with '.': it names files.
+bool IsTableName(const std::string& name);
+
 // Consecutive dimensions of an entry that share their rules.
 struct SegmentConfig {
   int dim = 0;

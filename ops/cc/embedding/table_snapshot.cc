@@ -40,8 +40,9 @@ class HeaderFields {
     const std::string text = Text(key);
     char* end = nullptr;
     const long long number = std::strtoll(text.c_str(), &end, 10);
-    if (text.empty() || *end != '\0' || number < low || number > high) complete_ = false;
-    return number;
+    if (!text.empty() && *end == '\0' && number >= low && number <= high) return number;
+    complete_ = false;
+    return low;
   }
   RuleConfig Rule(const std::string& key) {
     RuleConfig rule{Text(key), {}};
@@ -113,10 +114,12 @@ Status SnapshotHeader::Parse(const std::string& path, const std::string& text, S
     const std::string prefix = "segment." + std::to_string(s) + ".";
     result->segments.push_back({static_cast<int>(fields.Number(prefix + "dim", 1, 1 << 20)),
                                 fields.Text(prefix + "optimizer"),
-                                static_cast<int>(fields.Number(prefix + "state_floats", 0, 1 << 22)),
+                                static_cast<int>(fields.Number(prefix + "state_floats", 0, result->serving ? 0 : 1 << 22)),
                                 fields.Rule(prefix + "compressor")});
   }
-  if (!fields.complete() || result->dim() + result->state_floats() > kMaxFloats) {
+  // Written anew it is the same text: no field is unknown, and no number has another meaning than it seems to have.
+  if (!fields.complete() || result->dim() + result->state_floats() > kMaxFloats || !IsTableName(result->table) ||
+      result->ToText() != text) {
     return DataLoss(path + ", header: a field is missing or impossible");
   }
   return {};
@@ -278,10 +281,12 @@ void RowConverter::ConvertRow(const char* row, char* converted, std::vector<floa
   reader_.ReadValues(row, values);
   RowHeader::Write(RowHeader::Fid(row), RowHeader::Timestamp(row), converted);
   char* entry = RowHeader::EntryOf(converted);
-  layout_.FirstVector(RowHeader::Fid(row), weights);
   for (size_t s = 0; s < segments_from_.size(); ++s) {
-    if (segments_from_[s] < 0) continue;
     const EntryLayout::Segment& segment = layout_.segments()[s];
+    if (segments_from_[s] < 0) {
+      segment.initializer.Fill(RowHeader::Fid(row), segment.first_dim, weights + segment.first_dim, segment.dim);
+      continue;
+    }
     std::memcpy(weights + segment.first_dim, values + first_dims_[segments_from_[s]], segment.dim * sizeof(float));
   }
   layout_.WriteWeights(weights, entry);

@@ -119,11 +119,12 @@ class FusedApplyGradientsKernel : public FusedKernel {
       OP_REQUIRES_OK(context, CheckRates(*table, rates, first_rates.back()));
       first_rates.push_back(first_rates.back() + table->num_segments());
     }
+    OP_REQUIRES_OK(context, CheckRatesUsed(rates, first_rates.back()));
     const Executor run = DeviceThreads(context);
     std::vector<MergedGradients> merged(pieces.size());
     for (size_t i = 0; i < pieces.size(); ++i) {
       const float* rows = gradients.flat<float>().data() + pieces[i].first_float;
-      const GradientList list{{pieces[i].fids, pieces[i].count, nullptr}, rows, nullptr, nullptr};
+      const GradientList list{{pieces[i].fids, pieces[i].count, nullptr}, pieces[i].count, rows, nullptr, nullptr};
       OP_REQUIRES_OK(context, ToTensorFlow(pieces[i].table->Merge({list}, run, &merged[i])));
     }
     for (size_t i = 0; i < pieces.size(); ++i) {

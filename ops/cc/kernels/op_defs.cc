@@ -174,15 +174,20 @@ void EntriesShape(InferenceContext* context, DimensionHandle count) {
 }
 
 REGISTER_OP("Millrace>OpenStore")
-    .Attr("tables: list(string) >= 1")
+    .Input("tables: string")
     .Attr("store_name: string")
     .Output("store: resource")
     .SetIsStateful()
-    .SetShapeFn(ScalarShape)
+    .SetShapeFn([](InferenceContext* context) {
+      ShapeHandle unused;
+      TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 1, &unused));
+      return ScalarShape(context);
+    })
     .Doc(R"doc(
 Opens the embedding store of this name in the process, creating it when it is new, and becomes one of its owners.
 
-tables: One text a table; ops/cc/embedding/table_config.h has its form. A store that is open with other texts is refused.
+tables: [n], one text a table; ops/cc/embedding/table_config.h has its form. A store that is open with other texts is
+  refused. (An input: TensorFlow tells eager kernels apart by an abbreviation of attributes that are lists of long texts.)
 store_name: Name in the process-wide registry. (Not `shared_name`: a SavedModel's loader appends a suffix to attributes
   of that name.)
 store: Scalar handle.
@@ -405,6 +410,27 @@ add: Add to the weights; a new id starts from its first vector.
 ask_filter: New ids have to pass the occurrence filter.
 )doc");
 
+REGISTER_OP("Millrace>ImportEntries")
+    .Input("store: resource")
+    .Input("ids: int64")
+    .Input("values: float")
+    .Input("timestamps: int64")
+    .Attr("table: string")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext* context) {
+      ShapeHandle ids, values, timestamps;
+      TF_RETURN_IF_ERROR(HandleAndIds(context, &ids));
+      TF_RETURN_IF_ERROR(context->WithRank(context->input(2), 2, &values));
+      return context->Merge(ids, context->input(3), &timestamps);
+    })
+    .Doc(R"doc(
+Writes whole entries over what is there. Ids do not become touched, and the occurrence filter is not asked.
+
+ids: [n].
+values: [n, dim + state floats], as LookupEntries gives them.
+timestamps: [n], Unix seconds of the last write.
+)doc");
+
 REGISTER_OP("Millrace>Reinitialize")
     .Input("store: resource")
     .Input("ids: int64")
@@ -412,7 +438,10 @@ REGISTER_OP("Millrace>Reinitialize")
     .Attr("table: string")
     .Output("existed: bool")
     .SetIsStateful()
-    .SetShapeFn(SameAsIdsShape)
+    .SetShapeFn([](InferenceContext* context) {
+      TF_RETURN_IF_ERROR(SameAsIdsShape(context));
+      return ScalarsFrom(context, 2, 3);
+    })
     .Doc(R"doc(
 Gives ids [n] their first vector and fresh optimizer state, creating those that are missing, and marks them as touched.
 )doc");
@@ -440,7 +469,10 @@ REGISTER_OP("Millrace>Evict")
     .Input("watermark: int64")
     .Output("evicted: int64")
     .SetIsStateful()
-    .SetShapeFn(ListShape)
+    .SetShapeFn([](InferenceContext* context) {
+      TF_RETURN_IF_ERROR(ListShape(context));
+      return ScalarsFrom(context, 1, 2);
+    })
     .Doc(R"doc(
 Removes entries whose last write is as old as their slot's expiry and marks them as touched.
 

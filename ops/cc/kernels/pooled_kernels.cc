@@ -151,6 +151,7 @@ class ApplyPooledGradientsKernel : public PooledKernel {
       options_of_feature.push_back(options);
       first_rate += features[f].table->num_segments();
     }
+    OP_REQUIRES_OK(context, CheckRatesUsed(rates, first_rate));
     OP_REQUIRES_OK(context, ToTensorFlow(ApplyPooledGradients(features, gradient_data, options_of_feature,
                                                               DeviceThreads(context))));
   }

@@ -18,12 +18,13 @@ class OpenKernel : public OpKernel {
  public:
   explicit OpenKernel(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("store_name", &store_name_));
-    OP_REQUIRES_OK(context, context->GetAttr("tables", &tables_));
   }
 
   void Compute(OpKernelContext* context) override {
+    const auto texts = context->input(0).flat<tstring>();
+    const std::vector<std::string> tables(texts.data(), texts.data() + texts.size());
     std::shared_ptr<EmbeddingStore> store;
-    OP_REQUIRES_OK(context, ToTensorFlow(StoreRegistry::Global().Open(store_name_, tables_, &store)));
+    OP_REQUIRES_OK(context, ToTensorFlow(StoreRegistry::Global().Open(store_name_, tables, &store)));
     Tensor* output = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &output));
     output->scalar<ResourceHandle>()() = HandleOf(context, *store);
@@ -31,7 +32,6 @@ class OpenKernel : public OpKernel {
 
  private:
   std::string store_name_;
-  std::vector<std::string> tables_;
 };
 
 class FindKernel : public OpKernel {

@@ -1,4 +1,6 @@
 // Kernels that read and change one table; definitions and documentation are in op_defs.cc.
+#include <cstring>
+#include <string>
 #include <vector>
 
 #include "ops/cc/kernels/entry_output.h"
@@ -96,6 +98,40 @@ class AssignKernel : public TableKernel {
   bool ask_filter_ = false;
 };
 
+class ImportEntriesKernel : public TableKernel {
+ public:
+  using TableKernel::TableKernel;
+
+ protected:
+  void ComputeOn(OpKernelContext* context, EmbeddingTable* table) override {
+    const Tensor* ids = nullptr;
+    OP_REQUIRES_OK(context, IdsFromInput(context, 1, &ids));
+    const int64_t count = ids->NumElements();
+    const Tensor &values = context->input(2), &timestamps = context->input(3);
+    const EntryLayout& layout = table->layout();
+    const int64_t width = layout.dim() + layout.state_floats();
+    OP_REQUIRES(context, values.shape() == TensorShape({count, width}) && timestamps.shape() == ids->shape(),
+                absl::InvalidArgumentError("table '" + table->config().name + "' has entries of " +
+                                           std::to_string(width) + " floats and a time stamp, got " +
+                                           values.shape().DebugString() + " and " + timestamps.shape().DebugString()));
+    std::vector<char> rows(count * layout.row_bytes());
+    for (int64_t i = 0; i < count; ++i) {
+      char* row = rows.data() + i * layout.row_bytes();
+      const float* from = values.flat<float>().data() + i * width;
+      const int64_t timestamp = timestamps.flat<int64_t>()(i);
+      OP_REQUIRES(context, timestamp >= 0 && timestamp <= UINT32_MAX,
+                  absl::InvalidArgumentError("timestamps must be seconds, not negative and below 2^32"));
+      RowHeader::Write(ids->flat<int64_t>()(i), static_cast<uint32_t>(timestamp), row);
+      if (layout.serving()) {
+        layout.WriteWeights(from, RowHeader::EntryOf(row));
+      } else {
+        std::memcpy(RowHeader::EntryOf(row), from, layout.entry_bytes());
+      }
+    }
+    table->Import(rows.data(), count, DeviceThreads(context));
+  }
+};
+
 class ReinitializeKernel : public TableKernel {
  public:
   using TableKernel::TableKernel;
@@ -140,10 +176,11 @@ class ApplyGradientsKernel : public TableKernel {
     const Tensor& read_values = context->input(6);
     OP_REQUIRES_OK(context, CheckRows(*table, gradients, count));
     OP_REQUIRES_OK(context, CheckRates(*table, rates));
+    OP_REQUIRES_OK(context, CheckRatesUsed(rates, table->num_segments()));
     UpdateOptions options{rates.flat<float>().data(), 0, 0};
     OP_REQUIRES_OK(context, ScalarFromInput(context, 4, "global_step", &options.global_step));
     OP_REQUIRES_OK(context, TimestampFromInput(context, 5, &options.timestamp));
-    GradientList list{{ids->flat<int64_t>().data(), count, nullptr}, gradients.flat<float>().data(), nullptr, nullptr};
+    GradientList list{{ids->flat<int64_t>().data(), count, nullptr}, count, gradients.flat<float>().data(), nullptr, nullptr};
     if (read_values.NumElements() != 0) {
       OP_REQUIRES_OK(context, CheckRows(*table, read_values, count));
       list.read_weights = read_values.flat<float>().data();
@@ -225,6 +262,7 @@ MILLRACE_REGISTER("Lookup", LookupKernel);
 MILLRACE_REGISTER("LookupEntries", LookupEntriesKernel);
 MILLRACE_REGISTER("Contains", ContainsKernel);
 MILLRACE_REGISTER("Assign", AssignKernel);
+MILLRACE_REGISTER("ImportEntries", ImportEntriesKernel);
 MILLRACE_REGISTER("Reinitialize", ReinitializeKernel);
 MILLRACE_REGISTER("Erase", EraseKernel);
 MILLRACE_REGISTER("ApplyGradients", ApplyGradientsKernel);

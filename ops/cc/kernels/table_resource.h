@@ -98,6 +98,13 @@ inline absl::Status CheckRates(const EmbeddingTable& table, const tensorflow::Te
                                     rates.shape().DebugString());
 }
 
+// No learning rate is left over once `used` of them went to segments.
+inline absl::Status CheckRatesUsed(const tensorflow::Tensor& rates, int64_t used) {
+  if (rates.NumElements() == used) return absl::OkStatus();
+  return absl::InvalidArgumentError("learning_rates must hold " + std::to_string(used) +
+                                    " numbers, one a segment, got shape " + rates.shape().DebugString());
+}
+
 inline absl::Status ScalarFromInput(tensorflow::OpKernelContext* context, int index, const char* name,
                                     int64_t* result) {
   const tensorflow::Tensor& input = context->input(index);

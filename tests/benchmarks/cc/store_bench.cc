@@ -18,7 +18,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "ops/cc/embedding/embedding_table.h"
 #include "tests/benchmarks/cc/bare_loop.h"
+#include "tests/benchmarks/cc/workers.h"
 
 namespace millrace {
 namespace {
@@ -83,11 +85,50 @@ std::unique_ptr<Subject> MakeBare(const Flags& flags) {
   return nullptr;
 }
 
+// The store's own table, as a kernel calls it.
+class StoreSubject final : public Subject {
+ public:
+  explicit StoreSubject(const Flags& flags) : workers_(flags.threads), run_(workers_.AsExecutor()) {
+    TableConfig config;
+    config.name = "bench";
+    SegmentConfig segment;
+    segment.dim = flags.dim;
+    segment.optimizer = {"adagrad",
+                         {{"initial_accumulator_value", kInitialAccumulator},
+                          {"weight_decay_factor", 0},
+                          {"decouple_weight_decay", 0}}};
+    segment.initializer = {"zeros", {}};
+    segment.compressor = {"fp32", {}};
+    config.segments.push_back(segment);
+    const Status made = EmbeddingTable::Create(config, &table_);
+    if (!made.ok()) std::fprintf(stderr, "store_bench: %s\n", made.message().c_str());
+  }
+
+  void Insert(const int64_t* ids, const float* weights, int64_t count) override {
+    (void)table_->Assign(ids, weights, count, {}, run_);
+  }
+  void Lookup(const int64_t* ids, int64_t count, float* weights) override {
+    table_->Lookup(ids, count, {}, weights, run_);
+  }
+  void Update(const int64_t* ids, const float* gradients, int64_t count) override {
+    MergedGradients merged;
+    (void)table_->Merge({{{ids, count, nullptr}, count, gradients, nullptr, nullptr}}, run_, &merged);
+    table_->Apply(merged, {&kLearningRate, 1, 0}, run_);
+  }
+
+ private:
+  Workers workers_;
+  const Executor run_;
+  std::unique_ptr<EmbeddingTable> table_;
+};
+
+std::unique_ptr<Subject> MakeStore(const Flags& flags) { return std::make_unique<StoreSubject>(flags); }
+
 struct NamedSubject {
   const char* name;
   std::unique_ptr<Subject> (*make)(const Flags& flags);
 };
-constexpr NamedSubject kSubjects[] = {{"bare", MakeBare}};
+constexpr NamedSubject kSubjects[] = {{"bare", MakeBare}, {"store", MakeStore}};
 
 // Draws the r-th key with weight r^-zipf; all alike when that is 0.
 class IdStream {

@@ -1,0 +1,86 @@
+"""Tables that have every optimizer, initializer and compressor between them."""
+
+from ops.table_config import (
+    Adadelta,
+    Adagrad,
+    Adam,
+    AdaMom,
+    AmsGrad,
+    BatchSoftmax,
+    Bf16,
+    Constant,
+    CountingFilter,
+    Fp16,
+    Ftrl,
+    GroupAdagrad,
+    GroupFtrl,
+    Int8,
+    Momentum,
+    MovingAverage,
+    Occurrence,
+    OneBit,
+    Ones,
+    PolynomialDecay,
+    RandomUniform,
+    RmsProp,
+    RmsPropV2,
+    Segment,
+    Sgd,
+    TableConfig,
+    Zeros,
+)
+
+_DECAY = PolynomialDecay(0.5, 100, 0.1, power=2.0)
+TABLES = (
+    TableConfig("plain", 1, Sgd(0.5), Zeros()),
+    TableConfig(
+        "many",
+        segments=(
+            Segment(3, Adagrad(0.1, weight_decay_factor=0.01, decouple_weight_decay=True), RandomUniform(-0.5, 0.5)),
+            Segment(1, BatchSoftmax(), Constant(10.0)),
+            Segment(2, Adam(use_nesterov=True), Constant(0.25), learning_rate=_DECAY),
+            Segment(2, None, Ones()),
+            Segment(9, RmsPropV2(0.1), RandomUniform(), Fp16(), stochastic_rounding=True),
+        ),
+        seed=3,
+        occurrence=Occurrence(CountingFilter(), threshold=2, slot_thresholds={1: 0, 2: 5}),
+        expire_days=3.0,
+        slot_expire_days={1: 0.0, 2: 1.0},
+    ),
+    TableConfig(
+        "late",
+        segments=(
+            Segment(2, Adadelta(0.1), RandomUniform(), delay_compensation=0.5),
+            Segment(3, AmsGrad(0.1, warmup_steps=10), Zeros(), Int8(2.0)),
+            Segment(1, AdaMom(0.01), Ones()),
+            Segment(2, Momentum(_DECAY, use_nesterov=True), Zeros(), delay_compensation=0.1, stochastic_rounding=True),
+            Segment(3, Ftrl(0.1, l1_regularization_strength=0.5, l2_regularization_strength=0.1), Zeros()),
+            Segment(1, MovingAverage(), Zeros()),
+            Segment(8, RmsProp(0.1, weight_decay_factor=0.1), RandomUniform()),
+        ),
+        non_finite="clip",
+        gradient_limit=1.5,
+    ),
+    TableConfig(
+        "groups",
+        segments=(
+            Segment(2, GroupFtrl(0.1, l1_regularization_strength=0.5), Zeros()),
+            Segment(9, GroupAdagrad(0.1, l2_regularization_strength=0.1), RandomUniform()),
+            Segment(2, Sgd(0.5), RandomUniform(-1.0, 1.0), OneBit(step_size=5, amplitude=0.5)),
+        ),
+        non_finite="skip",
+    ),
+    TableConfig(
+        "served",
+        segments=(
+            Segment(1, None, RandomUniform()),
+            Segment(2, None, RandomUniform(), Fp16()),
+            Segment(3, None, RandomUniform(), Bf16()),
+            Segment(2, None, RandomUniform(), Int8(0.5)),
+            Segment(2, None, Zeros(), OneBit()),
+            Segment(9, None, RandomUniform(), OneBit(packed=True)),
+        ),
+        serving=True,
+        expire_days=2.0,
+    ),
+)
