@@ -24,7 +24,7 @@ library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
 
-.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos build asan tsan ubsan bench bench-peer fuzz \
+.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos build asan tsan ubsan asan-ubsan sanitize bench bench-peer fuzz \
         conformance lock clean
 
 help:  ## list the targets
@@ -85,20 +85,30 @@ test-cc: setup  ## run the C++ tests
 	@build/cmake/snapshot_fuzz --runs 20000
 
 fuzz: setup  ## feed changed snapshots and deltas to their readers (RUNS=1000000)
-	@cmake -S . -B build/fuzz -G Ninja -DMILLRACE_SANITIZE=address,undefined >/dev/null
-	@cmake --build build/fuzz --target snapshot_fuzz
-	@ASAN_OPTIONS=malloc_context_size=1 build/fuzz/snapshot_fuzz --runs $(RUNS)
+	@cmake -S . -B build/asan-ubsan -G Ninja -DMILLRACE_SANITIZE=address,undefined >/dev/null
+	@cmake --build build/asan-ubsan --target snapshot_fuzz
+	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/snapshot_fuzz --runs $(RUNS)
 	@$(bin)/python tests/fuzz/fuzz_deltas.py --runs $(RUNS)
 
 # The embedding library and its tests only: TensorFlow is not built for sanitizers.
-asan tsan ubsan: sanitizer = $(patsubst asan,address,$(patsubst tsan,thread,$(patsubst ubsan,undefined,$@)))
+asan tsan ubsan asan-ubsan: comma := ,
+asan tsan ubsan asan-ubsan: sanitizer = $(subst asan,address,$(subst tsan,thread,$(subst ubsan,undefined,$(subst -,$(comma),$@))))
 asan: $(stamps)/extras  ## run the C++ tests under AddressSanitizer
 tsan: $(stamps)/extras  ## ... under ThreadSanitizer
 ubsan: $(stamps)/extras  ## ... under UndefinedBehaviorSanitizer
-asan tsan ubsan:
+asan-ubsan: $(stamps)/extras
+asan tsan ubsan asan-ubsan:
 	@cmake -S . -B build/$@ -G Ninja -DMILLRACE_SANITIZE=$(sanitizer) >/dev/null
 	@cmake --build build/$@ --target embedding_test
 	@build/$@/embedding_test --gtest_brief=1
+
+# What passed is remembered by the content of the C++ files, so that nothing runs twice for the same.
+sanitized = $(or $(MILLRACE_CACHE),$(HOME)/.cache/millrace)/sanitized-$(shell cat CMakeLists.txt \
+    $$(find ops/cc/embedding tests/cc -type f | sort) | sha256sum | cut -c1-16)
+
+sanitize: $(stamps)/extras  ## ... under all three, unless these very C++ files passed before
+	@test -e $(sanitized) || $(MAKE) --no-print-directory asan-ubsan tsan
+	@mkdir -p $(dir $(sanitized)) && touch $(sanitized)
 
 lint: $(stamps)/protos  ## ruff and mypy
 	$(bin)/ruff check $(python_folders)

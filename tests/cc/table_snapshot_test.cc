@@ -1,183 +1,171 @@
-// Save and restore, and every kind of damage.
+// What a table file says of its entries, and how they fit into a table.
 #include "ops/cc/embedding/table_snapshot.h"
 
-#include <unistd.h>
-
-#include <filesystem>
-#include <fstream>
-#include <iterator>
-
-#include "tests/cc/test_tables.h"
+#include "tests/cc/snapshot_files.h"
 
 namespace millrace {
 namespace {
 
-namespace fs = std::filesystem;
-
-class TableSnapshot : public ::testing::Test {
+class TableSnapshot : public FilesTest {
  protected:
-  void SetUp() override {
-    folder_ = (fs::temp_directory_path() / ("millrace_snapshot_" + std::to_string(::getpid()))).string();
-    fs::remove_all(folder_);
-    store_ = MakeStore({TableText("a", 3, Adagrad(0.1) + kUniform), TableText("b", 1, std::string(kSgd) + kZeros)});
-    Fill(*store_->tables()[0], 9000);
-    Fill(*store_->tables()[1], 10);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  static std::shared_ptr<EmbeddingStore> MakeStore(const std::vector<std::string>& tables) {
-    std::shared_ptr<EmbeddingStore> store;
-    const Status status = EmbeddingStore::Create("s", tables, &store);
-    EXPECT_TRUE(status.ok()) << status.message();
-    return store;
+  // A file of these rows, or of garbage that looks like it.
+  std::string WriteTable(const SnapshotHeader& header, const std::vector<std::string>& blocks, uint64_t rows) {
+    std::unique_ptr<CheckedFileWriter> writer;
+    EXPECT_TRUE(CreateTableFile(folder_, header, &writer).ok());
+    for (const std::string& block : blocks) EXPECT_TRUE(writer->WriteBlock(block.data(), block.size()).ok());
+    EXPECT_TRUE(writer->Publish(rows).ok());
+    return Path(header.FileName());
   }
 
-  static void Fill(EmbeddingTable& table, int64_t count) {
-    std::vector<int64_t> fids;
-    for (int64_t i = 0; i < count; ++i) fids.push_back((i - 5) * 1000003);
-    std::vector<float> gradients(count * table.dim());
-    for (size_t i = 0; i < gradients.size(); ++i) gradients[i] = static_cast<float>(i % 17) - 8;
-    ASSERT_TRUE(Update(table, fids, gradients, 0.5f).ok());
-  }
-
-  static std::string Read(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-
-  static void Write(const std::string& path, const std::string& bytes) {
-    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-  }
-
-  static Status Check(const std::string& path) {
+  static std::string Damage(const std::string& path) {
     SnapshotHeader header;
-    return ReadSnapshot(path, &header, [](const EntryBlock&) {});
+    int64_t rows = 0;
+    const Status status = VerifyTableFile(path, &header, &rows);
+    EXPECT_EQ(status.code(), Code::kDataLoss);
+    return status.message();
   }
-
-  std::string folder_;
-  std::shared_ptr<EmbeddingStore> store_;
-  std::vector<std::string> files_;
 };
 
-TEST_F(TableSnapshot, RestoresWeightsStateAndTimestampsExactlyAndSavesTheSameBytes) {
-  ASSERT_TRUE(SaveStore(*store_, folder_ + "/1", true, &files_).ok());
-  const auto restored = MakeStore(store_->table_texts());
-  Fill(*restored->tables()[1], 20);  // forgotten by the restore
-  ASSERT_TRUE(RestoreStore(restored.get(), files_).ok());
-  std::vector<std::string> again;
-  ASSERT_TRUE(SaveStore(*restored, folder_ + "/2", true, &again).ok());
-  for (size_t i = 0; i < files_.size(); ++i) EXPECT_EQ(Read(files_[i]), Read(again[i]));
-  EXPECT_EQ(restored->tables()[0]->size(), 9000);
-  EXPECT_EQ(restored->tables()[1]->size(), 10);
+TEST_F(TableSnapshot, AHeaderDescribesItsTable) {
+  TableConfig config = Config({Segment(3, Adagrad(0.1)), Segment(1, kSgd, kZeros, OneBit(0.25, true))}, "movies");
+  const auto table = MakeTable(config);
+  SnapshotHeader header = SnapshotHeader::Of(*table, true);
+  EXPECT_EQ(header.dim(), 4);
+  EXPECT_EQ(header.state_floats(), 3);
+  header.shard = 2;
+  header.num_shards = 12;
+  header.part = 1;
+  header.num_parts = 4;
+  header.newest_timestamp = UINT32_MAX;
+  EXPECT_EQ(header.FileName(), "movies.shard-00002-of-00012.part-00001-of-00004.table");
+  SnapshotHeader parsed;
+  ASSERT_TRUE(SnapshotHeader::Parse("x", header.ToText(), &parsed).ok());
+  EXPECT_EQ(parsed.ToText(), header.ToText());
+  EXPECT_EQ(parsed.segments[1].compressor.parameters.at("amplitude"), 0.25);
+  EXPECT_EQ(SnapshotHeader::Of(*table, false).state_floats(), 0);
+  EXPECT_TRUE(SnapshotHeader::Of(*MakeTable(Serving(config)), true).serving);
 }
 
-TEST_F(TableSnapshot, AnyFlippedByteIsRefused) {
-  EmbeddingTable& small = *store_->tables()[1];
-  const std::string path = folder_ + "/x";
-  fs::create_directories(folder_);
-  ASSERT_TRUE(SaveTable(small, path, true).ok());
-  const std::string good = Read(path);
-  for (size_t i = 0; i < good.size(); ++i) {
-    std::string bad = good;
-    bad[i] = static_cast<char>(bad[i] ^ 0x20);
-    Write(path, bad);
-    EXPECT_FALSE(Check(path).ok()) << "byte " << i;
-  }
+TEST_F(TableSnapshot, AHeaderThatCannotBeIsDataLossInItsFile) {
+  const std::string good = SnapshotHeader::Of(*MakeTable(Config(1)), true).ToText();
+  const auto problem = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    text.replace(text.find(from), from.size(), to);
+    SnapshotHeader header;
+    const Status status = SnapshotHeader::Parse("file", text, &header);
+    EXPECT_EQ(status.code(), Code::kDataLoss) << text;
+    EXPECT_EQ(status.message().rfind("file, header: ", 0), 0u) << status.message();
+    return status.message();
+  };
+  EXPECT_NE(problem("format_version=2", "format_version=3").find("version '3'"), std::string::npos);
+  problem("format_version=2;", "");
+  problem("table=t", "t");
+  problem("num_shards=1", "num_shards=0");
+  problem("shard=0", "shard=1");
+  problem("part=0", "part=-1");
+  problem("num_parts=1", "num_parts=x");
+  problem("segments=1", "segments=2");
+  problem("segments=1", "segments=1000000000000");
+  problem("dim=1", "dim=0");
+  problem("state_floats=0", "state_floats=99999999999999999999");
 }
 
-TEST_F(TableSnapshot, AnyTruncationOrExtraByteIsRefusedWithFileAndBlock) {
-  ASSERT_TRUE(SaveStore(*store_, folder_, true, &files_).ok());
-  const std::string good = Read(files_[0]);
-  for (size_t size = 0; size < good.size(); size += 997) {
-    Write(files_[0], good.substr(0, size));
-    const Status status = Check(files_[0]);
-    EXPECT_EQ(status.code(), Code::kDataLoss) << size;
-    EXPECT_NE(status.message().find(files_[0]), std::string::npos);
-  }
-  Write(files_[0], good.substr(0, good.size() - 1));
-  EXPECT_NE(Check(files_[0]).message().find("block "), std::string::npos);
-  Write(files_[0], good + "x");
-  EXPECT_EQ(Check(files_[0]).code(), Code::kDataLoss);
+TEST_F(TableSnapshot, EveryRowIsReadAndCounted) {
+  const auto table = MakeTable(Config(1));
+  const SnapshotHeader header = SnapshotHeader::Of(*table, true);
+  const std::string row(16, 'r');
+  const std::string path = WriteTable(header, {row + row, row}, 3);
+  SnapshotHeader read;
+  int64_t rows = 0;
+  ASSERT_TRUE(VerifyTableFile(path, &read, &rows).ok());
+  EXPECT_EQ(rows, 3);
+  EXPECT_NE(Damage(WriteTable(header, {row, row.substr(1)}, 2)).find(path + ", block 1: not a whole number of rows"),
+            std::string::npos);
+  EXPECT_NE(Damage(WriteTable(header, {row}, 2)).find("2 rows are announced, 1 are there"), std::string::npos);
 }
 
-TEST_F(TableSnapshot, SwappedBlocksAreRefused) {
-  // 9,000 entries of one shard's worth each: find two blocks of equal size by saving a table whose shards hold the same
-  // number.
-  const auto table = MakeTable(TableText("t", 1, std::string(kSgd) + kZeros));
-  std::vector<int64_t> fids;
-  std::vector<int> per_shard(EmbeddingTable::kLockShards);
-  for (int64_t fid = 0; fids.size() < EmbeddingTable::kLockShards; ++fid) {
-    if (per_shard[HashFid(fid) >> 58]++ == 0) fids.push_back(fid);
-  }
-  ASSERT_TRUE(Update(*table, fids, std::vector<float>(fids.size(), 1), 1).ok());
-  fs::create_directories(folder_);
-  const std::string path = folder_ + "/x";
-  ASSERT_TRUE(SaveTable(*table, path, true).ok());
-  std::string bytes = Read(path);
-  constexpr size_t kBlock = 4 + 8 + 4 + 4 + 4;
-  const size_t first = bytes.size() - 2 * kBlock;
-  bytes = bytes.substr(0, first) + bytes.substr(first + kBlock) + bytes.substr(first, kBlock);
-  Write(path, bytes);
-  EXPECT_NE(Check(path).message().find("block 62: checksum"), std::string::npos) << Check(path).message();
+TEST_F(TableSnapshot, AServingFileWhoseCompressorIsUnknownIsRefused) {
+  SnapshotHeader header = SnapshotHeader::Of(*MakeTable(Config(1)), false);
+  header.segments[0].compressor.kind = "zip";
+  EXPECT_NE(Damage(WriteTable(header, {}, 0)).find("'zip' is unknown"), std::string::npos);
 }
 
-TEST_F(TableSnapshot, AForeignOrMissingFileIsRefused) {
-  fs::create_directories(folder_);
-  const std::string path = folder_ + "/x";
-  EXPECT_EQ(Check(path).code(), Code::kNotFound);
-  for (const std::string& bytes :
-       {std::string(), std::string("hello"), std::string(100000, 'x'), std::string(64, '\0')}) {
-    Write(path, bytes);
-    EXPECT_NE(Check(path).message().find("not a Millrace table file"), std::string::npos);
+class RowConverterTest : public TableSnapshot {
+ protected:
+  // One id from a table of `from`, as `to` has it after a restore with a map of segments.
+  std::string Converted(const TableConfig& from, const TableConfig& to, const std::vector<int>& segments_from) {
+    const auto source = MakeStore({from}), target = MakeStore({to});
+    const std::vector<float> gradients(TableOf(source).dim(), -1);
+    EXPECT_TRUE(Update(TableOf(source), {7}, gradients, {std::vector<float>(from.segments.size(), 1), 99, 0}).ok());
+    RestoreOptions options;
+    options.segments_from["t"] = segments_from;
+    const Status restored = Restore(target, Save(source), options);
+    EXPECT_TRUE(restored.ok()) << restored.message();
+    EXPECT_EQ(TimestampOf(TableOf(target), 7), 99u);
+    return RowOf(TableOf(target), 7);
   }
+
+  static std::vector<float> FloatsOf(const std::string& row) {
+    std::vector<float> floats((row.size() - RowHeader::kBytes) / 4);
+    std::memcpy(floats.data(), RowHeader::EntryOf(row.data()), 4 * floats.size());
+    return floats;
+  }
+
+  // Why files of `from` do not fit `to`.
+  std::string Refusal(const TableConfig& from, const TableConfig& to, const std::vector<int>& segments_from = {},
+                      bool with_state = true) {
+    const auto source = MakeStore({from}), target = MakeStore({to});
+    CreateAndLookUp(TableOf(source), {1});
+    CreateAndLookUp(TableOf(target), {2});
+    SaveOptions save;
+    save.with_state = with_state;
+    RestoreOptions options;
+    if (!segments_from.empty()) options.segments_from["t"] = segments_from;
+    const Status status = Restore(target, Save(source, save), options);
+    EXPECT_EQ(status.code(), Code::kInvalidArgument);
+    EXPECT_EQ(Contains(TableOf(target), {1, 2}), "01");
+    return status.message();
+  }
+};
+
+TEST_F(RowConverterTest, SegmentsGoWhereTheMapSaysAndNewOnesStartFresh) {
+  const TableConfig from = Config({Segment(1, Adagrad(1)), Segment(2, Adagrad(4)), Segment(1)});
+  const TableConfig to = Config({Segment(1, Adagrad(9), {"ones", {}}), Segment(2, Adagrad(0)), Segment(1, Adagrad(0))});
+  const std::vector<float> floats = FloatsOf(Converted(from, to, {-1, 1, 0}));
+  const double one = 1 / std::sqrt(2.0), two = 1 / std::sqrt(5.0);
+  ExpectNear(floats, {1, two, two, one, 9, 5, 5, 2});
+}
+
+TEST_F(RowConverterTest, ANewRandomSegmentStartsAtItsFirstVector) {
+  const TableConfig to = Config({Segment(2), Segment(3, kSgd, kUniform)});
+  const std::string row = Converted(Config({Segment(2)}), to, {0, -1});
+  std::vector<float> first(5);
+  MakeTable(to)->layout().FirstVector(7, first.data());
+  ExpectNear(FloatsOf(row), {1, 1, first[2], first[3], first[4]});
+}
+
+TEST_F(RowConverterTest, ATableWithoutOptimizerTakesTheWeightsOfAnyFile) {
+  const std::string row = Converted(Config(2, Adagrad(1)), Config(2, {"none", {}}), {0});
+  ExpectNear(FloatsOf(row), {std::sqrt(0.5), std::sqrt(0.5)});
 }
 
 // emb:H36
-TEST_F(TableSnapshot, H36AMismatchNamesTheTableAndLoadsNothing) {
-  ASSERT_TRUE(SaveStore(*store_, folder_, true, &files_).ok());
-  const std::string a = store_->table_texts()[0], b = store_->table_texts()[1];
-  const auto problem = [&](const std::vector<std::string>& tables, const std::vector<std::string>& files) {
-    const auto other = MakeStore(tables);
-    const Status status = RestoreStore(other.get(), files);
-    EXPECT_EQ(status.code(), Code::kInvalidArgument);
-    for (const auto& table : other->tables()) EXPECT_EQ(table->size(), 0);
-    return status.message();
-  };
-  EXPECT_NE(problem({TableText("a", 4, Adagrad(0.1) + kZeros), b}, files_).find("'a' has dim 3, expected 4"),
+TEST_F(RowConverterTest, H36AMismatchNamesTableSegmentWhatIsExpectedAndWhatIsFound) {
+  const TableConfig two = Config({Segment(1), Segment(3, Adagrad(0.1))});
+  EXPECT_NE(
+      Refusal(two, Config({Segment(1), Segment(4, Adagrad(0.1))})).find("table 't' has in segment 1 dim 3, expected 4"),
+      std::string::npos);
+  EXPECT_NE(Refusal(two, Config({Segment(1), Segment(3)})).find("in segment 1 optimizer adagrad, expected sgd"),
             std::string::npos);
-  EXPECT_NE(problem({TableText("a", 3, std::string(kSgd) + kZeros), b}, files_)
-                .find("'a' has optimizer adagrad, expected sgd"),
-            std::string::npos);
-  EXPECT_NE(problem({a}, files_).find("has no table 'b'"), std::string::npos);
-  EXPECT_NE(problem({a, b}, {files_[0]}).find("no file for table 'b'"), std::string::npos);
-  EXPECT_NE(problem({a, b}, {files_[0], files_[0], files_[1]}).find("in two files"), std::string::npos);
+  EXPECT_NE(Refusal(two, Config(4)).find("segments 2, expected 1"), std::string::npos);
+  EXPECT_NE(Refusal(two, two, {}, false).find("optimizer none (weights only), expected sgd"), std::string::npos);
 }
 
-TEST_F(TableSnapshot, AServingTableLeavesOptimizerStateOut) {
-  const auto serving = MakeStore({TableText("a", 3, std::string(";optimizer=none") + kZeros),
-                                  TableText("b", 1, std::string(";optimizer=none") + kZeros)});
-  std::vector<std::string> slim;
-  ASSERT_TRUE(SaveStore(*store_, folder_ + "/full", true, &files_).ok());
-  ASSERT_TRUE(SaveStore(*store_, folder_ + "/slim", false, &slim).ok());
-  EXPECT_LT(fs::file_size(slim[0]), fs::file_size(files_[0]));
-  const std::vector<int64_t> fids = {-5 * 1000003, 0, 1000003};
-  for (const auto& files : {files_, slim}) {
-    ASSERT_TRUE(RestoreStore(serving.get(), files).ok());
-    EXPECT_EQ(LookUp(*serving->tables()[0], fids), LookUp(*store_->tables()[0], fids));
-  }
-  EXPECT_FALSE(RestoreStore(store_.get(), slim).ok());  // no state to train on
-}
-
-TEST_F(TableSnapshot, AFailedSaveLeavesTheOldFile) {
-  ASSERT_TRUE(SaveStore(*store_, folder_, true, &files_).ok());
-  const std::string good = Read(files_[0]);
-  fs::create_directory(folder_ + "/in_the_way");
-  EXPECT_FALSE(SaveTable(*store_->tables()[0], folder_ + "/in_the_way", true).ok());
-  EXPECT_FALSE(SaveTable(*store_->tables()[0], folder_ + "/missing/x", true).ok());
-  EXPECT_EQ(Read(files_[0]), good);
-  for (const auto& entry : fs::directory_iterator(folder_)) {
-    EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
-  }
+TEST_F(RowConverterTest, AMapOfSegmentsThatCannotBeIsRefused) {
+  const TableConfig two = Config({Segment(1), Segment(3)});
+  EXPECT_NE(Refusal(two, two, {0}).find("segments in the map 1, expected 2"), std::string::npos);
+  EXPECT_NE(Refusal(two, two, {0, 2}).find("no segment in the file, it has 2, expected 2"), std::string::npos);
+  EXPECT_NE(Refusal(two, two, {1, 0}).find("in segment 0 dim 3, expected 1"), std::string::npos);
 }
 
 }  // namespace

@@ -57,7 +57,8 @@ uint32_t EndCrc(const EndMark& end) {
 
 class CheckedFileWriter::Descriptor {
  public:
-  explicit Descriptor(std::string path) : path_(std::move(path)), fd_(OpenRetrying(path_, O_WRONLY | O_CREAT | O_TRUNC)) {}
+  explicit Descriptor(std::string path)
+      : path_(std::move(path)), fd_(OpenRetrying(path_, O_WRONLY | O_CREAT | O_TRUNC)) {}
   ~Descriptor() {
     if (fd_ >= 0) ::close(fd_);
     if (fd_ >= 0 && !published_) ::unlink(path_.c_str());
@@ -195,7 +196,8 @@ Status CheckedFileReader::Next(std::vector<char>* block) {
   if (length == 0) return ReadEnd();
   struct stat info;
   const bool fits = ::fstat(file_->get(), &info) == 0 && static_cast<int64_t>(length) <= info.st_size - offset_;
-  if (length > kMaxBlockBytes || !fits) return DataLoss(where + ": its length is impossible, or the file ends inside it");
+  if (length > kMaxBlockBytes || !fits)
+    return DataLoss(where + ": its length is impossible, or the file ends inside it");
   block->resize(length);
   MILLRACE_RETURN_IF_ERROR(Read(block->data(), length, &complete));
   if (complete) MILLRACE_RETURN_IF_ERROR(Read(&crc, sizeof(crc), &complete));

@@ -1,9 +1,9 @@
 // Files of blocks under CRC-32C, written beside and renamed.
 //
-// Little endian. Eight bytes of magic; uint32 length of the header text; the text; uint32 CRC-32C of all before it. Then
-// blocks: uint32 length, at least 1; that many bytes; uint32 CRC-32C over the block's index as uint32, its length and its
-// bytes. Then the end: uint32 0; uint64 number of blocks; uint64 `count`, whatever the writer counts; uint32 CRC-32C of
-// these 20 bytes. Nothing follows.
+// Little endian. Eight bytes of magic; uint32 length of the header text; the text; uint32 CRC-32C of all before it.
+// Then blocks: uint32 length, at least 1; that many bytes; uint32 CRC-32C over the block's index as uint32, its length
+// and its bytes. Then the end: uint32 0; uint64 number of blocks; uint64 `count`, whatever the writer counts; uint32
+// CRC-32C of these 20 bytes. Nothing follows.
 #ifndef MILLRACE_EMBEDDING_CHECKED_FILE_H_
 #define MILLRACE_EMBEDDING_CHECKED_FILE_H_
 

@@ -282,7 +282,9 @@ Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t 
   OccurrenceFilter* filter = options.ask_filter ? filter_.get() : nullptr;
   const uint64_t filter_batch = filter == nullptr ? 0 : filter->BeginBatch();
   const ShardedBatch batch = ShardedBatch::Sort({{fids, count, nullptr}}, run);
-  const auto is_zero = [width](const float* row) { return std::all_of(row, row + width, [](float x) { return x == 0; }); };
+  const auto is_zero = [width](const float* row) {
+    return std::all_of(row, row + width, [](float x) { return x == 0; });
+  };
   batch.ForEachShard(run, 100 + width, [&](int s, uint32_t begin, uint32_t end) {
     Shard& shard = *shards_[s];
     std::unique_lock lock(shard.lock);
@@ -432,8 +434,8 @@ void EmbeddingTable::Walk(int end_shard, int64_t limit, WalkPosition* position, 
   while (position->shard < end_shard && rows->size() < limit) {
     const Shard& shard = *shards_[position->shard];
     std::shared_lock lock(shard.lock);
-    position->start = shard.map.VisitPage(
-        position->start, [&](const FidMap::Slot& slot) { AppendRow(slot, &rows->bytes); });
+    position->start =
+        shard.map.VisitPage(position->start, [&](const FidMap::Slot& slot) { AppendRow(slot, &rows->bytes); });
     if (position->start == FidMap::kEnd) *position = {position->shard + 1, 0};
   }
 }

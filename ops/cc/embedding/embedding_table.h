@@ -43,8 +43,8 @@ struct UpdateOptions {
 
 struct AssignOptions {
   uint32_t timestamp = 0;
-  bool add = false;            // to the weights; a new id starts from its first vector
-  bool ask_filter = false;     // new ids have to pass the occurrence filter
+  bool add = false;         // to the weights; a new id starts from its first vector
+  bool ask_filter = false;  // new ids have to pass the occurrence filter
 };
 
 // Entries outside of their table, one after the other: a RowHeader and the entry each.
@@ -91,8 +91,8 @@ class EmbeddingTable {
   uint32_t newest_timestamp() const { return newest_timestamp_; }
   void NoteTimestamp(uint32_t timestamp);
 
-  // Runs use(i, row) for i in [0, count), in order; `row` is dim floats, null for an id that shows as zeros. Appends ids
-  // to be created to `missing`.
+  // Runs use(i, row) for i in [0, count), in order; `row` is dim floats, null for an id that shows as zeros. Appends
+  // ids to be created to `missing`.
   template <typename Use>
   void ForEachRow(const int64_t* fids, int64_t count, const LookupOptions& options, std::vector<int64_t>* missing,
                   const Use& use) const;
@@ -130,8 +130,9 @@ class EmbeddingTable {
   // Puts stolen ids back.
   void RestoreTouched(const int64_t* fids, int64_t count);
 
-  // Appends entries of the lock shards [position->shard, end_shard), as they are at that moment, until there are `limit`
-  // rows or a few hundred more; moves `position` on. Whoever walks while others write meets each entry that stays.
+  // Appends entries of the lock shards [position->shard, end_shard), as they are at that moment, until there are
+  // `limit` rows or a few hundred more; moves `position` on. Whoever walks while others write meets each entry that
+  // stays.
   void Walk(int end_shard, int64_t limit, WalkPosition* position, EntryRows* rows) const;
   // Writes whole entries over what is there. Rows are of this table's layout.
   void Import(const char* rows, int64_t count, const Executor& run);
@@ -198,7 +199,8 @@ class EmbeddingTable::ReadLocks {
     for (uint64_t bits = mask_; bits != 0; bits &= bits - 1) table_.shards_[__builtin_ctzll(bits)]->lock.lock_shared();
   }
   ~ReadLocks() {
-    for (uint64_t bits = mask_; bits != 0; bits &= bits - 1) table_.shards_[__builtin_ctzll(bits)]->lock.unlock_shared();
+    for (uint64_t bits = mask_; bits != 0; bits &= bits - 1)
+      table_.shards_[__builtin_ctzll(bits)]->lock.unlock_shared();
   }
   ReadLocks(const ReadLocks&) = delete;
   ReadLocks& operator=(const ReadLocks&) = delete;

@@ -21,10 +21,9 @@ Status EntryLayout::Make(const TableConfig& config, EntryLayout* result) {
     segment.first_dim = first_dim;
     segment.delay_compensation = given.delay_compensation;
     segment.stochastic_rounding = given.stochastic_rounding;
+    MILLRACE_RETURN_IF_ERROR(MakeOptimizer(where + "optimizer", given.optimizer, given.dim, &segment.optimizer));
     MILLRACE_RETURN_IF_ERROR(
-        MakeOptimizer(where + "optimizer", given.optimizer, given.dim, &segment.optimizer));
-    MILLRACE_RETURN_IF_ERROR(Initializer::Make(where + "initializer", given.initializer, config.seed, config.name,
-                                               &segment.initializer));
+        Initializer::Make(where + "initializer", given.initializer, config.seed, config.name, &segment.initializer));
     MILLRACE_RETURN_IF_ERROR(MakeCompressor(where + "compressor", given.compressor, &segment.compressor));
     segment.state_floats = segment.optimizer->StateFloats(given.dim);
     segment.first_state = result->dim_ + result->state_floats_;
@@ -132,9 +131,8 @@ void EntryLayout::UpdateSegment(size_t index, const UpdateBatch& batch, Scratch*
     }
     scratch->gradients[i] = own;
   }
-  segment.optimizer->Update(scratch->weights.data(), segment.first_state - segment.first_dim,
-                            scratch->gradients.data(), batch.count, segment.dim,
-                            {batch.learning_rates[index], batch.global_step});
+  segment.optimizer->Update(scratch->weights.data(), segment.first_state - segment.first_dim, scratch->gradients.data(),
+                            batch.count, segment.dim, {batch.learning_rates[index], batch.global_step});
   if (!segment.stochastic_rounding) return;
   const uint64_t key = Mix64(seed_ + index) ^ Mix64(static_cast<uint64_t>(batch.global_step));
   for (int64_t i = 0; i < batch.count; ++i) {

@@ -37,17 +37,17 @@ struct RowHeader {
   static const char* EntryOf(const char* row) { return row + kBytes; }
 };
 
-// A training entry is the weights of all segments, then the optimizer state of each segment, all float32. A serving entry
-// is the compressed weights of each segment.
+// A training entry is the weights of all segments, then the optimizer state of each segment, all float32. A serving
+// entry is the compressed weights of each segment.
 class EntryLayout {
  public:
   struct Segment {
     int dim;
-    int first_dim;     // of its weights among those of the entry
+    int first_dim;  // of its weights among those of the entry
     int state_floats;
-    int first_state;   // of its state, counted in floats from the first weight of the entry
+    int first_state;  // of its state, counted in floats from the first weight of the entry
     int code_bytes;
-    int first_code;    // of its compressed weights, counted in bytes
+    int first_code;  // of its compressed weights, counted in bytes
     std::unique_ptr<SparseOptimizer> optimizer;
     Initializer initializer;
     std::unique_ptr<Compressor> compressor;

@@ -13,8 +13,8 @@
 
 namespace millrace {
 
-// Extendible hashing (Fagin et al. 1979) over pages, linear probing without tombstones inside a page, where an id's home
-// is the start of a cache line. A page that is full splits alone: growth never moves more than one page's slots at
+// Extendible hashing (Fagin et al. 1979) over pages, linear probing without tombstones inside a page, where an id's
+// home is the start of a cache line. A page that is full splits alone: growth never moves more than one page's slots at
 // once, whatever the size of the table, and a walk that goes by hash is not confused by it.
 class FidMap {
  public:
@@ -40,13 +40,14 @@ class FidMap {
 
   size_t size() const { return size_; }
   int64_t MemoryBytes() const {
-    return page_bytes_ + static_cast<int64_t>(directory_.capacity() * sizeof(Page) + counts_.capacity() * sizeof(Count));
+    return page_bytes_ +
+           static_cast<int64_t>(directory_.capacity() * sizeof(Page) + counts_.capacity() * sizeof(Count));
   }
 
   // `hash` is HashFid(fid) everywhere.
 
-  // The cache line that most ids with this hash are in, to be fetched ahead of FindAt; null in an empty map. Valid while
-  // growths() stays the same.
+  // The cache line that most ids with this hash are in, to be fetched ahead of FindAt; null in an empty map. Valid
+  // while growths() stays the same.
   Slot* Home(uint64_t hash) const {
     if (directory_.empty()) return nullptr;
     const Page page = PageOf(hash);
@@ -120,10 +121,8 @@ class FidMap {
  private:
   static constexpr Slot kFreeSlot = {0, kEmpty, 0, 0};
   static constexpr int kSlotsPerLine = 4;
-  static constexpr int kFewSlotBits = 4;   // of a map's first page
-  static constexpr int kSlotBits = 12;     // of a page that splits
-  // Beyond it pages grow instead of the directory: ids that were chosen to collide must not make it explode.
-  static constexpr int kMaxDepth = 22;
+  static constexpr int kFewSlotBits = 4;  // of a map's first page
+  static constexpr int kSlotBits = 12;    // of a page that splits
   static_assert(kPageBytes == sizeof(Slot) << kSlotBits, "a full page is a slab");
 
   // Address of a page's first slot, and in the six low bits the logarithm of its number of slots.
@@ -143,8 +142,8 @@ class FidMap {
     return static_cast<uint32_t>(hash) * kSlotsPerLine & Mask(page);
   }
 
-  // Bit i is set where slot i of a line holds `fid`, or is free if `fid` is 0. All four at once: which of them it is cannot
-  // be predicted.
+  // Bit i is set where slot i of a line holds `fid`, or is free if `fid` is 0. All four at once: which of them it is
+  // cannot be predicted.
   static uint32_t Matches(const Slot* line, int64_t fid) {
     return (line[0].fid == fid) | (line[1].fid == fid) << 1 | (line[2].fid == fid) << 2 | (line[3].fid == fid) << 3;
   }
@@ -206,13 +205,14 @@ class FidMap {
     return PutInto(directory_[place], slot, hash);
   }
 
-  // Makes room for `hash`: doubles a small page, splits a large one.
+  // Makes room for `hash`: doubles a small page, splits a large one where the directory allows it.
   void Grow(uint64_t hash) {
     ++growths_;
     const Count count = counts_[Prefix(hash, depth_)];
     const Page page = PageOf(hash);
-    const bool doubles = SlotBits(page) < kSlotBits || count.depth == kMaxDepth;
-    if (!doubles && static_cast<int>(count.depth) == depth_) DoubleDirectory();
+    const bool needs_directory = static_cast<int>(count.depth) == depth_;
+    const bool doubles = SlotBits(page) < kSlotBits || (needs_directory && !MayDoubleDirectory());
+    if (!doubles && needs_directory) DoubleDirectory();
     const size_t span = size_t{1} << (depth_ - static_cast<int>(count.depth));
     const size_t first = Prefix(hash, static_cast<int>(count.depth)) * span;
     if (doubles) {
@@ -220,7 +220,7 @@ class FidMap {
       Move(page, larger, larger, 0);
       for (size_t i = first; i < first + span; ++i) directory_[i] = larger;
     } else {
-      const Page low = NewPage(kSlotBits), high = NewPage(kSlotBits);
+      const Page low = NewPage(SlotBits(page)), high = NewPage(SlotBits(page));
       const uint32_t moved_high = Move(page, low, high, 63 - kShardBits - static_cast<int>(count.depth));
       for (size_t i = first; i < first + span; ++i) {
         const bool is_high = i >= first + span / 2;
@@ -230,6 +230,10 @@ class FidMap {
     }
     FreePage(page);
   }
+
+  // Not beyond some times what fids of random hashes need: those that were chosen to share a prefix would make it
+  // explode, so their page grows instead.
+  bool MayDoubleDirectory() const { return (size_t{2} << depth_) <= 16 * ((size_ >> (kSlotBits - 2)) + 1); }
 
   void DoubleDirectory() {
     std::vector<Page> pages(directory_.size() * 2);

@@ -176,7 +176,8 @@ Status MergeGradients(const TableConfig& config, int dim, const std::vector<Grad
     return AllRowsFinite(list.gradients, list.num_rows, dim, run);
   });
   Merger merger(config, dim, lists, batch, finite, merged);
-  batch.ForEachShard(run, 20 + dim, [&](int shard, uint32_t begin, uint32_t end) { merger.MergeShard(shard, begin, end); });
+  batch.ForEachShard(run, 20 + dim,
+                     [&](int shard, uint32_t begin, uint32_t end) { merger.MergeShard(shard, begin, end); });
   return merger.Finish();
 }
 

@@ -17,7 +17,7 @@ namespace millrace {
 struct GradientList {
   IdList ids;
   int64_t num_rows = 0;
-  const float* gradients = nullptr;     // rows of dim floats
+  const float* gradients = nullptr;  // rows of dim floats
   const float* scales = nullptr;
   const float* read_weights = nullptr;  // rows of dim floats: what the model saw; null: unknown
 };

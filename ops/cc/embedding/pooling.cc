@@ -101,8 +101,8 @@ void SpreadRows(const PooledFeature& feature, const float* gradients, FeatureGra
   result->rows.reserve(feature.num_values);
   for (int64_t r = 0; r < feature.rows; ++r) {
     const int64_t begin = feature.row_splits[r];
-    const int64_t end = first_n ? std::min(feature.row_splits[r + 1], begin + feature.max_length)
-                                : feature.row_splits[r + 1];
+    const int64_t end =
+        first_n ? std::min(feature.row_splits[r + 1], begin + feature.max_length) : feature.row_splits[r + 1];
     for (int64_t i = begin; i < end; ++i) {
       result->fids.push_back(feature.values[i]);
       result->rows.push_back(static_cast<uint32_t>(first_n ? r * feature.max_length + i - begin : r));

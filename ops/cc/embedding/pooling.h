@@ -34,8 +34,8 @@ Status CheckRowSplits(const PooledFeature& feature);
 void LookupPooled(const std::vector<PooledFeature>& features, const LookupOptions& options,
                   const std::vector<float*>& pooled, const Executor& run);
 
-// gradients[f] is with respect to what LookupPooled wrote for feature f. Duplicate ids are merged over all features of a
-// table, and the options of the first feature of a table are its. Applies all or, on an error, nothing.
+// gradients[f] is with respect to what LookupPooled wrote for feature f. Duplicate ids are merged over all features of
+// a table, and the options of the first feature of a table are its. Applies all or, on an error, nothing.
 Status ApplyPooledGradients(const std::vector<PooledFeature>& features, const std::vector<const float*>& gradients,
                             const std::vector<UpdateOptions>& options_of_feature, const Executor& run);
 

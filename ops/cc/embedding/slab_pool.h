@@ -52,7 +52,8 @@ class SlabPool {
 
   void Map() {
     // One huge page more, to start on a boundary of one.
-    void* memory = ::mmap(nullptr, region_bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        ::mmap(nullptr, region_bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
       --taken_;
       throw std::bad_alloc();

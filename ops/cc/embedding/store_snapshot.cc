@@ -85,10 +85,12 @@ Status CheckComplete(const std::string& table, const std::vector<SnapshotHeader>
                   std::to_string(header.num_shards));
     }
     if (CommonText(header) != CommonText(headers[0])) return fail("they differ in form or segments");
-    auto& [parts, present] = parts_of_shard.emplace(header.shard, std::pair(header.num_parts, std::set<int>())).first->second;
+    auto& [parts, present] =
+        parts_of_shard.emplace(header.shard, std::pair(header.num_parts, std::set<int>())).first->second;
     if (header.num_parts != parts) return fail("shard " + std::to_string(header.shard) + " is there twice");
     if (!present.insert(header.part).second) {
-      return fail("part " + std::to_string(header.part) + " of shard " + std::to_string(header.shard) + " is there twice");
+      return fail("part " + std::to_string(header.part) + " of shard " + std::to_string(header.shard) +
+                  " is there twice");
     }
   }
   for (int shard = 0; shard < headers[0].num_shards; ++shard) {
@@ -248,9 +250,7 @@ class Restorer {
 
 }  // namespace
 
-int PartsOf(int64_t entries) {
-  return static_cast<int>(std::clamp<int64_t>(entries / kEntriesPerPart, 1, kMaxParts));
-}
+int PartsOf(int64_t entries) { return static_cast<int>(std::clamp<int64_t>(entries / kEntriesPerPart, 1, kMaxParts)); }
 
 int FirstOfPart(int units, int part, int parts) { return part * (units / parts) + std::min(part, units % parts); }
 
@@ -364,8 +364,8 @@ Status StoreCut::WriteFilter(const std::string& folder, const SaveOptions& optio
   std::snprintf(suffix, sizeof(suffix), ".shard-%05d-of-%05d%s", options.shard, options.num_shards, kFilterSuffix);
   const std::string path = (std::filesystem::path(folder) / (name + suffix)).string();
   std::unique_ptr<CheckedFileWriter> file;
-  MILLRACE_RETURN_IF_ERROR(CheckedFileWriter::Create(
-      path, kFilterMagic, FilterHeader(name, options.shard, options.num_shards), &file));
+  MILLRACE_RETURN_IF_ERROR(
+      CheckedFileWriter::Create(path, kFilterMagic, FilterHeader(name, options.shard, options.num_shards), &file));
   for (size_t first = 0; first < state.filter.size(); first += kBlockBytes) {
     const size_t size = std::min(kBlockBytes, state.filter.size() - first);
     MILLRACE_RETURN_IF_ERROR(file->WriteBlock(state.filter.data() + first, size));

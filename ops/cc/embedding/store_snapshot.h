@@ -13,7 +13,7 @@
 namespace millrace {
 
 struct SaveOptions {
-  bool with_state = true;  // else weights only, compressed as the table's segments say
+  bool with_state = true;         // else weights only, compressed as the table's segments say
   int shard = 0, num_shards = 1;  // which of the parameter servers this store is
 };
 
@@ -54,9 +54,9 @@ class StoreCut {
   std::vector<TableState> states_;
 };
 
-// Replaces the content of the tables by that of files. Every byte is checked before the first entry changes: the files of
-// a table must be a whole set and fit its segments. The state of a filter is restored where shard and number of shards
-// are those of its file; else the filter starts empty, and `notes` says so.
+// Replaces the content of the tables by that of files. Every byte is checked before the first entry changes: the files
+// of a table must be a whole set and fit its segments. The state of a filter is restored where shard and number of
+// shards are those of its file; else the filter starts empty, and `notes` says so.
 Status RestoreStore(EmbeddingStore* store, const std::vector<std::string>& files, const RestoreOptions& options,
                     std::vector<std::string>* notes);
 

@@ -10,6 +10,7 @@ namespace millrace {
 namespace {
 
 constexpr int kMaxSegments = 256;
+constexpr int kMaxThreshold = 1 << 30;
 
 // Takes fields out of a text by name; what is left over in the end is unknown.
 class Fields {
@@ -29,11 +30,23 @@ class Fields {
 
   double TakeNumber(const std::string& key) { return ToNumber(key, TakeText(key)); }
 
-  int TakeInt(const std::string& key, int low, int high) {
+  // Finite.
+  double TakeNotNegative(const std::string& key) {
     const double number = TakeNumber(key);
-    if (number == std::floor(number) && number >= low && number <= high) return static_cast<int>(number);
-    Fail("'" + key + "' must be an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]");
-    return low;
+    if (!(std::isfinite(number) && number >= 0)) Fail("'" + key + "' must be finite and not negative");
+    return number;
+  }
+
+  int TakeInt(const std::string& key, int low, int high) { return CheckInt(key, TakeNumber(key), low, high); }
+
+  // All of 64 bits, which a double does not hold.
+  uint64_t TakeSeed(const std::string& key) {
+    const std::string text = TakeText(key);
+    char* end = nullptr;
+    const uint64_t seed = std::strtoull(text.c_str(), &end, 10);
+    const bool is_number = !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) && *end == '\0';
+    if (!is_number) Fail("'" + key + "' is not a whole number: '" + text + "'");
+    return seed;
   }
 
   bool TakeFlag(const std::string& key) { return TakeInt(key, 0, 1) != 0; }
@@ -45,12 +58,22 @@ class Fields {
     return rule;
   }
 
+  // Integers by slot under `key`.<slot>.
+  std::map<int, int> TakeIntsBySlot(const std::string& key, int low, int high) {
+    std::map<int, int> integers;
+    for (const auto& [slot, number] : TakeBySlot(key)) {
+      integers[slot] = CheckInt(key + "." + std::to_string(slot), number, low, high);
+    }
+    return integers;
+  }
+
   // Numbers by slot under `key`.<slot>.
   std::map<int, double> TakeBySlot(const std::string& key) {
     std::map<int, double> numbers;
     for (auto& [slot, value] : TakeBelow(key + ".")) {
       const double number = ToNumber(key + "." + slot, slot);
-      if (number != std::floor(number) || number < 0 || number > kSlotMask) Fail("'" + key + "." + slot + "' is no slot");
+      if (number != std::floor(number) || number < 0 || number > kSlotMask)
+        Fail("'" + key + "." + slot + "' is no slot");
       numbers[static_cast<int>(number)] = ToNumber(key + "." + slot, value);
     }
     return numbers;
@@ -64,6 +87,12 @@ class Fields {
  private:
   void Fail(const std::string& problem) {
     if (problem_.empty()) problem_ = problem;
+  }
+
+  int CheckInt(const std::string& key, double number, int low, int high) {
+    if (number == std::floor(number) && number >= low && number <= high) return static_cast<int>(number);
+    Fail("'" + key + "' must be an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]");
+    return low;
   }
 
   double ToNumber(const std::string& key, const std::string& text) {
@@ -92,7 +121,7 @@ SegmentConfig TakeSegment(const std::string& prefix, Fields* fields) {
   segment.optimizer = fields->TakeRule(prefix + "optimizer");
   segment.initializer = fields->TakeRule(prefix + "initializer");
   segment.compressor = fields->TakeRule(prefix + "compressor");
-  segment.delay_compensation = static_cast<float>(fields->TakeNumber(prefix + "delay_compensation"));
+  segment.delay_compensation = static_cast<float>(fields->TakeNotNegative(prefix + "delay_compensation"));
   segment.stochastic_rounding = fields->TakeFlag(prefix + "stochastic_rounding");
   return segment;
 }
@@ -160,7 +189,7 @@ Status TableConfig::Parse(std::string_view text, TableConfig* result) {
   *result = TableConfig();
   result->text = std::string(text);
   result->name = fields.TakeText("name");
-  result->seed = std::strtoull(fields.TakeText("seed").c_str(), nullptr, 10);
+  result->seed = fields.TakeSeed("seed");
   result->serving = fields.TakeFlag("serving");
   result->skip_zero = fields.TakeFlag("skip_zero");
   result->gradient_limit = static_cast<float>(fields.TakeNumber("gradient_limit"));
@@ -170,8 +199,8 @@ Status TableConfig::Parse(std::string_view text, TableConfig* result) {
     result->segments.push_back(TakeSegment("segment." + std::to_string(s) + ".", &fields));
   }
   result->filter = fields.TakeRule("filter");
-  result->thresholds.fallback = static_cast<uint32_t>(fields.TakeInt("threshold", 0, 1 << 30));
-  for (const auto& [slot, threshold] : fields.TakeBySlot("threshold")) {
+  result->thresholds.fallback = static_cast<uint32_t>(fields.TakeInt("threshold", 0, kMaxThreshold));
+  for (const auto& [slot, threshold] : fields.TakeIntsBySlot("threshold", 0, kMaxThreshold)) {
     result->thresholds.by_slot[slot] = static_cast<uint32_t>(threshold);
   }
   result->expire_days = fields.TakeNumber("expire_days");

@@ -47,7 +47,8 @@ class HeaderFields {
   RuleConfig Rule(const std::string& key) {
     RuleConfig rule{Text(key), {}};
     const std::string prefix = key + ".";
-    for (auto field = fields_.lower_bound(prefix); field != fields_.end() && field->first.rfind(prefix, 0) == 0; ++field) {
+    for (auto field = fields_.lower_bound(prefix); field != fields_.end() && field->first.rfind(prefix, 0) == 0;
+         ++field) {
       rule.parameters[field->first.substr(prefix.size())] = std::strtod(field->second.c_str(), nullptr);
     }
     return rule;
@@ -78,7 +79,8 @@ std::string SnapshotHeader::ToText() const {
   std::string text = "format_version=" + std::to_string(kFormatVersion) + ";table=" + table +
                      ";form=" + (serving ? "serving" : "training") + ";shard=" + std::to_string(shard) +
                      ";num_shards=" + std::to_string(num_shards) + ";part=" + std::to_string(part) +
-                     ";num_parts=" + std::to_string(num_parts) + ";newest_timestamp=" + std::to_string(newest_timestamp) +
+                     ";num_parts=" + std::to_string(num_parts) +
+                     ";newest_timestamp=" + std::to_string(newest_timestamp) +
                      ";segments=" + std::to_string(segments.size());
   for (size_t s = 0; s < segments.size(); ++s) {
     const std::string prefix = ";segment." + std::to_string(s) + ".";
@@ -112,10 +114,10 @@ Status SnapshotHeader::Parse(const std::string& path, const std::string& text, S
   const int64_t segments = fields.Number("segments", 1, 256);
   for (int64_t s = 0; s < segments && fields.complete(); ++s) {
     const std::string prefix = "segment." + std::to_string(s) + ".";
-    result->segments.push_back({static_cast<int>(fields.Number(prefix + "dim", 1, 1 << 20)),
-                                fields.Text(prefix + "optimizer"),
-                                static_cast<int>(fields.Number(prefix + "state_floats", 0, result->serving ? 0 : 1 << 22)),
-                                fields.Rule(prefix + "compressor")});
+    result->segments.push_back(
+        {static_cast<int>(fields.Number(prefix + "dim", 1, 1 << 20)), fields.Text(prefix + "optimizer"),
+         static_cast<int>(fields.Number(prefix + "state_floats", 0, result->serving ? 0 : 1 << 22)),
+         fields.Rule(prefix + "compressor")});
   }
   // Written anew it is the same text: no field is unknown, and no number has another meaning than it seems to have.
   if (!fields.complete() || result->dim() + result->state_floats() > kMaxFloats || !IsTableName(result->table) ||
@@ -227,7 +229,8 @@ Status RowConverter::Make(const TableFileReader& reader, const EmbeddingTable& t
     if (from[s] < 0) continue;
     const std::string place = "in segment " + std::to_string(s) + " ";
     if (from[s] >= static_cast<int>(header.segments.size())) {
-      return differs("no segment", std::to_string(from[s]), "in the file, it has " + std::to_string(header.segments.size()));
+      return differs("no segment", std::to_string(from[s]),
+                     "in the file, it has " + std::to_string(header.segments.size()));
     }
     const SnapshotHeader::Segment& file = header.segments[from[s]];
     if (file.dim != segments[s].dim) {

@@ -1,12 +1,12 @@
 // The file format of a table: what a snapshot says of its entries, and how they fit into a table.
 //
-// A checked file (checked_file.h) with magic "MILLTBL2". Blocks are whole rows; a row is int64 fid, uint32 time stamp and the
-// entry as it lies in memory (entry_layout.h): in `form=training` the weights and the state of each segment as float32, in
-// `form=serving` the compressed weights. The count at the end is that of rows. The header's text:
+// A checked file (checked_file.h) with magic "MILLTBL2". Blocks are whole rows; a row is int64 fid, uint32 time stamp
+// and the entry as it lies in memory (entry_layout.h): in `form=training` the weights and the state of each segment as
+// float32, in `form=serving` the compressed weights. The count at the end is that of rows. The header's text:
 //   format_version=2;table=movies;form=training;shard=0;num_shards=1;part=0;num_parts=1;newest_timestamp=0;segments=1;
 //   segment.0.dim=16;segment.0.optimizer=adagrad;segment.0.state_floats=16;segment.0.compressor=fp32
-// Shard: which of the parameter servers, whose entries have floormod(fid, num_shards) == shard; part: which of the files
-// that this shard's entries are spread over.
+// Shard: which of the parameter servers, whose entries have floormod(fid, num_shards) == shard; part: which of the
+// files that this shard's entries are spread over.
 #ifndef MILLRACE_EMBEDDING_TABLE_SNAPSHOT_H_
 #define MILLRACE_EMBEDDING_TABLE_SNAPSHOT_H_
 

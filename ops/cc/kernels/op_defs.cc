@@ -84,7 +84,8 @@ absl::Status PooledShape(InferenceContext* context, const PooledAttributes& attr
     TF_RETURN_IF_ERROR(context->Subtract(context->Dim(row_splits, 0), 1, &rows));
   }
   if (attributes.combiners[f] == "first_n") {
-    *shape = context->MakeShape({rows, context->MakeDim(attributes.max_lengths[f]), context->MakeDim(attributes.dims[f])});
+    *shape =
+        context->MakeShape({rows, context->MakeDim(attributes.max_lengths[f]), context->MakeDim(attributes.dims[f])});
   } else {
     *shape = context->Matrix(rows, attributes.dims[f]);
   }
@@ -608,11 +609,7 @@ shard, num_shards: Which of the parameter servers this store is.
 files: Paths.
 )doc");
 
-REGISTER_OP("Millrace>DropCut")
-    .Input("cut: int64")
-    .SetIsStateful()
-    .SetShapeFn(NoOutputs)
-    .Doc(R"doc(
+REGISTER_OP("Millrace>DropCut").Input("cut: int64").SetIsStateful().SetShapeFn(NoOutputs).Doc(R"doc(
 Lets go of a cut that will not be written; no-op when it was written.
 )doc");
 

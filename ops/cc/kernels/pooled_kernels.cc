@@ -38,10 +38,10 @@ class PooledKernel : public StoreKernel {
     OP_REQUIRES_OK(context, context->GetAttr("combiners", &combiners));
     OP_REQUIRES_OK(context, context->GetAttr("max_lengths", &max_lengths_));
     const size_t count = features_.size();
-    OP_REQUIRES(context,
-                tables_.size() == count && dims_.size() == count && combiners.size() == count &&
-                    max_lengths_.size() == count,
-                absl::InvalidArgumentError("features, tables, dims, combiners and max_lengths must have equal lengths"));
+    OP_REQUIRES(
+        context,
+        tables_.size() == count && dims_.size() == count && combiners.size() == count && max_lengths_.size() == count,
+        absl::InvalidArgumentError("features, tables, dims, combiners and max_lengths must have equal lengths"));
     combiners_.resize(count);
     for (size_t f = 0; f < count; ++f) {
       OP_REQUIRES_OK(context, ParseCombiner(combiners[f], &combiners_[f]));
@@ -105,8 +105,8 @@ class PooledLookupKernel : public PooledKernel {
     std::vector<PooledFeature> features;
     OP_REQUIRES_OK(context, FeaturesFromInput(context, *store, &features));
     LookupOptions options{missing_, 0};
-    OP_REQUIRES_OK(context,
-                   ScalarFromInput(context, static_cast<int>(1 + 2 * features.size()), "global_step", &options.global_step));
+    OP_REQUIRES_OK(context, ScalarFromInput(context, static_cast<int>(1 + 2 * features.size()), "global_step",
+                                            &options.global_step));
     OpOutputList outputs;
     OP_REQUIRES_OK(context, context->output_list("pooled", &outputs));
     std::vector<float*> pooled;

@@ -216,8 +216,8 @@ class ReshardFilesKernel : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     std::vector<std::string> written;
-    OP_REQUIRES_OK(context, ToTensorFlow(ReshardFiles(TextsFromInput(context, 0),
-                                                      context->input(1).scalar<tstring>()(), num_shards_, &written)));
+    OP_REQUIRES_OK(context, ToTensorFlow(ReshardFiles(TextsFromInput(context, 0), context->input(1).scalar<tstring>()(),
+                                                      num_shards_, &written)));
     OP_REQUIRES_OK(context, OutputTexts(context, written));
   }
 

@@ -180,7 +180,8 @@ class ApplyGradientsKernel : public TableKernel {
     UpdateOptions options{rates.flat<float>().data(), 0, 0};
     OP_REQUIRES_OK(context, ScalarFromInput(context, 4, "global_step", &options.global_step));
     OP_REQUIRES_OK(context, TimestampFromInput(context, 5, &options.timestamp));
-    GradientList list{{ids->flat<int64_t>().data(), count, nullptr}, count, gradients.flat<float>().data(), nullptr, nullptr};
+    GradientList list{
+        {ids->flat<int64_t>().data(), count, nullptr}, count, gradients.flat<float>().data(), nullptr, nullptr};
     if (read_values.NumElements() != 0) {
       OP_REQUIRES_OK(context, CheckRows(*table, read_values, count));
       list.read_weights = read_values.flat<float>().data();
@@ -238,8 +239,8 @@ class ReadEntriesKernel : public TableKernel {
                 absl::InvalidArgumentError("cursor must be [2] and limit at least 1"));
     WalkPosition position{FirstOfPart(kLockShards, part_, num_parts_), 0};
     const auto from = cursor.vec<int64_t>();
-    const bool known = from(0) >= 0 && from(0) <= kLockShards && from(1) >= 0 &&
-                       static_cast<uint64_t>(from(1)) < FidMap::kEnd;
+    const bool known =
+        from(0) >= 0 && from(0) <= kLockShards && from(1) >= 0 && static_cast<uint64_t>(from(1)) < FidMap::kEnd;
     OP_REQUIRES(context, known, absl::InvalidArgumentError("cursor is none that this op returned"));
     if (from(0) != 0 || from(1) != 0) position = {static_cast<int>(from(0)), static_cast<uint64_t>(from(1))};
     EntryRows rows;

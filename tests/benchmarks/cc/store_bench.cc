@@ -93,10 +93,9 @@ class StoreSubject final : public Subject {
     config.name = "bench";
     SegmentConfig segment;
     segment.dim = flags.dim;
-    segment.optimizer = {"adagrad",
-                         {{"initial_accumulator_value", kInitialAccumulator},
-                          {"weight_decay_factor", 0},
-                          {"decouple_weight_decay", 0}}};
+    segment.optimizer = {
+        "adagrad",
+        {{"initial_accumulator_value", kInitialAccumulator}, {"weight_decay_factor", 0}, {"decouple_weight_decay", 0}}};
     segment.initializer = {"zeros", {}};
     segment.compressor = {"fp32", {}};
     config.segments.push_back(segment);
