@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from ops.table_config import NEVER_DAYS
 from runtime.kafka_client import KafkaConnection, UndeliveredError, ensure_topic
 from runtime.telemetry import Heartbeat, counter, gauge
 from runtime.topics import Topics
@@ -30,6 +31,7 @@ _TOO_OLD = counter("rows_too_old", "rows refused because they are older than wha
 _STEPS = counter("train_steps", "train steps of this process")
 _EXPORTS = counter("exports_published", "versions announced")
 _CHECKPOINTS = counter("checkpoints", "checkpoints whose manifest is in place")
+_EVICTED = counter("entries_evicted", "embedding entries removed since they were not updated for `expire_days`")
 _DISK_FAILURES = counter("save_failures", "checkpoints and exports that failed and will be tried again", ("what",))
 _AUC = gauge("progressive_auc", "predict-then-train AUC over the last rows")
 _LOG_LOSS = gauge("progressive_log_loss", "predict-then-train log loss over the last rows")
@@ -186,7 +188,7 @@ class OnlineTrainer:
             self._progress.report(self._steps, self._position.rows_applied, vars(self._position))
         if self._saving is not None and not self._saving.done():
             return
-        if self._export_timer.due():
+        if self._export_timer.due() or self._deltas.has_lost_ids():
             self._export_timer.restart()
             self._start_export()
         elif self._checkpoint_timer.due():
@@ -211,8 +213,15 @@ class OnlineTrainer:
             _CHECKPOINTS.inc()
             self._feeder.commit(cut.position.offsets)
             self._events.checkpoint(cut.global_step, cut.folder)
+            self._evict()
         except Exception as error:  # on the saving thread nobody else would hear of it
             self._save_failed("checkpoint", error)
+
+    def _evict(self) -> None:
+        """Removes expired entries; a checkpoint leaves them out already."""
+        store = self._step.store
+        if any(table.expire_days < NEVER_DAYS or table.slot_expire_days for table in store.tables):
+            _EVICTED.inc(int(np.sum(store.evict())))
 
     def _start_export(self) -> None:
         if self._steps == self._export_step:

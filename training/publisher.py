@@ -103,6 +103,7 @@ class DeltaPublisher:
         self._failed: str | None = None
         self._retry_at = 0.0
         self._last_dense: list[bytes] = []
+        self._lost_ids = False
         ensure_topic(connection, topic)
         self._resume()
 
@@ -115,7 +116,11 @@ class DeltaPublisher:
         self.poll()
         if self.in_flight or not self._ready():
             return 0
-        self._touched = dict(self._store.steal_touched())
+        touched = self._store.steal_touched()
+        if touched.overflowed:
+            _LOG.warning("%s: some touched ids of %s were forgotten", self.topic, ", ".join(touched.overflowed))
+            self._lost_ids = True
+        self._touched = dict(touched)
         dense = self._changed_dense()
         batches = list(delta_messages(self._store, self._touched)) or ([[]] if dense else [])
         for i, tables in enumerate(batches):
@@ -132,6 +137,11 @@ class DeltaPublisher:
             )
             self._produce(message)
         return len(batches)
+
+    def has_lost_ids(self) -> bool:
+        """Whether ids were forgotten since the last call: what they hold reaches servers with an export only."""
+        lost, self._lost_ids = self._lost_ids, False
+        return lost
 
     def poll(self, seconds: float = 0.0) -> None:
         """Takes acknowledgements; after a failure puts the keys back once nothing is on its way any more."""

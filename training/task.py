@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ops.table_config import Adagrad, Initializer, Optimizer, PooledFeature, TableConfig, Zeros
+from ops.table_config import (
+    NEVER_DAYS,
+    Adagrad,
+    Compressor,
+    Fp32,
+    Initializer,
+    Occurrence,
+    Optimizer,
+    PooledFeature,
+    TableConfig,
+    Zeros,
+)
 from runtime.errors import UserError
 from transforms.feature_list import FeedConfig, FidFeature, LabelRule
 
@@ -31,6 +42,9 @@ class SparseFeature:
       combiner: "sum" or "mean" over the ids of a row.
       table: features of one table share weights; the feature's own name by default.
       dtype: "int64" or "string", how the column arrives; by default ids are int64 and context is string.
+      compressor: how servers hold the weights.
+      occurrence: how often an id has to be seen before it gets an entry; None: once.
+      expire_days: an entry that was not updated for so long is removed.
     """
 
     name: str
@@ -42,6 +56,9 @@ class SparseFeature:
     optimizer: Optimizer = field(default_factory=Adagrad)
     initializer: Initializer = field(default_factory=Zeros)
     dtype: str | None = None
+    compressor: Compressor = field(default_factory=Fp32)
+    occurrence: Occurrence | None = None
+    expire_days: float = NEVER_DAYS
 
     @property
     def table_name(self) -> str:
@@ -147,12 +164,20 @@ class Task(ABC):
         """One configuration a table; UserError when two features of a table disagree."""
         tables: dict[str, TableConfig] = {}
         for feature in self.features:
-            config = TableConfig(feature.table_name, feature.dim, feature.optimizer, feature.initializer)
+            config = TableConfig(
+                feature.table_name,
+                feature.dim,
+                feature.optimizer,
+                feature.initializer,
+                compressor=feature.compressor,
+                occurrence=feature.occurrence,
+                expire_days=feature.expire_days,
+            )
             if tables.setdefault(config.name, config) != config:
                 raise UserError(
                     f"feature {feature.name}.table",
                     config.name,
-                    "another feature gives this table another dim, optimizer or initializer",
+                    "another feature gives this table another dim, rule, occurrence or expiry",
                     "make them equal or name another table",
                 )
         return tuple(tables.values())

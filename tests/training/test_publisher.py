@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ops.embedding_table import EmbeddingStore
+from ops.embedding_table import EmbeddingStore, TouchedKeys
 from ops.table_config import Sgd, TableConfig, Zeros
 from protos.model_delta_pb2 import ModelDelta
 from training import publisher
@@ -123,6 +123,15 @@ def test_a_refused_delta_goes_out_later_with_the_values_of_then(broker: FakeBrok
     send(deltas)
     assert applied(broker.log) == {3: [2.0, 2.0], 8: [1.0, 1.0]}
     assert [delta.sequence for delta in broker.log] == [1]
+
+
+def test_forgotten_ids_are_said_once_so_that_an_export_follows(
+    broker: FakeBroker, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deltas = new_publisher(broker, store)
+    monkeypatch.setattr(store, "steal_touched", lambda: TouchedKeys({}, ["t"]))
+    send(deltas)
+    assert [deltas.has_lost_ids(), deltas.has_lost_ids()] == [True, False]
 
 
 def test_a_lost_acknowledgement_does_not_reuse_a_sequence_number(broker: FakeBroker, store: EmbeddingStore) -> None:

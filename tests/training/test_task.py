@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ops.table_config import Adagrad
+from ops.table_config import Adagrad, Int8, Occurrence
 from runtime.errors import UserError
 from training.task import Head, SparseFeature, Task, load_task
 from transforms.feature_list import FidFeature, LabelRule
@@ -107,3 +107,12 @@ def test_loading_a_task_imports_no_tensorflow() -> None:
         "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60).returncode == 0
+
+
+def test_a_feature_says_how_its_table_is_compressed_filtered_and_expired() -> None:
+    user, item = task_of(
+        SparseFeature("user", 1, "user_id", 4, compressor=Int8(2.0), occurrence=Occurrence(threshold=2)),
+        SparseFeature("item", 2, "item_id", 4, expire_days=30.0),
+    ).tables()
+    assert (user.segments[0].compressor, user.occurrence) == (Int8(2.0), Occurrence(threshold=2))
+    assert (item.expire_days, item.occurrence) == (30.0, None)
