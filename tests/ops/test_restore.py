@@ -107,8 +107,8 @@ def test_a_partial_restore_takes_the_tables_that_both_sides_have(
     assert "table 'slot3' has no file: it starts empty" in caplog.text
 
 
-# emb:H28 is moot in its letter: the original named a merged table by the md5 of its members and lost its entries with the
-# next member. Here a table that features share has a name of its own, and files are found by it.
+# emb:H28 is moot in its letter: the original named a merged table by the md5 of its members and lost its entries with
+# the next member. Here a table that features share has a name of its own, and files are found by it.
 def test_a_table_that_features_share_keeps_its_entries_when_another_feature_joins(tmp_path: Path) -> None:
     store = _filled("shared")
     store.save(tmp_path)
