@@ -74,10 +74,10 @@ class Table:
 
 
 def median_seconds(work: Callable[[tf.Tensor], Any], ids: IdStream, batch: int) -> float:
-    """The draw of a batch is not timed."""
+    """All batches are drawn before the first runs, as a trainer's are: its input is another thread's work."""
+    batches = [tf.constant(ids.draw(batch)) for _ in range(_WARM_UP + _ROUNDS)]
     seconds = []
-    for _ in range(_WARM_UP + _ROUNDS):
-        drawn = tf.constant(ids.draw(batch))
+    for drawn in batches:
         start = time.perf_counter()
         work(drawn)  # returns when it is done: on the CPU eager calls are synchronous
         seconds.append(time.perf_counter() - start)

@@ -629,19 +629,28 @@ TEST_F(StoreSnapshot, EntriesThatChangeWhileACutIsTakenAreInItOnce) {
   std::unique_ptr<StoreCut> cut;
   ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
   std::map<int64_t, std::string> taken;
+  const auto take = [&](const EntryRows& rows) {
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      EXPECT_TRUE(taken.emplace(RowHeader::Fid(rows.at(i)), std::string(rows.at(i), rows.row_bytes)).second);
+    }
+  };
   int64_t fid = -4000;
   for (int shard = 0; shard < kLockShards; ++shard) {
-    uint64_t start = 0;
-    for (bool more = true; more;) {
-      EntryRows rows;
-      more = movies.TakeCut(shard, &start, &rows);
-      for (int64_t i = 0; i < rows.size(); ++i) {
-        EXPECT_TRUE(taken.emplace(RowHeader::Fid(rows.at(i)), std::string(rows.at(i), rows.row_bytes)).second);
-      }
+    for (uint64_t start = 0; start != FidMap::kEnd;) {
+      EntryRows rows, kept;
+      movies.TakeCut(shard, &start, &rows);
+      movies.TakeKept((shard * 7) % kLockShards, &kept);  // at any moment
+      take(rows);
+      take(kept);
       if (fid < 5000) Train(movies, Sequence(5, fid));
       Erase(movies, {fid + 7});
       fid += 10;
     }
+  }
+  for (int shard = 0; shard < kLockShards; ++shard) {
+    EntryRows kept;
+    movies.TakeKept(shard, &kept);
+    take(kept);
   }
   EXPECT_EQ(taken, expected);
 }

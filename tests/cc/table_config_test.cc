@@ -141,8 +141,7 @@ TEST(TableConfig, ATableRefusesRulesThatItDoesNotKnowAndNamesTheChoices) {
   EXPECT_NE(problem(initializer).find("segment 0: initializer 'noise' is unknown"), std::string::npos);
   const TableConfig compressor = Config({Segment(1, kSgd, kZeros, {"zip", {}})});
   EXPECT_NE(problem(compressor).find("segment 0: compressor 'zip' is unknown"), std::string::npos);
-  EXPECT_NE(problem(Filtered(Config(1), {"bloom", {}}, 1)).find("unknown filter 'bloom'"),
-            std::string::npos);
+  EXPECT_NE(problem(Filtered(Config(1), {"bloom", {}}, 1)).find("unknown filter 'bloom'"), std::string::npos);
   EXPECT_EQ(table, nullptr);
 }
 

@@ -81,10 +81,11 @@ void EmbeddingTable::Touch(Shard& shard, FidMap::Slot* slot) {
 }
 
 void EmbeddingTable::AppendRow(const FidMap::Slot& slot, std::vector<char>* rows) const {
-  const size_t place = rows->size();
-  rows->resize(place + layout_.row_bytes());
-  RowHeader::Write(slot.fid, slot.timestamp, rows->data() + place);
-  std::memcpy(RowHeader::EntryOf(rows->data() + place), arena_.At(slot.handle), layout_.entry_bytes());
+  char header[RowHeader::kBytes];
+  RowHeader::Write(slot.fid, slot.timestamp, header);
+  const char* entry = arena_.At(slot.handle);
+  rows->insert(rows->end(), header, header + sizeof(header));
+  rows->insert(rows->end(), entry, entry + layout_.entry_bytes());
 }
 
 void EmbeddingTable::KeepForCut(Shard& shard, const FidMap::Slot& slot) {
@@ -246,7 +247,7 @@ void EmbeddingTable::Step(const MergedGradients& merged, uint32_t begin, const s
                                  entries.data(),
                                  merged.fids.get() + begin,
                                  merged.gradients.get() + begin,
-                                 merged.read_weights == nullptr ? nullptr : merged.read_weights.get() + begin,
+                                 merged.read_weights ? merged.read_weights.get() + begin : nullptr,
                                  options.learning_rates,
                                  options.global_step};
   if (places.empty() || places.back() + 1 - begin == places.size()) {
@@ -490,22 +491,24 @@ void EmbeddingTable::EndCut() {
   UnlockAll();
 }
 
-bool EmbeddingTable::TakeCut(int shard_index, uint64_t* start, EntryRows* rows) {
-  Shard& shard = *shards_[shard_index];
+void EmbeddingTable::TakeCut(int shard_index, uint64_t* start, EntryRows* rows) {
+  const Shard& shard = *shards_[shard_index];
   rows->row_bytes = layout_.row_bytes();
   // Writers are kept out, and among readers only this one looks at the cut.
   std::shared_lock lock(shard.lock);
-  if (*start != FidMap::kEnd) {
-    *start = shard.map.VisitPage(*start, [&](const FidMap::Slot& slot) {
-      if (!cut_->Holds(slot.handle)) return;
-      AppendRow(slot, &rows->bytes);
-      cut_->Drop(slot.handle);
-    });
-    return true;
-  }
-  rows->bytes.insert(rows->bytes.end(), shard.kept_for_cut.begin(), shard.kept_for_cut.end());
-  std::vector<char>().swap(shard.kept_for_cut);
-  return false;
+  *start = shard.map.VisitPage(*start, [&](const FidMap::Slot& slot) {
+    if (!cut_->Holds(slot.handle)) return;
+    AppendRow(slot, &rows->bytes);
+    cut_->Drop(slot.handle);
+  });
+}
+
+void EmbeddingTable::TakeKept(int shard_index, EntryRows* rows) {
+  Shard& shard = *shards_[shard_index];
+  rows->row_bytes = layout_.row_bytes();
+  rows->bytes.clear();
+  std::unique_lock lock(shard.lock);
+  shard.kept_for_cut.swap(rows->bytes);
 }
 
 }  // namespace millrace

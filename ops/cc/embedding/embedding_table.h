@@ -143,8 +143,10 @@ class EmbeddingTable {
   void UnlockAll();
   void BeginCut();
   void EndCut();
-  // Appends a page of one shard's cut and moves `start`, 0 in the beginning, on; returns whether there may be more.
-  bool TakeCut(int shard, uint64_t* start, EntryRows* rows);
+  // Appends a page of one shard's cut that nobody changed and moves `start` on, from 0 to FidMap::kEnd.
+  void TakeCut(int shard, uint64_t* start, EntryRows* rows);
+  // Exchanges `rows` for those that were kept aside in one shard since the last call; takes its memory for the next.
+  void TakeKept(int shard, EntryRows* rows);
 
  private:
   struct alignas(64) Shard {

@@ -33,12 +33,12 @@ class Merger {
         merged_(*merged) {
     const uint32_t total = batch.begin[kLockShards];
     merged_.begin = batch.begin;
-    merged_.fids.reset(new int64_t[total]);
-    merged_.gradients.reset(new const float*[total]);
-    merged_.counts.reset(new uint32_t[total]);
-    merged_.sums.reset(new float[static_cast<int64_t>(total) * dim]);  // touched only where rows are summed
+    merged_.fids = ScratchArray<int64_t>(total);
+    merged_.gradients = ScratchArray<const float*>(total);
+    merged_.counts = ScratchArray<uint32_t>(total);
+    merged_.sums = ScratchArray<float>(static_cast<size_t>(total) * dim);  // touched only where rows are summed
     const bool reads = std::any_of(lists.begin(), lists.end(), [](const auto& l) { return l.read_weights != nullptr; });
-    if (reads) merged_.read_weights.reset(new const float*[total]);
+    if (reads) merged_.read_weights = ScratchArray<const float*>(total);
   }
 
   void MergeShard(int shard, uint32_t begin, uint32_t end) {
@@ -102,7 +102,7 @@ class Merger {
     const float* row = RowOf(id);
     const float scale = list.scales == nullptr ? 1.0f : list.scales[id.row];
     const float* before = merged_.gradients[place];
-    if (before == nullptr && merged_.read_weights != nullptr) {
+    if (before == nullptr && merged_.read_weights) {
       merged_.read_weights[place] =
           list.read_weights == nullptr ? nullptr : list.read_weights + static_cast<int64_t>(id.row) * dim_;
     }

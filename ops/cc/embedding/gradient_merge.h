@@ -4,9 +4,9 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "ops/cc/embedding/scratch_array.h"
 #include "ops/cc/embedding/sharded_batch.h"
 #include "ops/cc/embedding/status.h"
 #include "ops/cc/embedding/table_config.h"
@@ -27,11 +27,11 @@ struct GradientList {
 struct MergedGradients {
   std::array<uint32_t, kLockShards + 1> begin{};
   std::array<uint32_t, kLockShards> distinct{};
-  std::unique_ptr<int64_t[]> fids;
-  std::unique_ptr<const float*[]> gradients;     // null: left out as not finite
-  std::unique_ptr<const float*[]> read_weights;  // of the first occurrence; a null array: all unknown
-  std::unique_ptr<uint32_t[]> counts;            // occurrences in the batch
-  std::unique_ptr<float[]> sums;
+  ScratchArray<int64_t> fids;
+  ScratchArray<const float*> gradients;     // null: left out as not finite
+  ScratchArray<const float*> read_weights;  // of the first occurrence; a null array: all unknown
+  ScratchArray<uint32_t> counts;            // occurrences in the batch
+  ScratchArray<float> sums;
   int64_t not_finite = 0;  // ids whose gradient was left out or clipped
 };
 

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "ops/cc/embedding/executor.h"
 #include "ops/cc/embedding/fid.h"
+#include "ops/cc/embedding/scratch_array.h"
 
 namespace millrace {
 
@@ -34,7 +34,7 @@ struct ShardedId {
 // Shard s holds ids[begin[s]] up to ids[begin[s + 1]], in the order of the lists. Sorted by counting, on all threads.
 struct ShardedBatch {
   std::array<uint32_t, kLockShards + 1> begin{};
-  std::unique_ptr<ShardedId[]> ids;
+  ScratchArray<ShardedId> ids;
 
   static ShardedBatch Sort(const std::vector<IdList>& lists, const Executor& run) {
     struct Range {
@@ -63,7 +63,7 @@ struct ShardedBatch {
       for (int64_t i = range.first; i < range.last; ++i) ++range.places[LockShardOf(HashFid(fids[i]))];
     });
     ShardedBatch batch;
-    batch.ids.reset(new ShardedId[total]);
+    batch.ids = ScratchArray<ShardedId>(total);
     uint32_t place = 0;
     for (int s = 0; s < kLockShards; ++s) {
       batch.begin[s] = place;

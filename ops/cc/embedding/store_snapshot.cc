@@ -22,25 +22,36 @@ constexpr char kFilterMagic[] = "MILLFLT1";
 constexpr char kFilterSuffix[] = ".filter";
 constexpr int64_t kEntriesPerPart = 1'000'000;
 constexpr int kMaxParts = 4;
-constexpr int kThreads = 2;
+constexpr int kMostThreads = 4;
+constexpr int kPagesPerDrain = 8;
 constexpr size_t kBlockBytes = size_t{1} << 20;
 constexpr int kNiceness = 10;
 
-// Runs tasks 0 to count - 1 on a few threads of low priority; the first failure that counts is returned.
-Status RunInBackground(int64_t count, const std::function<Status(int64_t)>& task) {
+// Runs tasks 0 to count - 1 on so many threads; the first failure in their order is returned.
+Status RunOnThreads(int threads, int niceness, int64_t count, const std::function<Status(int64_t)>& task) {
   std::atomic<int64_t> next{0};
   std::vector<Status> results(count);
   const auto work = [&] {
 #ifdef SYS_gettid
-    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNiceness);  // training comes first
+    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), niceness);
 #endif
     for (int64_t i = next++; i < count; i = next++) results[i] = task(i);
   };
-  std::vector<std::thread> threads;
-  for (int64_t t = 0; t < std::min<int64_t>(kThreads, count); ++t) threads.emplace_back(work);
-  for (std::thread& thread : threads) thread.join();
+  std::vector<std::thread> running;
+  for (int64_t t = 0; t < std::min<int64_t>(threads, count); ++t) running.emplace_back(work);
+  for (std::thread& thread : running) thread.join();
   for (const Status& result : results) MILLRACE_RETURN_IF_ERROR(result);
   return {};
+}
+
+// Few and of low priority: training comes first.
+Status RunInBackground(int64_t count, const std::function<Status(int64_t)>& task) {
+  const int quarter = static_cast<int>(std::thread::hardware_concurrency()) / 4;
+  return RunOnThreads(std::clamp(quarter, 1, kMostThreads), kNiceness, count, task);
+}
+
+Status RunInParallel(int64_t count, const std::function<Status(int64_t)>& task) {
+  return RunOnThreads(kMostThreads, 0, count, task);
 }
 
 Status CreateFolder(const std::string& folder) {
@@ -148,10 +159,10 @@ class Restorer {
   Status Run(const std::vector<std::string>& files) {
     MILLRACE_RETURN_IF_ERROR(Gather(files, &files_));
     MILLRACE_RETURN_IF_ERROR(Assign());
-    MILLRACE_RETURN_IF_ERROR(RunInBackground(tasks_.size(), [&](int64_t i) { return Check(tasks_[i]); }));
+    MILLRACE_RETURN_IF_ERROR(RunInParallel(tasks_.size(), [&](int64_t i) { return Check(tasks_[i]); }));
     MILLRACE_RETURN_IF_ERROR(ReadFilters());
     for (const auto& table : store_.tables()) table->Clear();
-    MILLRACE_RETURN_IF_ERROR(RunInBackground(tasks_.size(), [&](int64_t i) { return Load(tasks_[i]); }));
+    MILLRACE_RETURN_IF_ERROR(RunInParallel(tasks_.size(), [&](int64_t i) { return Load(tasks_[i]); }));
     for (const auto& [table, state] : filter_states_) MILLRACE_RETURN_IF_ERROR(table->filter()->Restore(state));
     return {};
   }
@@ -339,18 +350,33 @@ Status StoreCut::WritePart(const Part& part) const {
     std::memcpy(block.data() + place, row, RowHeader::kBytes);
     layout.Encode(EntryLayout::Weights(RowHeader::EntryOf(row)), RowHeader::EntryOf(block.data() + place));
   };
+  const auto add_all = [&] {
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      add(rows.at(i));
+      if (block.size() >= kBlockBytes) MILLRACE_RETURN_IF_ERROR(write());
+    }
+    return Status();
+  };
+  const int first = FirstOfPart(kLockShards, part.header.part, part.header.num_parts);
   const int last = FirstOfPart(kLockShards, part.header.part + 1, part.header.num_parts);
-  for (int shard = FirstOfPart(kLockShards, part.header.part, part.header.num_parts); shard < last; ++shard) {
-    uint64_t start = 0;
-    for (bool more = true; more;) {
+  // What was kept aside is written soon, so that its memory serves again.
+  const auto add_kept = [&] {
+    for (int shard = first; shard < last; ++shard) {
+      table.TakeKept(shard, &rows);
+      MILLRACE_RETURN_IF_ERROR(add_all());
+    }
+    return Status();
+  };
+  for (int shard = first; shard < last; ++shard) {
+    int pages = 0;
+    for (uint64_t start = 0; start != FidMap::kEnd;) {
       rows.bytes.clear();
-      more = table.TakeCut(shard, &start, &rows);
-      for (int64_t i = 0; i < rows.size(); ++i) {
-        add(rows.at(i));
-        if (block.size() >= kBlockBytes) MILLRACE_RETURN_IF_ERROR(write());
-      }
+      table.TakeCut(shard, &start, &rows);
+      MILLRACE_RETURN_IF_ERROR(add_all());
+      if (++pages % kPagesPerDrain == 0) MILLRACE_RETURN_IF_ERROR(add_kept());
     }
   }
+  MILLRACE_RETURN_IF_ERROR(add_kept());
   MILLRACE_RETURN_IF_ERROR(write());
   return file->Publish(count);
 }

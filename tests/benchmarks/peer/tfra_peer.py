@@ -85,10 +85,10 @@ def insert_seconds(table: de.Variable, keys: np.ndarray, batch: int, dim: int) -
 
 
 def median_seconds(work: Callable[[tf.Tensor], tf.Tensor], ids: IdStream, batch: int) -> float:
-    """The draw of a batch is not timed."""
+    """All batches are drawn before the first runs, as a trainer's are: its input is another thread's work."""
+    batches = [ids.draw(batch) for _ in range(_WARM_UP + _ROUNDS)]
     seconds = []
-    for _ in range(_WARM_UP + _ROUNDS):
-        drawn = ids.draw(batch)
+    for drawn in batches:
         start = time.perf_counter()
         work(drawn)  # returns when it is done: on the CPU eager calls are synchronous
         seconds.append(time.perf_counter() - start)
