@@ -55,7 +55,8 @@ struct Merged {
 };
 
 // Of lists that outlive what is merged, as its pointers need.
-Merged Merge(const std::vector<std::reference_wrapper<const Given>>& given, const TableConfig& config, const Executor& run = RunInline) {
+Merged Merge(const std::vector<std::reference_wrapper<const Given>>& given, const TableConfig& config,
+             const Executor& run = RunInline) {
   std::vector<GradientList> lists;
   for (const Given& list : given) lists.push_back(list.List(config.segments[0].dim));
   Merged merged;

@@ -86,6 +86,35 @@ inline std::map<int64_t, std::string> RowsOf(const std::string& path) {
   return rows;
 }
 
+inline TableConfig Movies() { return Named("movies", Config(3, Adagrad(0.1), kUniform)); }
+inline TableConfig Users() { return Named("users", Config(1)); }
+
+inline void Train(EmbeddingTable& table, const std::vector<int64_t>& fids, uint32_t timestamp = 7) {
+  std::vector<float> gradients(fids.size() * table.dim());
+  for (size_t i = 0; i < gradients.size(); ++i) gradients[i] = static_cast<float>(i % 17) - 8;
+  const Step step{std::vector<float>(table.num_segments(), 0.5f), timestamp, 0};
+  ASSERT_TRUE(Update(table, fids, gradients, step).ok());
+}
+
+inline std::map<int64_t, std::string> RowsById(const EmbeddingTable& table) {
+  std::map<int64_t, std::string> rows;
+  for (const std::string& row : Content(table)) rows[RowHeader::Fid(row.data())] = row;
+  return rows;
+}
+
+// A store of two tables with entries.
+class StoreSnapshot : public FilesTest {
+ protected:
+  void SetUp() override {
+    FilesTest::SetUp();
+    store_ = MakeStore({Movies(), Users()});
+    Train(TableOf(store_, 0), Sequence(9000, -4000));
+    Train(TableOf(store_, 1), Sequence(10));
+  }
+
+  std::shared_ptr<EmbeddingStore> store_;
+};
+
 }  // namespace millrace
 
 #endif  // MILLRACE_TESTS_CC_SNAPSHOT_FILES_H_

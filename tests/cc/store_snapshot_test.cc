@@ -1,13 +1,9 @@
-// Snapshots of a store: one moment's content, on any number of shards, whole or refused; the comment above a test has
-// the conformance vector's id.
+// What a restore gives back: all of a snapshot, on any number of shards; the comment above a test has the conformance
+// vector's id.
 #include "ops/cc/embedding/store_snapshot.h"
 
-#include <atomic>
-#include <cmath>
 #include <map>
-#include <unordered_map>
 
-#include "tests/cc/fids.h"
 #include "tests/cc/snapshot_files.h"
 
 namespace millrace {
@@ -15,39 +11,11 @@ namespace {
 
 constexpr uint32_t kDay = 86400;
 
-TableConfig Movies() { return Named("movies", Config(3, Adagrad(0.1), kUniform)); }
-TableConfig Users() { return Named("users", Config(1)); }
-
-void Train(EmbeddingTable& table, const std::vector<int64_t>& fids, uint32_t timestamp = 7) {
-  std::vector<float> gradients(fids.size() * table.dim());
-  for (size_t i = 0; i < gradients.size(); ++i) gradients[i] = static_cast<float>(i % 17) - 8;
-  const Step step{std::vector<float>(table.num_segments(), 0.5f), timestamp, 0};
-  ASSERT_TRUE(Update(table, fids, gradients, step).ok());
-}
-
-std::map<int64_t, std::string> RowsById(const EmbeddingTable& table) {
-  std::map<int64_t, std::string> rows;
-  for (const std::string& row : Content(table)) rows[RowHeader::Fid(row.data())] = row;
-  return rows;
-}
-
 std::string Joined(const std::vector<std::string>& notes) {
   std::string joined;
   for (const std::string& note : notes) joined += note + "\n";
   return joined;
 }
-
-class StoreSnapshot : public FilesTest {
- protected:
-  void SetUp() override {
-    FilesTest::SetUp();
-    store_ = MakeStore({Movies(), Users()});
-    Train(TableOf(store_, 0), Sequence(9000, -4000));
-    Train(TableOf(store_, 1), Sequence(10));
-  }
-
-  std::shared_ptr<EmbeddingStore> store_;
-};
 
 TEST_F(StoreSnapshot, RestoresEveryEntryExactlyAndForgetsWhatWasThere) {
   const Files files = Save(store_);
@@ -342,102 +310,6 @@ TEST_F(StoreSnapshot, H15ASlotHasItsOwnExpiry) {
   }
 }
 
-// Damage.
-
-class DamagedSnapshot : public StoreSnapshot {
- protected:
-  void SetUp() override {
-    FilesTest::SetUp();
-    const TableConfig filtered = Filtered(Named("filtered", Config(1)), {"counting", {{"capacity", 300}}}, 2);
-    saved_ = MakeStore({Users(), filtered});
-    Train(TableOf(saved_, 0), Sequence(9));
-    Train(TableOf(saved_, 1), {1});
-    files_ = Save(saved_);
-    target_ = MakeStore({Users(), filtered});
-    Train(TableOf(target_, 0), Sequence(3, 100));
-    before_ = Content(TableOf(target_, 0));
-  }
-
-  // Refused with the file's name and the place in it, and nothing changed.
-  void ExpectRefused(size_t file, const std::string& bytes) {
-    WriteBytes(files_[file], bytes);
-    const Status status = Restore(target_, files_);
-    EXPECT_EQ(status.code(), Code::kDataLoss);
-    const size_t place = status.message().find(files_[file] + ", ");
-    ASSERT_NE(place, std::string::npos) << status.message();
-    const std::string after = status.message().substr(place + files_[file].size() + 2);
-    EXPECT_TRUE(after.rfind("header: ", 0) == 0 || after.rfind("block ", 0) == 0 || after.rfind("end: ", 0) == 0)
-        << status.message();
-    ASSERT_EQ(Content(TableOf(target_, 0)), before_);
-    // The filter still counts from nothing.
-    EXPECT_EQ(TableOf(target_, 1).filter()->Save(), untouched_filter_);
-  }
-
-  void ExpectRefusedHowever(size_t file) {
-    untouched_filter_ = TableOf(target_, 1).filter()->Save();
-    const std::string good = ReadBytes(files_[file]);
-    for (size_t i = 0; i < good.size(); ++i) {
-      std::string flipped = good;
-      flipped[i] = static_cast<char>(flipped[i] ^ 0x20);
-      ExpectRefused(file, flipped);
-      ExpectRefused(file, good.substr(0, i));
-    }
-    ExpectRefused(file, good + "x");
-    WriteBytes(files_[file], good);
-    EXPECT_TRUE(Restore(target_, files_).ok());
-  }
-
-  std::shared_ptr<EmbeddingStore> saved_, target_;
-  Files files_;
-  std::vector<std::string> before_;
-  std::string untouched_filter_;
-};
-
-TEST_F(DamagedSnapshot, AnyFlippedByteOrTruncationOfATableIsRefusedAndNothingChanges) { ExpectRefusedHowever(0); }
-
-TEST_F(DamagedSnapshot, AnyFlippedByteOrTruncationOfAFilterIsRefusedAndNothingChanges) {
-  ASSERT_EQ(files_.size(), 3u);
-  ASSERT_NE(files_[2].find(".filter"), std::string::npos);
-  ExpectRefusedHowever(2);
-}
-
-TEST_F(DamagedSnapshot, ADamagedFileIsNotResharded) {
-  const std::string good = ReadBytes(files_[0]);
-  WriteBytes(files_[0], good.substr(0, good.size() - 9));
-  const std::string folder = NewFolder();
-  Files written;
-  EXPECT_EQ(ReshardFiles({files_[0]}, folder, 2, &written).code(), Code::kDataLoss);
-  EXPECT_TRUE(std::filesystem::is_empty(folder));
-}
-
-TEST_F(DamagedSnapshot, SwappedBlocksAreRefused) {
-  const auto store = MakeStore({Users()});
-  // More than a block of 1 MiB, of rows of 16 bytes.
-  CreateAndLookUp(TableOf(store), Sequence(200'000));
-  const Files files = Save(store);
-  std::string bytes = ReadBytes(files[0]);
-  uint32_t header_length = 0, block_length = 0;
-  std::memcpy(&header_length, bytes.data() + 8, 4);
-  const size_t first = 8 + 4 + header_length + 4;
-  std::memcpy(&block_length, bytes.data() + first, 4);
-  const size_t block = 4 + block_length + 4;
-  ASSERT_EQ(bytes.substr(first, 4), bytes.substr(first + block, 4));
-  bytes = bytes.substr(0, first) + bytes.substr(first + block, block) + bytes.substr(first, block) +
-          bytes.substr(first + 2 * block);
-  WriteBytes(files[0], bytes);
-  const Status status = Restore(store, files);
-  EXPECT_NE(status.message().find(files[0] + ", block 0: checksum"), std::string::npos) << status.message();
-  EXPECT_EQ(TableOf(store).size(), 200'000);
-}
-
-TEST_F(DamagedSnapshot, AForeignFileIsRefused) {
-  untouched_filter_ = TableOf(target_, 1).filter()->Save();
-  for (const std::string& foreign : {std::string(), std::string("{\"json\": 1}"), ReadBytes(files_[2])}) {
-    ExpectRefused(0, foreign);
-  }
-  EXPECT_EQ(Restore(target_, {folder_}).code(), Code::kInternal);
-}
-
 // Filters.
 
 // emb:F4
@@ -568,195 +440,6 @@ TEST_F(StoreSnapshot, H21ARestoreLeavesOutZerosWhereATableSkipsThem) {
     ASSERT_TRUE(Restore(served, Save(saved, {with_state, 0, 1})).ok());
     EXPECT_EQ(TableOf(served).size(), 1500);
     EXPECT_EQ(Contains(TableOf(served), Sequence(6)), "010101");
-  }
-}
-
-// The cut.
-
-TEST_F(StoreSnapshot, ACutIsTheContentOfItsMomentWhateverHappensBeforeItIsWritten) {
-  EmbeddingTable& movies = TableOf(store_, 0);
-  const auto expected = RowsById(movies);
-  const std::map<std::string, std::function<void()>> changes = {
-      {"update", [&] { Train(movies, Sequence(9000, -4000), 50); }},
-      {"insert", [&] { CreateAndLookUp(movies, Sequence(9000, 100'000)); }},
-      {"assign", [&] { ASSERT_TRUE(Assign(movies, Sequence(500), std::vector<float>(1500, 1)).ok()); }},
-      {"add", [&] { ASSERT_TRUE(AssignAdd(movies, Sequence(500), std::vector<float>(1500, 1)).ok()); }},
-      {"erase", [&] { Erase(movies, Sequence(500)); }},
-      {"erase, then insert others",
-       [&] {
-         Erase(movies, Sequence(500));
-         CreateAndLookUp(movies, Sequence(9000, 100'000));
-       }},
-      {"evict", [&] { movies.Evict(UINT32_MAX); }},
-      {"clear", [&] { movies.Clear(); }},
-      {"clear, then insert",
-       [&] {
-         movies.Clear();
-         CreateAndLookUp(movies, Sequence(20'000));
-       }},
-      {"reinitialize",
-       [&] {
-         const std::vector<int64_t> fids = Sequence(500);
-         bool existed[500];
-         movies.Reinitialize(fids.data(), 500, 60, existed);
-       }},
-      {"import",
-       [&] {
-         std::string rows;
-         for (const auto& [fid, row] : expected) rows += std::string(row).replace(12, 1, "x");
-         movies.Import(rows.data(), expected.size(), RunInline);
-       }},
-      {"restore",
-       [&] {
-         ASSERT_TRUE(Restore(store_, Save(MakeStore({Movies(), Users()}))).ok());
-       }},
-  };
-  const Files start = Save(store_);
-  for (const auto& [name, change] : changes) {
-    movies.Clear();
-    ASSERT_TRUE(Restore(store_, start).ok());
-    std::unique_ptr<StoreCut> cut;
-    ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-    change();
-    change();
-    EXPECT_EQ(RowsOf(Write(*cut)[0]), expected) << name;
-  }
-}
-
-TEST_F(StoreSnapshot, EntriesThatChangeWhileACutIsTakenAreInItOnce) {
-  EmbeddingTable& movies = TableOf(store_, 0);
-  const auto expected = RowsById(movies);
-  std::unique_ptr<StoreCut> cut;
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-  std::map<int64_t, std::string> taken;
-  const auto take = [&](const EntryRows& rows) {
-    for (int64_t i = 0; i < rows.size(); ++i) {
-      EXPECT_TRUE(taken.emplace(RowHeader::Fid(rows.at(i)), std::string(rows.at(i), rows.row_bytes)).second);
-    }
-  };
-  int64_t fid = -4000;
-  for (int shard = 0; shard < kLockShards; ++shard) {
-    for (uint64_t start = 0; start != FidMap::kEnd;) {
-      EntryRows rows, kept;
-      movies.TakeCut(shard, &start, &rows);
-      movies.TakeKept((shard * 7) % kLockShards, &kept);  // at any moment
-      take(rows);
-      take(kept);
-      if (fid < 5000) Train(movies, Sequence(5, fid));
-      Erase(movies, {fid + 7});
-      fid += 10;
-    }
-  }
-  for (int shard = 0; shard < kLockShards; ++shard) {
-    EntryRows kept;
-    movies.TakeKept(shard, &kept);
-    take(kept);
-  }
-  EXPECT_EQ(taken, expected);
-}
-
-TEST_F(StoreSnapshot, ASecondCutIsRefusedUntilTheFirstIsDropped) {
-  std::unique_ptr<StoreCut> first, second;
-  ASSERT_TRUE(StoreCut::Begin(store_, &first).ok());
-  const Status refused = StoreCut::Begin(store_, &second);
-  EXPECT_EQ(refused.code(), Code::kFailedPrecondition);
-  EXPECT_NE(refused.message().find("store 's'"), std::string::npos);
-  Train(TableOf(store_, 0), Sequence(100));
-  first.reset();
-  ASSERT_TRUE(StoreCut::Begin(store_, &second).ok());
-  EXPECT_EQ(RowsOf(Write(*second)[0]), RowsById(TableOf(store_, 0)));
-}
-
-TEST_F(StoreSnapshot, AFailedWriteLeavesTheOldFilesAndNoOthers) {
-  const std::string folder = Path("snapshot");
-  std::unique_ptr<StoreCut> cut;
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-  Files files;
-  ASSERT_TRUE(cut->Write(folder, {}, &files).ok());
-  const std::string good = ReadBytes(files[1]);
-  ASSERT_TRUE(std::filesystem::remove(files[0]));
-  std::filesystem::create_directory(files[0]);
-  Train(TableOf(store_, 1), Sequence(20));
-  cut.reset();
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-  EXPECT_EQ(cut->Write(folder, {}, &files).code(), Code::kInternal);
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
-  }
-  WriteBytes(Path("a_file"), "x");
-  cut.reset();
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-  EXPECT_EQ(cut->Write(Path("a_file/below"), {}, &files).code(), Code::kInternal);
-}
-
-// A change of one id: what a writer does at a step, and what a plain map would hold after it.
-struct ScriptedChange {
-  explicit ScriptedChange(uint64_t step) : draw(Mix64(step + 1)), value(static_cast<float>(step % 1000) + 1) {}
-  size_t table() const { return draw & 1; }
-  int64_t fid() const { return static_cast<int64_t>((draw >> 1) % 6000); }
-  bool erases() const { return (draw >> 32) % 4 == 0; }
-  uint64_t draw;
-  float value;
-};
-
-// Sum over entries of a hash of table, id and value: changes by one term at a step.
-uint64_t TermOf(size_t table, int64_t fid, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return Mix64(HashFid(2 * fid + static_cast<int64_t>(table)) ^ bits);
-}
-
-TEST_F(StoreSnapshot, CutsTakenWhileAWriterGoesOnAreEachTheStateAfterOneOfItsSteps) {
-  const auto store = MakeStore({Named("a", Config(4)), Named("b", Config(4))});
-  std::atomic<bool> stop{false};
-  std::atomic<uint64_t> steps{0};
-  std::thread writer([&] {
-    for (; !stop; ++steps) {
-      const ScriptedChange change(steps);
-      EmbeddingTable& table = TableOf(store, change.table());
-      if (change.erases()) {
-        Erase(table, {change.fid()});
-      } else {
-        ASSERT_TRUE(Assign(table, {change.fid()}, std::vector<float>(4, change.value)).ok());
-      }
-    }
-  });
-  std::vector<uint64_t> sums;
-  for (int cut = 0; cut < 12; ++cut) {
-    const uint64_t before = steps;
-    while (steps < before + 2000) std::this_thread::yield();
-    const Files files = Save(store);
-    uint64_t sum = 0;
-    for (size_t table = 0; table < 2; ++table) {
-      for (const auto& [fid, row] : RowsOf(files[table])) {
-        float values[4];
-        std::memcpy(values, RowHeader::EntryOf(row.data()), sizeof(values));
-        EXPECT_TRUE(values[0] == values[1] && values[0] == values[2] && values[0] == values[3]);
-        sum += TermOf(table, fid, values[0]);
-      }
-    }
-    sums.push_back(sum);
-  }
-  stop = true;
-  writer.join();
-
-  std::unordered_map<uint64_t, float> state;
-  std::unordered_map<uint64_t, uint64_t> step_of_sum;
-  uint64_t sum = 0;
-  for (uint64_t step = 0; step < steps; ++step) {
-    const ScriptedChange change(step);
-    float& value = state[2 * change.fid() + change.table()];
-    if (value != 0) sum -= TermOf(change.table(), change.fid(), value);
-    value = change.erases() ? 0 : change.value;
-    if (value != 0) sum += TermOf(change.table(), change.fid(), value);
-    step_of_sum[sum] = step;
-  }
-  uint64_t last = 0;
-  for (const uint64_t seen : sums) {
-    const auto found = step_of_sum.find(seen);
-    ASSERT_NE(found, step_of_sum.end());
-    EXPECT_GE(found->second, last);
-    last = found->second;
   }
 }
 

@@ -80,17 +80,19 @@ void EmbeddingTable::Touch(Shard& shard, FidMap::Slot* slot) {
   shard.touched.Add(slot->fid);
 }
 
+void EmbeddingTable::WriteRow(const FidMap::Slot& slot, char* row) const {
+  RowHeader::Write(slot.fid, slot.timestamp, row);
+  std::memcpy(RowHeader::EntryOf(row), arena_.At(slot.handle), layout_.entry_bytes());
+}
+
 void EmbeddingTable::AppendRow(const FidMap::Slot& slot, std::vector<char>* rows) const {
-  char header[RowHeader::kBytes];
-  RowHeader::Write(slot.fid, slot.timestamp, header);
-  const char* entry = arena_.At(slot.handle);
-  rows->insert(rows->end(), header, header + sizeof(header));
-  rows->insert(rows->end(), entry, entry + layout_.entry_bytes());
+  rows->resize(rows->size() + layout_.row_bytes());
+  WriteRow(slot, rows->data() + rows->size() - layout_.row_bytes());
 }
 
 void EmbeddingTable::KeepForCut(Shard& shard, const FidMap::Slot& slot) {
   if (!cut_->Holds(slot.handle)) return;
-  AppendRow(slot, &shard.kept_for_cut);
+  WriteRow(slot, shard.kept_for_cut.Append(layout_.row_bytes()));
   cut_->Drop(slot.handle);
 }
 
@@ -487,7 +489,7 @@ void EmbeddingTable::BeginCut() { cut_ = std::make_unique<CutMarks>(arena_.end()
 void EmbeddingTable::EndCut() {
   LockAll();
   cut_.reset();
-  for (const auto& shard : shards_) std::vector<char>().swap(shard->kept_for_cut);
+  for (const auto& shard : shards_) shard->kept_for_cut = RowLog();
   UnlockAll();
 }
 
@@ -506,9 +508,13 @@ void EmbeddingTable::TakeCut(int shard_index, uint64_t* start, EntryRows* rows) 
 void EmbeddingTable::TakeKept(int shard_index, EntryRows* rows) {
   Shard& shard = *shards_[shard_index];
   rows->row_bytes = layout_.row_bytes();
+  RowLog kept;
+  {
+    std::unique_lock lock(shard.lock);
+    kept.swap(shard.kept_for_cut);
+  }
   rows->bytes.clear();
-  std::unique_lock lock(shard.lock);
-  shard.kept_for_cut.swap(rows->bytes);
+  kept.AppendTo(&rows->bytes);
 }
 
 }  // namespace millrace

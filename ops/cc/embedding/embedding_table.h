@@ -17,6 +17,7 @@
 #include "ops/cc/embedding/fid_map.h"
 #include "ops/cc/embedding/gradient_merge.h"
 #include "ops/cc/embedding/occurrence_filter.h"
+#include "ops/cc/embedding/row_log.h"
 #include "ops/cc/embedding/rw_lock.h"
 #include "ops/cc/embedding/table_config.h"
 #include "ops/cc/embedding/touched_keys.h"
@@ -145,7 +146,7 @@ class EmbeddingTable {
   void EndCut();
   // Appends a page of one shard's cut that nobody changed and moves `start` on, from 0 to FidMap::kEnd.
   void TakeCut(int shard, uint64_t* start, EntryRows* rows);
-  // Exchanges `rows` for those that were kept aside in one shard since the last call; takes its memory for the next.
+  // Replaces `rows` by those that were kept aside in one shard since the last call.
   void TakeKept(int shard, EntryRows* rows);
 
  private:
@@ -155,7 +156,7 @@ class EmbeddingTable {
     ShardEntries entries;
     mutable RwLock lock;
     TouchedKeys touched;
-    std::vector<char> kept_for_cut;  // rows copied before a change
+    RowLog kept_for_cut;  // rows copied before a change
   };
   class ReadLocks;
 
@@ -176,6 +177,7 @@ class EmbeddingTable {
   FidMap::Slot* Create(Shard& shard, int64_t fid, uint64_t hash);
   void Remove(Shard& shard, FidMap::Slot* slot);
   static void Touch(Shard& shard, FidMap::Slot* slot);
+  void WriteRow(const FidMap::Slot& slot, char* row) const;
   void AppendRow(const FidMap::Slot& slot, std::vector<char>* rows) const;
   void BeforeChange(Shard& shard, const FidMap::Slot& slot) {
     if (cut_ != nullptr) KeepForCut(shard, slot);

@@ -39,7 +39,8 @@ class ScratchPool {
   void Give(void* memory, int size_class) {
     {
       const std::lock_guard lock(mutex_);
-      if (size_class <= kLargestKept && free_[size_class].size() < kKept) {
+      const size_t most = size_class < kLarge ? kKept : kKept / 8;
+      if (size_class <= kLargestKept && free_[size_class].size() < most) {
         free_[size_class].push_back(memory);
         return;
       }
@@ -48,7 +49,8 @@ class ScratchPool {
   }
 
  private:
-  static constexpr size_t kKept = 8;       // of a size
+  static constexpr size_t kKept = 64;  // of a size, an eighth of it from 1 MB on
+  static constexpr int kLarge = 20;
   static constexpr int kLargestKept = 26;  // 64 MB
   std::mutex mutex_;
   std::array<std::vector<void*>, 64> free_;  // by the logarithm of their size
