@@ -6,7 +6,6 @@
 #include <thread>
 #include <utility>
 #include <vector>
-#include <vector>
 
 namespace millrace {
 namespace {
