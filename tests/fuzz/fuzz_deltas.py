@@ -99,7 +99,7 @@ def _change_table(table: Any, draw: random.Random) -> None:
     if kind == 0:
         table.name = draw.choice(_NAMES)
     elif kind == 1:
-        table.dim = draw.choice([*_NUMBERS, table.dim + 1])
+        table.dim = draw.choice([*_NUMBERS, min(table.dim + 1, 2**31 - 1)])
     elif kind == 2:  # as many bytes in rows of another width
         table.dim = draw.choice([1, 2, 3, 6])
         table.fids = draw.randbytes(8 * (len(table.values) // (4 * table.dim)))

@@ -51,7 +51,7 @@ class ScratchPool {
  private:
   static constexpr size_t kKept = 64;  // of a size, an eighth of it from 1 MB on
   static constexpr int kLarge = 20;
-  static constexpr int kLargestKept = 26;  // 64 MB
+  static constexpr int kLargestKept = 24;  // 16 MB
   std::mutex mutex_;
   std::array<std::vector<void*>, 64> free_;  // by the logarithm of their size
 };
