@@ -14,6 +14,10 @@ namespace {
 constexpr double kSecondsPerDay = 86400;
 constexpr uint32_t kRowsAhead = 12;  // of the values of an assignment, which are read in the order of the shards
 
+bool AllZero(const float* weights, int count) {
+  return std::all_of(weights, weights + count, [](float weight) { return weight == 0; });
+}
+
 }  // namespace
 
 Status EmbeddingTable::Create(const TableConfig& config, std::unique_ptr<EmbeddingTable>* result) {
@@ -65,6 +69,12 @@ FidMap::Slot* EmbeddingTable::Create(Shard& shard, int64_t fid, uint64_t hash) {
   const uint32_t handle = shard.entries.Allocate();
   if (cut_ != nullptr) cut_->Drop(handle);
   return shard.map.Insert(fid, hash, handle);
+}
+
+FidMap::Slot* EmbeddingTable::Claim(Shard& shard, FidMap::Slot* slot, int64_t fid, uint64_t hash) {
+  if (slot == nullptr) return Create(shard, fid, hash);
+  BeforeChange(shard, *slot);
+  return slot;
 }
 
 void EmbeddingTable::Remove(Shard& shard, FidMap::Slot* slot) {
@@ -285,9 +295,6 @@ Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t 
   OccurrenceFilter* filter = options.ask_filter ? filter_.get() : nullptr;
   const uint64_t filter_batch = filter == nullptr ? 0 : filter->BeginBatch();
   const ShardedBatch batch = ShardedBatch::Sort({{fids, count, nullptr}}, run);
-  const auto is_zero = [width](const float* row) {
-    return std::all_of(row, row + width, [](float x) { return x == 0; });
-  };
   batch.ForEachShard(run, 100 + width, [&](int s, uint32_t begin, uint32_t end) {
     Shard& shard = *shards_[s];
     std::unique_lock lock(shard.lock);
@@ -296,17 +303,13 @@ Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t 
       const auto row_at = [&](uint32_t k) { return values + static_cast<int64_t>(batch.ids[begin + k].row) * width; };
       const float* row = row_at(i);
       if (begin + i + kRowsAhead < end) __builtin_prefetch(row_at(i + kRowsAhead));
-      if (config_.skip_zero && !options.add && is_zero(row)) {
+      if (config_.skip_zero && !options.add && AllZero(row, width)) {
         if (slot != nullptr) Remove(shard, slot);
         return;
       }
       const bool is_new = slot == nullptr;
-      if (is_new) {
-        if (filter != nullptr && !filter->Admit(fid_at(i), 1, filter_batch)) return;
-        slot = Create(shard, fid_at(i), hash);
-      } else {
-        BeforeChange(shard, *slot);
-      }
+      if (is_new && filter != nullptr && !filter->Admit(fid_at(i), 1, filter_batch)) return;
+      slot = Claim(shard, slot, fid_at(i), hash);
       slot->timestamp = options.timestamp;
       char* entry = arena_.At(slot->handle);
       if (options.add) {
@@ -329,11 +332,7 @@ void EmbeddingTable::Reinitialize(const int64_t* fids, int64_t count, uint32_t t
     std::unique_lock lock(shard.lock);
     FidMap::Slot* slot = shard.map.Find(fids[i], hash);
     existed[i] = slot != nullptr;
-    if (existed[i]) {
-      BeforeChange(shard, *slot);
-    } else {
-      slot = Create(shard, fids[i], hash);
-    }
+    slot = Claim(shard, slot, fids[i], hash);
     layout_.Init(fids[i], arena_.At(slot->handle));
     slot->timestamp = timestamp;
     Touch(shard, slot);
@@ -446,7 +445,7 @@ void EmbeddingTable::Walk(int end_shard, int64_t limit, WalkPosition* position, 
 bool EmbeddingTable::IsZero(const char* entry) const {
   std::vector<float> weights(dim());
   layout_.ReadWeights(entry, weights.data());
-  return std::all_of(weights.begin(), weights.end(), [](float weight) { return weight == 0; });
+  return AllZero(weights.data(), dim());
 }
 
 void EmbeddingTable::Import(const char* rows, int64_t count, const Executor& run) {
@@ -464,11 +463,7 @@ void EmbeddingTable::Import(const char* rows, int64_t count, const Executor& run
         if (slot != nullptr) Remove(shard, slot);
         return;
       }
-      if (slot == nullptr) {
-        slot = Create(shard, fid_at(i), hash);
-      } else {
-        BeforeChange(shard, *slot);
-      }
+      slot = Claim(shard, slot, fid_at(i), hash);
       slot->timestamp = RowHeader::Timestamp(row);
       std::memcpy(arena_.At(slot->handle), RowHeader::EntryOf(row), layout_.entry_bytes());
       NoteTimestamp(slot->timestamp);

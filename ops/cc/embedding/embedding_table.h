@@ -175,6 +175,8 @@ class EmbeddingTable {
   template <typename FidAt, typename Use>
   static void ForEachSlot(const Shard& shard, uint32_t count, const FidAt& fid_at, const Use& use);
   FidMap::Slot* Create(Shard& shard, int64_t fid, uint64_t hash);
+  // The slot that is about to change: `slot`, or a new one where that is null.
+  FidMap::Slot* Claim(Shard& shard, FidMap::Slot* slot, int64_t fid, uint64_t hash);
   void Remove(Shard& shard, FidMap::Slot* slot);
   static void Touch(Shard& shard, FidMap::Slot* slot);
   void WriteRow(const FidMap::Slot& slot, char* row) const;
