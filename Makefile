@@ -52,7 +52,7 @@ $(stamps)/protos: $(protos) $(stamps)/packages
 $(library): $(library_sources) $(stamps)/packages | $(stamps)/extras
 	@echo "setup: building the C++ library (about 1 minute)"
 	@$(cmake) -B build/cmake -DMILLRACE_TESTS=$$(test -e /usr/include/gtest/gtest.h && echo ON || echo OFF) >/dev/null
-	@cmake --build build/cmake --target millrace_ops
+	@cmake --build build/cmake --target millrace_ops millrace_records
 	@touch $@
 
 $(stamps)/installed: setup.py pyproject.toml $(library) $(stamps)/protos
@@ -152,5 +152,5 @@ lock: $(stamps)/packages  ## write constraints.txt anew from what is installed
 	@$(bin)/python build_tools/lock.py >constraints.tmp && mv constraints.tmp constraints.txt
 
 clean:  ## remove what was built, but not .venv and not the cache
-	rm -rf build ops/_millrace_ops.* protos/*_pb2.py protos/*_pb2.pyi .pytest_cache .mypy_cache .ruff_cache demo-report
+	rm -rf build ops/_millrace_ops.* ops/_millrace_records.so protos/*_pb2.py protos/*_pb2.pyi .pytest_cache .mypy_cache .ruff_cache demo-report
 	rm -rf $(stamps)/protos *.egg-info

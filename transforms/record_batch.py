@@ -35,6 +35,18 @@ MAX_BLOCK_BYTES = 1_000_000
 
 KIND_KEY = b"millrace.kind"
 FID_METADATA = {KIND_KEY: b"fid"}
+FID_V1_METADATA = {KIND_KEY: b"fid_v1"}
+RAW_METADATA = {KIND_KEY: b"raw"}
+"""Kind of a feature: fids v2, fids v1 as they came, or raw bytes; none: plain values, which the Arrow type names."""
+
+ID_KEY = b"millrace.id"
+"""Field metadata: the number that the feature has in the records that it came from, decimal."""
+
+ROWS_PER_RECORD = 64
+"""Rows of one source record at most. `__SOURCE_ROW__` = index of the row in its record + 64 x number of the copy."""
+
+MAX_COPIES = 256
+"""Copies of a row, itself included, that a chain of steps may make: `__SOURCE_ROW__` is below 64 x 256."""
 
 METADATA_FIELDS: tuple[pa.Field, ...] = (
     pa.field(LABEL, pa.list_(pa.float32())),
@@ -110,11 +122,25 @@ def concat(batches: Sequence[pa.RecordBatch], schema: pa.Schema | None = None) -
     """One batch with the rows of all, in order; `schema` is needed when `batches` may be empty."""
     if len(batches) == 1:
         return batches[0]
-    if batches:
+    if batches and all(batch.schema.equals(batches[0].schema) for batch in batches):
         return pa.concat_batches(batches)
+    if batches:
+        return _concat_columns(batches)
     if schema is None:
         raise ValueError("concat of no batches needs a schema")
     return empty(schema)
+
+
+def _concat_columns(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """Batches of different columns: what a batch lacks is null. ValueError naming a column that has two types."""
+    kinds: dict[str, pa.Field] = {}
+    for field in itertools.chain.from_iterable(batch.schema for batch in batches):
+        seen = kinds.setdefault(field.name, field)
+        if seen.type != field.type or (seen.metadata or {}).get(KIND_KEY) != (field.metadata or {}).get(KIND_KEY):
+            raise ValueError(f"column {field.name}: {seen.type} in one batch, {field.type} in another")
+    table = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    (merged,) = table.select(list(kinds)).cast(pa.schema(list(kinds.values()))).combine_chunks().to_batches()
+    return merged
 
 
 def empty(schema: pa.Schema) -> pa.RecordBatch:
@@ -149,8 +175,62 @@ def split_by_bytes(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> l
 
 
 def is_fid_field(field: pa.Field) -> bool:
-    """Whether the field's metadata says that it holds fids."""
+    """Whether the field's metadata says that it holds fids v2."""
     return (field.metadata or {}).get(KIND_KEY) == b"fid"
+
+
+def is_fid_v1_field(field: pa.Field) -> bool:
+    """Whether the field's metadata says that it holds fids v1."""
+    return (field.metadata or {}).get(KIND_KEY) == b"fid_v1"
+
+
+def is_metadata_name(name: str) -> bool:
+    """Whether a column of this name holds row metadata (`__UID__`) and not a feature."""
+    return len(name) > 4 and name.startswith("__") and name.endswith("__") and name == name.upper()
+
+
+def feature_columns(schema: pa.Schema) -> list[str]:
+    """Names of the features, sparse and dense, in schema order."""
+    return [name for name in schema.names if not is_metadata_name(name)]
+
+
+def column_of(batch: pa.RecordBatch, name: str) -> pa.Array | None:
+    """The column `name`; None when the batch has none such."""
+    index = batch.schema.get_field_index(name)
+    return batch.column(index) if index >= 0 else None
+
+
+def with_column(batch: pa.RecordBatch, field: pa.Field, values: pa.Array) -> pa.RecordBatch:
+    """`batch` with the column `field.name` replaced where it stands, or appended."""
+    index = batch.schema.get_field_index(field.name)
+    if index < 0:
+        return batch.append_column(field, values)
+    return batch.set_column(index, field, values)
+
+
+def with_provenance(batch: pa.RecordBatch, partition: int = 0, first_offset: int = 0) -> pa.RecordBatch:
+    """`batch` as if each row were a source record of its own; for rows that come from nowhere, as in a notebook."""
+    offsets = np.arange(first_offset, first_offset + batch.num_rows)
+    for name, values in (
+        (SOURCE_PARTITION, np.full(batch.num_rows, partition, np.int32)),
+        (SOURCE_OFFSET, offsets),
+        (SOURCE_ROW, np.zeros(batch.num_rows, np.int32)),
+    ):
+        array = pa.array(values)
+        batch = with_column(batch, pa.field(name, array.type), array)
+    return batch
+
+
+def derived_rows(row: np.ndarray, copy: np.ndarray, fanout: int) -> np.ndarray:
+    """int32 [n] `__SOURCE_ROW__` of copies: unique as long as each step that copies knows its largest fan-out.
+
+    Args:
+      row: `__SOURCE_ROW__` of the row that is copied, [n].
+      copy: number of the copy in [0, fanout), 0 for the row itself.
+      fanout: rows that the step makes of one at most, the row itself included; the same for every batch.
+    """
+    index, before = row % ROWS_PER_RECORD, row // ROWS_PER_RECORD
+    return (index + ROWS_PER_RECORD * (before * fanout + copy)).astype(np.int32)
 
 
 def fid_columns(schema: pa.Schema) -> list[str]:

@@ -5,18 +5,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms import record_batch
-from transforms.fid import siphash24
-from transforms.key_index import mix64
+from transforms.draws import uniform
 
 _TRANSFORM = "negative_sampling"
-
-
-def uniform(seed: int, transform: str, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """float64 [n] in [0, 1) from hash(seed, transform, provenance): equal wherever and whenever it is computed."""
-    mixed = siphash24(pa.array([f"{seed}/{transform}"]))[0]
-    for part in (partition, offset, row):
-        mixed = mix64(mixed + np.asarray(part).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sample_negatives(batch: pa.RecordBatch, rate: float, seed: int) -> tuple[pa.RecordBatch, int]:

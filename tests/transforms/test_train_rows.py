@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from tests.reference.rows_reference import fid_of, label_of, shard_of, uniform_of
 from transforms import fid_sharding, join, record_batch
+from transforms.draws import uniform
 from transforms.feature_list import FeedConfig, FidFeature, LabelRule
 from transforms.fid import fid_v2
 from transforms.labels import label_lists, label_matrix, label_rows
-from transforms.sampling import positive_rows, sample_negatives, uniform
+from transforms.sampling import positive_rows, sample_negatives
 from transforms.train_rows import RowsToTrainBatches, rows_to_train_batch
 
 _CONFIG = FeedConfig(

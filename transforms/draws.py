@@ -1,0 +1,15 @@
+"""Random choices that depend on the row alone, so that retries and backfills make the same ones."""
+
+import numpy as np
+import pyarrow as pa
+
+from transforms.fid import siphash24
+from transforms.key_index import mix64
+
+
+def uniform(seed: int, transform: str, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """float64 [n] in [0, 1) from hash(seed, transform, provenance): equal wherever and whenever it is computed."""
+    mixed = siphash24(pa.array([f"{seed}/{transform}"]))[0]
+    for part in (partition, offset, row):
+        mixed = mix64(mixed + np.asarray(part).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53

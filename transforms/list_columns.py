@@ -1,0 +1,71 @@
+"""List columns as numpy: values and row splits, membership, and back."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def values_and_splits(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """(values [n], int64 row splits [rows + 1] that begin at 0) of a list column of primitives.
+
+    Without a copy for an array without nulls; a null row counts as empty. Slices are respected.
+    """
+    if column.null_count:
+        column = column.__class__.from_arrays(_compact_offsets(column), column.flatten())
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+    return values.to_numpy(zero_copy_only=False), offsets - offsets[0]
+
+
+def lengths(column: pa.ListArray) -> np.ndarray:
+    """int64 [rows]: values in each row; 0 for a null."""
+    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def row_of_value(splits: np.ndarray) -> np.ndarray:
+    """int64 [n]: the row of each value."""
+    return np.repeat(np.arange(len(splits) - 1), np.diff(splits))
+
+
+def list_array(
+    values: np.ndarray | pa.Array, splits: np.ndarray, type: pa.DataType | None = None, nulls: np.ndarray | None = None
+) -> pa.ListArray:
+    """A list column.
+
+    Args:
+      values: [n]
+      splits: row splits [rows + 1] that begin at 0.
+      type: of the values; default: theirs.
+      nulls: bool [rows], true where the row is null; such a row has no values.
+    """
+    array = values if isinstance(values, pa.Array) else pa.array(values, type)
+    offsets = pa.array(splits.astype(np.int32))
+    if nulls is None or not nulls.any():
+        return pa.ListArray.from_arrays(offsets, array)
+    return pa.ListArray.from_arrays(offsets, array, mask=pa.array(nulls))
+
+
+def one_each(values: np.ndarray | pa.Array, type: pa.DataType | None = None) -> pa.ListArray:
+    """A list column with one value a row."""
+    return list_array(values, np.arange(len(values) + 1), type)
+
+
+def splits_of(counts: np.ndarray) -> np.ndarray:
+    """int64 row splits [rows + 1] of the lengths of the rows."""
+    splits = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=splits[1:])
+    return splits
+
+
+def any_in(column: pa.ListArray, wanted: pa.Array) -> np.ndarray:
+    """bool [rows]: whether a row holds one of `wanted`, compared as the column's value type."""
+    found = np.zeros(len(column), bool)
+    if not len(wanted) or not len(column):
+        return found
+    hits = pc.is_in(column.flatten(), value_set=wanted.cast(column.type.value_type)).to_numpy(zero_copy_only=False)
+    found[pc.list_parent_indices(column).to_numpy()[hits]] = True
+    return found
+
+
+def _compact_offsets(column: pa.ListArray) -> pa.Array:
+    return pa.array(splits_of(lengths(column)).astype(np.int32))
