@@ -1,6 +1,6 @@
 """What a step of a recipe is: a pure function over batches, with counters, and random choices that repeat.
 
-A step knows nothing of Beam: `transforms/beam_step.py` makes it a PTransform, `transforms/recipe.py` a chain of several.
+A step knows nothing of Beam: `transforms/recipe.py` makes a chain of several, `transforms/beam_step.py` PTransforms.
 """
 
 import abc
@@ -31,6 +31,9 @@ class StepContext(NamedTuple):
     id: str = "step"
 
 
+_ALONE = StepContext()
+
+
 class Step(abc.ABC):
     """One step of a chain. Subclasses take `(config, context)`: their message of `protos/transform_config.proto`.
 
@@ -44,7 +47,7 @@ class Step(abc.ABC):
     example: ClassVar[str] = ""
     fanout: int = 1
 
-    def __init__(self, config: Any, context: StepContext = StepContext()) -> None:
+    def __init__(self, config: Any, context: StepContext = _ALONE) -> None:
         self.config, self.context = config, context
 
     @abc.abstractmethod
