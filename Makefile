@@ -24,7 +24,7 @@ library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
 
-.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos build asan tsan ubsan asan-ubsan sanitize bench bench-peer fuzz \
+.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer fuzz \
         conformance lock clean
 
 help:  ## list the targets
@@ -68,8 +68,8 @@ $(stamps)/servers: runtime/artifacts.py $(wildcard runtime/poms/*.xml) $(stamps)
 $(stamps)/extras: build_tools/install_extras | $(stamps)/tools
 	@build_tools/install_extras && touch $@
 
-demo: setup  ## run the whole loop on this machine (RUNNER=prism|flink, DATA=folder of ratings)
-	@$(bin)/millrace demo --runner $(RUNNER) $(if $(DATA),--data $(DATA))
+demo: setup  ## run the whole loop on this machine (RUNNER=prism|flink, DATA=folder of ratings, RECIPE=file)
+	@$(bin)/millrace demo --runner $(RUNNER) $(if $(DATA),--data $(DATA)) $(if $(RECIPE),--recipe $(RECIPE))
 
 test: test-cc test-unit test-service  ## run all tests (15 minutes)
 
@@ -123,6 +123,9 @@ typecheck: $(stamps)/protos  ## mypy
 	$(bin)/mypy
 
 protos: $(stamps)/protos  ## compile protos/*.proto
+
+docs: setup  ## write docs/transforms.md from the code
+	@$(bin)/python -m build_tools.transforms_doc
 
 build: $(library)  ## build the C++ library
 

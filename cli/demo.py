@@ -18,10 +18,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "demo",
         "Runs Kafka, ZooKeeper, a feed, a trainer, a model server and its agent on this machine, kills the trainer "
         "once, and reports what happened. Takes under three minutes and stops all that it started.",
-        "millrace demo\nmillrace demo --runner flink\nmillrace demo --data ../shared/data/movielens-latest-small",
+        "millrace demo\nmillrace demo --runner flink\nmillrace demo --recipe examples/recipes/full.yaml\n"
+        "millrace demo --data ../shared/data/movielens-latest-small",
         _run,
     )
     parser.add_argument("--runner", choices=("prism", "flink"), default="prism", help="Beam runner of the feed")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="steps that the feed runs on its rows")
     parser.add_argument("--data", type=Path, metavar="DIR", help="replay the MovieLens ratings in DIR")
     parser.add_argument("--rate", type=float, help="events a second")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long generated events flow (default: 100)")
@@ -44,7 +46,9 @@ def _run(arguments: argparse.Namespace) -> int:
         chosen = scenario.movielens(arguments.data, arguments.rate or _REPLAY_RATE)
     else:
         chosen = scenario.generated(arguments.rate or _RATE, arguments.seconds, arguments.seed, arguments.bad_records)
-    options = LoopOptions(runner=arguments.runner, report=arguments.report, seconds=arguments.seconds)
+    options = LoopOptions(
+        runner=arguments.runner, recipe=arguments.recipe, report=arguments.report, seconds=arguments.seconds
+    )
     try:
         record = LoopRun(chosen, options).run()
     except (ChildProcessError, TimeoutError) as error:

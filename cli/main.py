@@ -11,10 +11,11 @@ from typing import NoReturn
 
 from runtime.errors import UserError
 
-# Sub-command -> one-line summary. The command lives in cli/<name>.py, imported only when it is chosen: `--help` and
-# `millrace dev` must not pay for TensorFlow or Beam.
+# Sub-command -> one-line summary. The command lives in cli/<name>.py, with _ for a blank, imported only when it is
+# chosen: `--help` and `millrace dev` must not pay for TensorFlow or Beam.
 _COMMANDS = {
     "feed": "turn live events into training batches (Apache Beam)",
+    "feed backfill": "turn stored events into training batches, hour by hour",
     "train": "train a model on live or stored batches",
     "export": "export a checkpoint as a SavedModel",
     "serve": "serve exported models over gRPC",
@@ -37,7 +38,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _available() -> dict[str, str]:
-    return {name: text for name, text in _COMMANDS.items() if importlib.util.find_spec(f"cli.{name}") is not None}
+    return {name: text for name, text in _COMMANDS.items() if importlib.util.find_spec(_module(name)) is not None}
+
+
+def _module(command: str) -> str:
+    return f"cli.{command.replace(' ', '_')}"
 
 
 def _make_parser(chosen: str | None) -> _Parser:
@@ -58,7 +63,7 @@ def _make_parser(chosen: str | None) -> _Parser:
     )
     for name in commands:
         if name == chosen:
-            importlib.import_module(f"cli.{name}").add_parser(subparsers)
+            importlib.import_module(_module(name)).add_parser(subparsers)
         else:
             subparsers.add_parser(name)
     return parser
@@ -66,6 +71,8 @@ def _make_parser(chosen: str | None) -> _Parser:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses `argv`; a command that sets `accepts_unknown=True` finds foreign flags in `unknown`."""
+    if " ".join(argv[:2]) in _COMMANDS:
+        argv = [" ".join(argv[:2]), *argv[2:]]
     chosen = next((word for word in argv if not word.startswith("-")), None)
     parser = _make_parser(chosen)
     arguments, unknown = parser.parse_known_args(argv)

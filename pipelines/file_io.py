@@ -2,74 +2,51 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 
+from pipelines.file_sources import DEAD_LETTERS, ReadJsonLines
 from runtime.atomic_file import write_bytes, write_text
 from runtime.errors import UserError
-from transforms import beam_coder, record_batch  # noqa: F401 (the coder is registered)
 
 SUCCESS = "_SUCCESS"
 """Marker file, written last: without it a folder may lack rows."""
-
-_BLOCK_BYTES = 4 << 20
 
 
 class ReadEventFiles(beam.PTransform):
     """JSON-lines files to raw blocks (`record_batch.raw_schema`): partition = number of the file, offset = line number.
 
+    A file that cannot be read to its end fails the run: its events must not be missing without notice.
+
     Args:
-      pattern: path with wildcards; `.gz` and `.bz2` are decompressed. Files are numbered in the order of their names.
+      pattern: of the paths (`file_patterns`); compressed files are known by their names.
       topic: the topic whose events these are.
+      first_file: number of the first file.
 
     Raises: UserError when no file matches.
     """
 
-    def __init__(self, pattern: str, topic: str, field_name: str) -> None:
+    def __init__(self, pattern: str | Sequence[str], topic: str, field_name: str, first_file: int = 0) -> None:
         super().__init__()
-        self._topic = topic
-        found = FileSystems.match([pattern])[0].metadata_list
-        self._paths = list(enumerate(sorted(metadata.path for metadata in found)))
-        if not self._paths:
-            raise UserError(field_name, pattern, "no file matches", "check the path and quote its wildcards")
+        self._read = ReadJsonLines(pattern, topic=topic, field=field_name, first_file=first_file)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
-        return (
-            begin
-            | "ListFiles" >> beam.Create(self._paths)
-            | "SpreadFiles" >> beam.Reshuffle()
-            | "ReadLines" >> beam.ParDo(_ReadLinesDoFn(self._topic)).with_output_types(pa.RecordBatch)
-        )
+        read = begin | "ReadLines" >> self._read
+        _ = read[DEAD_LETTERS] | "RefuseDamage" >> beam.ParDo(_RefuseDoFn())
+        return read["rows"]
+
+    def display_data(self) -> dict[str, Any]:
+        return self._read.display_data()
 
 
-class _ReadLinesDoFn(beam.DoFn):
-    def __init__(self, topic: str) -> None:
-        self._schema = record_batch.raw_schema(topic)
-
-    def process(self, element: tuple[int, str]) -> Iterator[pa.RecordBatch]:
-        number, path = element
-        first, rest = 0, b""
-        with FileSystems.open(path) as file:
-            while chunk := file.read(_BLOCK_BYTES):
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield self._block(number, first, lines)
-                first += len(lines)
-        yield self._block(number, first, [rest])
-
-    def _block(self, number: int, first: int, lines: list[bytes]) -> pa.RecordBatch:
-        kept = [(first + index, line) for index, line in enumerate(lines) if line.strip()]
-        columns = [
-            pa.array([line for _, line in kept], pa.binary()),
-            pa.array([number] * len(kept), pa.int32()),
-            pa.array([offset for offset, _ in kept], pa.int64()),
-            pa.array([0] * len(kept), pa.int64()),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+class _RefuseDoFn(beam.DoFn):
+    def process(self, dead: pa.RecordBatch) -> None:
+        raise ValueError(f"a file is damaged: {dead.column('detail')[0].as_py()}")
 
 
 class WriteParquetDoFn(beam.DoFn):

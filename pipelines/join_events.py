@@ -1,51 +1,41 @@
-"""JoinEvents: the stateful shell around `transforms.join.JoinIndex`.
+"""JoinEvents: impressions with the actions on them, as a keyed step of a pipeline.
 
-Streaming, the key is one of a few shards of the request id, so that state, timers and bundles cost a few round trips a
-second however many users there are. Each shard's index lives in this process. What a runner keeps is a log: every block
-that the index took, every time it closed windows, and now and then, in place of all that, the whole index. An epoch in
-state, a random number of the last bundle, tells whether the index in memory is the one that the runner committed: if
-not (a retried bundle, a restart, another worker), it is built again from the log, which is read at no other time.
-Replaying gives the same index because the log holds the clock.
-
-Bounded, the shards are grouped and joined at once by event time.
+Streaming, a shard's `transforms.join.JoinIndex` is a machine of `pipelines.shard_state`, with the stage that makes
+train rows of its rows, if there is one. Bounded, the shards are grouped and joined at once by event time.
 """
 
-import struct
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam import coders
 from apache_beam.metrics import Metrics
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.utils.timestamp import Timestamp
-from apache_beam.utils.windowed_value import WindowedValue
 
 from pipelines.chain import Chain
+from pipelines.shard_state import CLOSE, ComposedFactory, MachineFactory, RowsStage, ShardStateDoFn
 from runtime import telemetry
 from transforms import beam_coder, record_batch  # noqa: F401 (the coder is registered)
 from transforms.event_schemas import ACTION_SCHEMA, impression_schema
 from transforms.feature_list import FeedConfig
 from transforms.fid import siphash24
 from transforms.join import JoinIndex, join_bounded
+from transforms.row_spill import IN_MEMORY, SpillSettings
+
+ROUTED_ACTIONS = "routed_actions"
+"""Tag of the actions that did not join, with the reason."""
 
 _NAMESPACE = telemetry.namespace("pipelines", "join_events")
 _COUNTED = telemetry.counter("feed_join", "What became of rows and actions in the join.", ("outcome",))
 _PENDING = telemetry.gauge("feed_join_pending_rows", "Rows that wait for an action.", ("shard",))
+_HELD = telemetry.gauge("feed_join_bytes", "Memory that a join holds.", ("shard",))
+_SPILLED = telemetry.gauge("feed_join_spilled_bytes", "What a join holds in files instead.", ("shard",))
 
 _SHARD_KEY = b"millrace-shard-1"
-# Below this size a log is not worth replacing.
-_LOG_BYTES = 1 << 20
-
-_IMPRESSIONS, _ACTIONS, _CLOSE, _SNAPSHOT = b"I", b"A", b"C", b"S"
-_HEADER = struct.Struct("<cqq")  # kind, number (a bag has no order), processing time in ms
+_IMPRESSIONS, _ACTIONS = b"I", b"A"
 
 
 def split_by_shard(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -69,15 +59,19 @@ def is_actions(rows: pa.RecordBatch) -> bool:
 
 
 class JoinEvents(beam.PTransform):
-    """(shard, impression or action rows) to (shard, joined rows of `transforms.join.joined_schema`).
+    """(shard, impression or action rows) to `rows`, (shard, joined rows), and `routed_actions`.
 
-    The input must carry its type, `tuple[int, pa.RecordBatch]`.
+    Joined rows have `transforms.join.joined_schema`, or are what `rows_stage` makes of them; routed actions have
+    `transforms.event_schemas.ROUTED_ACTION_SCHEMA`. The input must carry its type, `tuple[int, pa.RecordBatch]`.
 
     Args:
-      config: window and label actions.
+      config: window, lateness, label actions and what else rules the join.
       streaming: with state and timers; otherwise the input is bounded and grouped by shard.
       timer_seconds: how often a shard looks for windows that have closed.
       then: takes each output in the same step (`pipelines.chain` says why); what it gives is the output.
+      rows_stage: makes the stage that all rows of a shard pass in order of leaving; its state is kept with the join's.
+      max_pending_rows: rows that a shard holds in memory; the oldest beyond that lie in files of `spill_folder`.
+      spill_folder: on a local disk; default: the system's folder of temporary files.
       clock: seconds since the epoch.
 
     Counters (`millrace.pipelines.join_events`): the fields of `transforms.join.JoinCounters`, `index_loads`.
@@ -89,82 +83,100 @@ class JoinEvents(beam.PTransform):
         streaming: bool,
         timer_seconds: float = 0.2,
         then: beam.DoFn | None = None,
+        rows_stage: Callable[[], RowsStage] | None = None,
+        max_pending_rows: int | None = None,
+        spill_folder: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self._config, self._streaming, self._then = config, streaming, then or Chain()
+        self._config, self._streaming, self._then, self._stage = config, streaming, then, rows_stage
+        self._spill = SpillSettings(max_pending_rows, spill_folder)
         self._timer_seconds, self._clock = timer_seconds, clock
 
-    def expand(self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]) -> beam.PCollection[Any]:
+    def expand(self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]) -> Any:
         if self._streaming:
-            join = _JoinDoFn(self._config, uuid.uuid4().hex, self._timer_seconds, self._clock, self._then)
-            return sharded | "JoinInState" >> beam.ParDo(join)
+            join = join_do_fn(self._config, self._timer_seconds, self._then, self._stage, self._spill, self._clock)
+            return sharded | "JoinInState" >> _with_routes(join)
         grouped = sharded | "GroupShards" >> beam.GroupByKey()
-        return grouped | "JoinGroups" >> beam.ParDo(Chain(_JoinBoundedDoFn(self._config), self._then))
+        return grouped | "JoinGroups" >> _with_routes(JoinBoundedDoFn(self._config, self._stage, self._then))
+
+    def display_data(self) -> dict[str, Any]:
+        return {"model": self._config.model, "window_seconds": self._config.window_seconds}
 
 
-class _Counters:
-    """Adds the counts of a join to Beam's metrics and to this process's endpoint."""
-
-    def add(self, counts: dict[str, int]) -> None:
-        for name, count in counts.items():
-            Metrics.counter(_NAMESPACE, name).inc(count)
-            _COUNTED.labels(name).inc(count)
-
-
-@dataclass
-class _Shard:
-    """A shard's index in memory.
-
-    Attributes:
-      entries: number of the next log entry.
-      log_bytes: what was logged since the last snapshot, which has `base_bytes`.
-    """
-
-    index: JoinIndex
-    epoch: bytes = b""
-    entries: int = 0
-    log_bytes: int = 0
-    base_bytes: int = 0
-    timer_ms: int | None = None
+def join_do_fn(
+    config: FeedConfig,
+    timer_seconds: float = 0.2,
+    then: beam.DoFn | None = None,
+    rows_stage: Callable[[], RowsStage] | None = None,
+    spill: SpillSettings = IN_MEMORY,
+    clock: Callable[[], float] = time.time,
+) -> ShardStateDoFn:
+    """The streaming join, with the arguments of `JoinEvents`."""
+    factory: MachineFactory = JoinMachineFactory(config, spill)
+    if rows_stage is not None:
+        factory = ComposedFactory(factory, rows_stage)
+    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock)
 
 
-class _ShardCache:
-    """Shards between bundles, for all DoFn instances of this process; a bundle takes a shard out while it works."""
+@dataclass(frozen=True)
+class JoinMachineFactory:
+    """Makes join machines of a feed."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._shards: dict[tuple[str, int], _Shard] = {}
+    config: FeedConfig
+    spill: SpillSettings = IN_MEMORY
 
-    def take(self, run_id: str, number: int) -> _Shard | None:
-        with self._lock:
-            return self._shards.pop((run_id, number), None)
-
-    def put(self, run_id: str, number: int, shard: _Shard) -> None:
-        with self._lock:
-            self._shards[run_id, number] = shard
+    def __call__(self, saved: bytes | None) -> "JoinMachine":
+        return JoinMachine(JoinIndex.from_blocks(self.config, [] if saved is None else [saved], spill=self.spill))
 
 
-_cache = _ShardCache()
+class JoinMachine:
+    """A `JoinIndex` as a machine of `pipelines.shard_state`."""
+
+    def __init__(self, index: JoinIndex) -> None:
+        self._index = index
+
+    def apply(self, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
+        if kind == CLOSE:
+            return self._index.close_expired(now_ms)
+        return self._index.add_actions(rows, now_ms) if kind == _ACTIONS else self._index.add_impressions(rows, now_ms)
+
+    def take_side(self) -> Mapping[str, pa.RecordBatch]:
+        routed = self._index.take_routed()
+        return {ROUTED_ACTIONS: routed} if routed.num_rows else {}
+
+    def take_counts(self) -> Mapping[str, int]:
+        return self._index.counters.take()
+
+    def publish(self, shard: int) -> None:
+        _count(self.take_counts())
+        _PENDING.labels(str(shard)).set(self.pending_rows)
+        _HELD.labels(str(shard)).set(self.nbytes)
+        _SPILLED.labels(str(shard)).set(self._index.spilled_bytes)
+
+    def to_block(self) -> bytes:
+        return self._index.to_block()
+
+    @property
+    def next_close_ms(self) -> int | None:
+        return self._index.next_close_ms
+
+    @property
+    def pending_rows(self) -> int:
+        return self._index.pending_rows
+
+    @property
+    def nbytes(self) -> int:
+        return self._index.nbytes
 
 
-class _JoinDoFn(beam.DoFn):
-    _LOG = BagStateSpec("log", coders.BytesCoder())
-    _EPOCH = ReadModifyWriteStateSpec("epoch", coders.BytesCoder())
-    _TIMER = TimerSpec("close", TimeDomain.REAL_TIME)
+class JoinBoundedDoFn(beam.DoFn):
+    """The bounded join of a group of a shard, with the arguments of `JoinEvents`."""
 
     def __init__(
-        self,
-        config: FeedConfig,
-        run_id: str,
-        timer_seconds: float,
-        clock: Callable[[], float],
-        then: beam.DoFn,
+        self, config: FeedConfig, rows_stage: Callable[[], RowsStage] | None = None, then: beam.DoFn | None = None
     ) -> None:
-        self._config, self._run_id, self._clock, self._then = config, run_id, clock, then
-        self._timer_ms = round(timer_seconds * 1000)
-        self._counters = _Counters()
-        self._loads = Metrics.counter(_NAMESPACE, "index_loads")
+        self._config, self._stage, self._then = config, rows_stage, then or Chain()
 
     def setup(self) -> None:
         self._then.setup()
@@ -173,136 +185,43 @@ class _JoinDoFn(beam.DoFn):
         self._then.teardown()
 
     def start_bundle(self) -> None:
-        self._open: dict[int, _Shard] = {}
         self._then.start_bundle()
 
-    def process(
-        self,
-        element: tuple[int, pa.RecordBatch],
-        log: beam.transforms.userstate.BagRuntimeState = beam.DoFn.StateParam(_LOG),  # noqa: B008
-        epoch: beam.transforms.userstate.ReadModifyWriteRuntimeState = beam.DoFn.StateParam(_EPOCH),  # noqa: B008
-        timer: beam.transforms.userstate.RuntimeTimer = beam.DoFn.TimerParam(_TIMER),  # noqa: B008
-    ) -> Iterator[Any]:
-        number, rows = element
-        shard = self._shard(number, log, epoch)
-        now_ms = self._now_ms()
-        kind = _ACTIONS if is_actions(rows) else _IMPRESSIONS
-        left = _apply(shard.index, kind, now_ms, rows)
-        self._note(shard, log, kind, now_ms, record_batch.encode_ipc(rows))
-        self._arm(shard, timer, now_ms)
-        if left.num_rows:
-            yield from self._then.process((number, left))
-
-    @on_timer(_TIMER)
-    def close(
-        self,
-        number: int = beam.DoFn.KeyParam,
-        log: beam.transforms.userstate.BagRuntimeState = beam.DoFn.StateParam(_LOG),  # noqa: B008
-        epoch: beam.transforms.userstate.ReadModifyWriteRuntimeState = beam.DoFn.StateParam(_EPOCH),  # noqa: B008
-        timer: beam.transforms.userstate.RuntimeTimer = beam.DoFn.TimerParam(_TIMER),  # noqa: B008
-    ) -> Iterator[Any]:
-        shard = self._shard(number, log, epoch)
-        now_ms = self._now_ms()
-        left = shard.index.close_expired(now_ms)
-        self._note(shard, log, _CLOSE, now_ms, b"")
-        shard.timer_ms = None
-        self._arm(shard, timer, now_ms)
-        if left.num_rows:
-            yield from self._then.process((number, left))
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        yield from self._then.finish_bundle()
-        for number, shard in self._open.items():
-            self._counters.add(shard.index.counters.take())
-            _PENDING.labels(str(number)).set(shard.index.pending_rows)
-            _cache.put(self._run_id, number, shard)
-        self._open = {}
-
-    def _now_ms(self) -> int:
-        return int(self._clock() * 1000)
-
-    def _shard(
-        self,
-        number: int,
-        log: beam.transforms.userstate.BagRuntimeState,
-        epoch: beam.transforms.userstate.ReadModifyWriteRuntimeState,
-    ) -> _Shard:
-        """The shard as the runner committed it; it belongs to this bundle until the bundle ends."""
-        shard = self._open.get(number)
-        if shard is None:
-            committed = epoch.read() or b""
-            shard = _cache.take(self._run_id, number)
-            if shard is None or shard.epoch != committed:
-                shard = _load(self._config, log.read() if committed else ())
-                self._loads.inc()
-            shard.epoch = uuid.uuid4().bytes
-            epoch.write(shard.epoch)
-            self._open[number] = shard
-        return shard
-
-    def _note(
-        self, shard: _Shard, log: beam.transforms.userstate.BagRuntimeState, kind: bytes, now_ms: int, body: bytes
-    ) -> None:
-        """Logs what was just applied, or the whole index once the log has outgrown it."""
-        entry = _HEADER.pack(kind, shard.entries, now_ms) + body
-        shard.entries += 1
-        shard.log_bytes += len(entry)
-        if shard.log_bytes <= max(_LOG_BYTES, shard.base_bytes):
-            log.add(entry)
-            return
-        snapshot = _HEADER.pack(_SNAPSHOT, shard.entries - 1, now_ms) + shard.index.to_block()
-        log.clear()
-        log.add(snapshot)
-        shard.log_bytes, shard.base_bytes = 0, len(snapshot)
-
-    def _arm(self, shard: _Shard, timer: beam.transforms.userstate.RuntimeTimer, now_ms: int) -> None:
-        """Keeps one timer set while anything waits."""
-        next_ms = shard.index.next_close_ms
-        if next_ms is not None and shard.timer_ms is None:
-            shard.timer_ms = max(next_ms, now_ms + self._timer_ms)
-            timer.set(Timestamp(micros=shard.timer_ms * 1000))
-
-
-def _apply(index: JoinIndex, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
-    if kind == _CLOSE:
-        return index.close_expired(now_ms)
-    return index.add_actions(rows, now_ms) if kind == _ACTIONS else index.add_impressions(rows, now_ms)
-
-
-def _load(config: FeedConfig, entries: Iterable[bytes]) -> _Shard:
-    """Replays a log; what left then has left, and was counted."""
-    shard = _Shard(JoinIndex(config))
-    for entry in sorted(entries, key=_entry_number):
-        kind, number, now_ms = _HEADER.unpack_from(entry)
-        body = memoryview(entry)[_HEADER.size :]
-        shard.entries = number + 1
-        if kind == _SNAPSHOT:
-            shard.index = JoinIndex.from_blocks(config, [bytes(body)])
-            shard.base_bytes = len(entry)
-        else:
-            _apply(shard.index, kind, now_ms, record_batch.decode_ipc(body) if len(body) else None)
-            shard.log_bytes += len(entry)
-    shard.index.counters.take()
-    return shard
-
-
-def _entry_number(entry: bytes) -> int:
-    return int(_HEADER.unpack_from(entry)[1])
-
-
-class _JoinBoundedDoFn(beam.DoFn):
-    def __init__(self, config: FeedConfig) -> None:
-        self._config = config
-        self._counters = _Counters()
-
-    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        config = self._config
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
         parts = list(element[1])
-        impressions = record_batch.concat(
-            [p for p in parts if not is_actions(p)], impression_schema(config.context_fields())
-        )
-        actions = record_batch.concat([p for p in parts if is_actions(p)], ACTION_SCHEMA)
-        joined, counters = join_bounded(impressions, actions, config)
-        self._counters.add(counters.take())
-        if joined.num_rows:
-            yield element[0], joined
+        schema = impression_schema(self._config.context_fields())
+        impressions = record_batch.concat([part for part in parts if not is_actions(part)], schema)
+        actions = record_batch.concat([part for part in parts if is_actions(part)], ACTION_SCHEMA)
+        joined = join_bounded(impressions, actions, self._config)
+        _count(joined.counters.take())
+        rows = self._staged(joined.rows)
+        if rows.num_rows:
+            yield from self._then.process((element[0], rows))
+        if joined.routed.num_rows:
+            yield beam.pvalue.TaggedOutput(ROUTED_ACTIONS, joined.routed)
+
+    def finish_bundle(self) -> Any:
+        return self._then.finish_bundle()
+
+    def _staged(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        if self._stage is None or not rows.num_rows:
+            return rows
+        stage = self._stage()
+        staged = stage.process(rows)
+        stage.publish()
+        return staged
+
+
+def _with_routes(do_fn: beam.DoFn) -> beam.ParDo:
+    return beam.ParDo(do_fn).with_outputs(ROUTED_ACTIONS, main="rows")
+
+
+def _kind_of(rows: pa.RecordBatch) -> bytes:
+    return _ACTIONS if is_actions(rows) else _IMPRESSIONS
+
+
+def _count(counts: Mapping[str, int]) -> None:
+    """Adds the counts of a join to Beam's metrics and to this process's endpoint."""
+    for name, count in counts.items():
+        Metrics.counter(_NAMESPACE, name).inc(count)
+        _COUNTED.labels(name).inc(count)

@@ -12,6 +12,7 @@ from runtime.topics import Topics
 # What a timer, a bundle and a flush to Kafka may take beyond the join's window.
 _COMMIT_MARGIN_SECONDS = 5.0
 _KINDS = ("impressions", "actions")
+_RECORDS = "records"
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,20 @@ def plan_reads(options: FeedOptions) -> ReadPlan:
         train = source.topics.train(options.config.model)
         ensure_topic(source.connection, train, options.tuning.feed_shards)
         ensure_topic(source.connection, source.topics.dead_letter)
+        if options.config.routed_actions and source.records is None:
+            ensure_topic(source.connection, source.topics.routed_actions)
         feed_shards = len(partitions_of(source.connection, train))
     delay = options.config.window_seconds + options.tuning.timer_seconds + _COMMIT_MARGIN_SECONDS
     return ReadPlan(source.topics, start, end, feed_shards, delay)
 
 
 def _positions(source: KafkaSettings, flag: str, text: str) -> Positions:
-    by_kind = _by_kind(flag, text)
+    if source.records is not None:
+        topics, by_kind = {_RECORDS: source.records[0]}, {_RECORDS: text}
+    else:
+        topics, by_kind = {kind: getattr(source.topics, kind) for kind in _KINDS}, _by_kind(flag, text)
     positions: Positions = {}
-    for kind in _KINDS:
-        topic = getattr(source.topics, kind)
+    for kind, topic in topics.items():
         where = "latest" if flag == "--until" and by_kind[kind] == "end" else by_kind[kind]
         for partition, offset in resolve_start(source.connection, topic, where, source.group, flag).items():
             positions[topic, partition] = offset

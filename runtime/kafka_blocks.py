@@ -2,10 +2,13 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import eq, itemgetter
+from typing import NoReturn
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from runtime.errors import UserError
 from runtime.kafka_client import KafkaConnection, make_consumer, partitions_of
@@ -30,6 +33,7 @@ class Block:
     Attributes:
       timestamps_ms: Kafka record timestamps, 0 where the record has none.
       values: record values; None for a tombstone.
+      append_times: whether the timestamps are those of the broker, not of the producers.
     """
 
     topic: str
@@ -37,10 +41,13 @@ class Block:
     partitions: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     timestamps_ms: list[int] = field(default_factory=list)
+    append_times: bool = False
 
 
 class BlockReader:
     """Reads partitions from explicit offsets on, several topics through one client; never joins a consumer group.
+
+    Only committed records are given: neither those of aborted transactions nor those of open ones.
 
     Args:
       start: {(topic, partition): first offset to read}.
@@ -57,8 +64,18 @@ class BlockReader:
             queued_max_messages_kbytes=16_384,
             reconnect_backoff_max_ms=1000,
         )
-        self._consumer.assign([TopicPartition(*key, offset) for key, offset in start.items()])
+        self._next: Positions = {}
+        self.assign(start)
+
+    def assign(self, start: Mapping[tuple[str, int], int]) -> None:
+        """Reads these partitions from these offsets on, and no others."""
         self._next = dict(start)
+        self._consumer.assign([TopicPartition(*key, offset) for key, offset in start.items()])
+
+    def add(self, start: Mapping[tuple[str, int], int]) -> None:
+        """Reads these partitions as well."""
+        self._next |= start
+        self._consumer.incremental_assign([TopicPartition(*key, offset) for key, offset in start.items()])
 
     def read(self, max_records: int, seconds: float) -> list[Block]:
         """What is there, one block a topic, waiting at most `seconds` for `max_records`; [] when nothing is.
@@ -66,24 +83,14 @@ class BlockReader:
         Raises:
           KafkaReadError: the offset is gone (retention) or the topic was deleted.
         """
-        blocks: dict[str, Block] = {}
-        for message in self._consumer.consume(max_records, seconds):
-            error = message.error()
-            topic, partition = message.topic(), message.partition()
-            if error is not None:
-                if not error.retriable() and error.code() not in _PASSING:
-                    raise KafkaReadError(f"{topic}[{partition}]: {error.str()}")
-                continue
-            block = blocks.get(topic)
-            if block is None:
-                block = blocks[topic] = Block(topic)
-            offset = message.offset()
-            block.values.append(message.value())
-            block.partitions.append(partition)
-            block.offsets.append(offset)
-            block.timestamps_ms.append(max(0, message.timestamp()[1]))
-            self._next[topic, partition] = offset + 1
-        return list(blocks.values())
+        messages: Sequence[Message] = self._consumer.consume(max_records, seconds)
+        if any(map(Message.error, messages)):
+            messages = [message for message in messages if not self._is_event(message)]
+        blocks = [_block(topic, chosen) for topic, chosen in _by_topic(messages)]
+        for block in blocks:
+            for partition, offset in dict(zip(block.partitions, block.offsets, strict=True)).items():
+                self._next[block.topic, partition] = offset + 1
+        return blocks
 
     def positions(self) -> Positions:
         """Next offsets, also past control records and gaps that `read` never returned."""
@@ -91,6 +98,33 @@ class BlockReader:
         return {
             (each.topic, each.partition): max(each.offset, self._next[each.topic, each.partition]) for each in known
         }
+
+    def lags(self) -> dict[tuple[str, int], int | None]:
+        """Records of each partition that were not read yet, as of the last answer of its broker; None before that."""
+        lags: dict[tuple[str, int], int | None] = {}
+        for key, position in self.positions().items():
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
+            lags[key] = max(0, high - position) if high >= 0 else None
+        return lags
+
+    def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
+        """{topic: its partitions}, [] for one that does not exist; {} when no broker answers within `seconds`."""
+        found = {}
+        try:
+            for topic in topics:
+                metadata = self._consumer.list_topics(topic, timeout=seconds).topics[topic]
+                found[topic] = sorted(metadata.partitions)
+        except KafkaException:
+            return {}
+        return found
+
+    def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
+        """The oldest offset that is there; None when no broker answers within `seconds`."""
+        try:
+            low, _ = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=seconds)
+        except KafkaException:
+            return None
+        return int(low)
 
     def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
         """Records `positions` for the group without waiting; a failure shows at the next restart only."""
@@ -101,9 +135,51 @@ class BlockReader:
     def close(self) -> None:
         self._consumer.close()
 
+    def _is_event(self, message: Message) -> bool:
+        """Whether `message` is news of the client instead of a record; raises KafkaReadError for bad news."""
+        error = message.error()
+        if error is None:
+            return False
+        if not error.retriable() and error.code() not in _PASSING:
+            self._fail(message.topic(), message.partition(), error)
+        return True
+
+    def _fail(self, topic: str | None, partition: int | None, error: KafkaError) -> NoReturn:
+        place = f"{topic}[{partition}]"
+        if error.code() in _GONE:
+            raise KafkaReadError(f"{place} does not exist any more; was the topic deleted?")
+        if error.code() in _OUT_OF_RANGE:
+            offset = self._next.get((topic or "", partition or 0))
+            raise KafkaReadError(
+                f"{place}: offset {offset} is out of range: retention removed it, or the topic was made anew; "
+                "start from earliest or from another offset"
+            )
+        raise KafkaReadError(f"{place}: {error.str()}")
+
 
 # Broker restarts and lost connections: librdkafka reconnects by itself.
 _PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._PARTITION_EOF}
+_GONE = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
+_OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+
+def _by_topic(messages: Sequence[Message]) -> Iterator[tuple[str, Sequence[Message]]]:
+    topics = list(map(Message.topic, messages))
+    for topic in dict.fromkeys(topics):
+        same = map(eq, topics, [topic] * len(topics))
+        yield topic, messages if topics.count(topic) == len(topics) else list(compress(messages, same))
+
+
+def _block(topic: str, messages: Sequence[Message]) -> Block:
+    stamps = list(map(Message.timestamp, messages))
+    return Block(
+        topic,
+        list(map(Message.value, messages)),
+        list(map(Message.partition, messages)),
+        list(map(Message.offset, messages)),
+        [time_ms if time_ms > 0 else 0 for time_ms in map(itemgetter(1), stamps)],
+        all(kind == TIMESTAMP_LOG_APPEND_TIME for kind in map(itemgetter(0), stamps)),
+    )
 
 
 def resolve_start(
@@ -137,6 +213,17 @@ def resolve_start(
     finally:
         consumer.close()
     return {partition: min(high, max(low, chosen.get(partition, low))) for partition, (low, high) in ends.items()}
+
+
+def resolve_topics(
+    connection: KafkaConnection, topics: Collection[str], start: str, group_id: str, field_name: str = "start"
+) -> Positions:
+    """`resolve_start` of several topics."""
+    return {
+        (topic, partition): offset
+        for topic in topics
+        for partition, offset in resolve_start(connection, topic, start, group_id, field_name).items()
+    }
 
 
 def _committed(consumer: Consumer, topic: str, partitions: list[int]) -> dict[int, int]:

@@ -2,15 +2,21 @@
 
 import configparser
 import logging
+import re
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from runtime.deadline import wait_until
 from runtime.errors import UserError
+
+MAX_MESSAGE_BYTES = 8_000_000
+"""What a producer sends at most, uncompressed."""
 
 _REQUEST_SECONDS = 10.0
 _CHECK_SECONDS = 5.0  # what a user waits for "no broker answers"
@@ -32,6 +38,9 @@ class _NowAndThen(logging.Filter):
         self._quiet_until[kind] = now + self._seconds
         return True
 
+
+_Client = TypeVar("_Client", Producer, Consumer, AdminClient)
+_SECRET = re.compile("password|secret|token|oauthbearer|\\.pem$|jaas")
 
 # What librdkafka has to say goes to the process's log, with its role, instead of straight to stderr.
 _client_log = logging.getLogger("kafka")
@@ -75,16 +84,36 @@ class KafkaConnection:
         return config
 
 
+def _client(kind: Callable[..., _Client], connection: KafkaConnection, config: Mapping[str, object]) -> _Client:
+    """A client; UserError, without the values of secrets, when it refuses a setting."""
+    try:
+        return kind(dict(config), logger=_client_log)
+    except KafkaException as error:
+        raise UserError(
+            "--kafka-properties",
+            connection.properties_file,
+            _without_secrets(error.args[0].str(), config),
+            "correct it; librdkafka's CONFIGURATION.md lists every setting",
+        ) from None  # the cause would show what is hidden here
+
+
+def _without_secrets(text: str, config: Mapping[str, object]) -> str:
+    for name, value in config.items():
+        if _SECRET.search(name) and value:
+            text = text.replace(str(value), "***")
+    return text
+
+
 def make_producer(connection: KafkaConnection, **overrides: str | int | float) -> Producer:
     """An idempotent producer (`acks=all`, lz4); `overrides` use `_` for `.`: `linger_ms=5`."""
     config = connection.client_config() | {
         "enable.idempotence": True,
         "compression.type": "lz4",
         "linger.ms": 5,
-        "message.max.bytes": 8_000_000,
+        "message.max.bytes": MAX_MESSAGE_BYTES,
     }
     config.update({key.replace("_", "."): value for key, value in overrides.items()})
-    return Producer(config, logger=_client_log)
+    return _client(Producer, connection, config)
 
 
 def make_consumer(connection: KafkaConnection, group_id: str = "millrace", **overrides: str | int | float) -> Consumer:
@@ -99,7 +128,7 @@ def make_consumer(connection: KafkaConnection, group_id: str = "millrace", **ove
         "isolation.level": "read_committed",
     }
     config.update({key.replace("_", "."): value for key, value in overrides.items()})
-    return Consumer(config, logger=_client_log)
+    return _client(Consumer, connection, config)
 
 
 def flush_or_raise(producer: Producer, seconds: float = 30.0) -> None:
@@ -110,21 +139,43 @@ def flush_or_raise(producer: Producer, seconds: float = 30.0) -> None:
 
 
 def make_admin(connection: KafkaConnection) -> AdminClient:
-    return AdminClient(connection.client_config())
+    return _client(AdminClient, connection, connection.client_config())
 
 
 def check_broker(connection: KafkaConnection, field_name: str = "--kafka", seconds: float = _CHECK_SECONDS) -> None:
     """Raises UserError unless a broker answers a metadata request."""
+    refusals: list[KafkaError] = []
+
+    def on_error(error: KafkaError) -> None:
+        if error.code() in _REFUSALS:
+            refusals.append(error)
+
+    # log_level 0: the error below says it all; the client would repeat it on stderr at every attempt.
+    admin = _client(AdminClient, connection, connection.client_config() | {"log_level": 0, "error_cb": on_error})
     try:
-        # log_level 0: the error below says it all; the client would repeat it on stderr at every attempt.
-        AdminClient(connection.client_config() | {"log_level": 0}).list_topics(timeout=seconds)
+        admin.list_topics(timeout=seconds)
     except KafkaException as error:
+        admin.poll(0)  # hands over what was told in the background
+        if refusals:
+            raise _refused(connection, refusals[-1], field_name) from error
         raise UserError(
             field_name,
             connection.bootstrap_servers,
             f"no Kafka broker answers ({error.args[0].str()})",
             "start one with `millrace dev up` or name another address",
         ) from error
+
+
+_REFUSALS = {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
+
+
+def _refused(connection: KafkaConnection, error: KafkaError, field_name: str) -> UserError:
+    reason = _without_secrets(error.str(), connection.client_config())
+    if connection.properties_file is None:
+        return UserError(field_name, connection.bootstrap_servers, reason, "name TLS and SASL in --kafka-properties")
+    return UserError(
+        "--kafka-properties", connection.properties_file, reason, "correct the user, the password or the certificates"
+    )
 
 
 def partitions_of(connection: KafkaConnection, topic: str, field_name: str = "topic") -> list[int]:
@@ -156,6 +207,22 @@ def _has_leaders(admin: AdminClient, topic: str) -> bool:
     return bool(metadata.partitions) and all(each.leader >= 0 for each in metadata.partitions.values())
 
 
+def max_record_bytes(connection: KafkaConnection, topic: str, seconds: float = _REQUEST_SECONDS) -> int:
+    """`max.message.bytes` of `topic`; `MAX_MESSAGE_BYTES` where the user may not ask."""
+    admin = make_admin(connection)
+    future = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)], request_timeout=seconds)
+    try:
+        settings = next(iter(future.values())).result()
+    except KafkaException as error:
+        if error.args[0].code() not in (
+            KafkaError.TOPIC_AUTHORIZATION_FAILED,
+            KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        ):
+            raise
+        return MAX_MESSAGE_BYTES
+    return int(settings["max.message.bytes"].value)
+
+
 def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, int]]:
     """{partition: (first offset, next offset)} of `topic` now."""
     consumer = make_consumer(connection, group_id="millrace-watermarks")
@@ -169,6 +236,7 @@ def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, 
 
 
 __all__ = [
+    "MAX_MESSAGE_BYTES",
     "ConfigResource",
     "KafkaConnection",
     "ResourceType",
@@ -179,6 +247,7 @@ __all__ = [
     "make_admin",
     "make_consumer",
     "make_producer",
+    "max_record_bytes",
     "partitions_of",
     "watermarks",
 ]

@@ -22,6 +22,11 @@ class Topics:
         return f"{self.prefix}feed.dead-letter"
 
     @property
+    def routed_actions(self) -> str:
+        """Actions that did not join, with the reason."""
+        return f"{self.prefix}feed.routed-actions"
+
+    @property
     def model_events(self) -> str:
         return f"{self.prefix}model.events"
 

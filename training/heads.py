@@ -28,8 +28,23 @@ def correct_logits(logits: tf.Tensor, sample_rates: tf.Tensor) -> tf.Tensor:
     return logits - tf.math.log(tf.clip_by_value(sample_rates, _LEAST_RATE, 1.0))[:, tf.newaxis]
 
 
+def fake_negative_weights(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Weights of losses where every row comes once as a negative: `transforms.fake_negatives` has the formula.
+
+    Args:
+      logits, labels: float32 [rows, heads]; the logits are the raw ones and get no gradient.
+    """
+    probabilities = tf.stop_gradient(tf.sigmoid(logits))
+    return (1.0 + probabilities) * tf.where(labels > 0.0, 1.0, 1.0 - probabilities)
+
+
 def total_loss(
-    heads: tuple[Head, ...], logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, sample_rates: tf.Tensor
+    heads: tuple[Head, ...],
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    sample_rates: tf.Tensor,
+    early_negatives: bool = False,
 ) -> tf.Tensor:
     """Sum over rows and heads of weight * cross entropy of the corrected logit; invalid labels count nothing.
 
@@ -38,10 +53,13 @@ def total_loss(
     Args:
       logits, labels: float32 [rows, heads].
       weights, sample_rates: float32 [rows].
+      early_negatives: rows come as negatives before their action can, and again with it.
     """
     valid = valid_labels(labels)
     targets = tf.where(valid, labels, 0.0)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, correct_logits(logits, sample_rates))
+    if early_negatives:
+        losses *= fake_negative_weights(logits, labels)
     head_weights = tf.constant([[head.weight for head in heads]], tf.float32)
     return tf.reduce_sum(tf.where(valid, losses, 0.0) * head_weights * weights[:, tf.newaxis])
 

@@ -17,6 +17,7 @@ from training.movielens import is_movielens, read_movielens
 from training.task import Task
 from training.train_step import TrainStep, new_stores
 from transforms import record_batch
+from transforms.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
 Progress = Callable[[int, int], None]
 
@@ -41,11 +42,13 @@ class OfflineResult:
 
 
 def read_input(path: Path, task: Task) -> pa.RecordBatch:
-    """All rows at `path`: a MovieLens folder, a Parquet file, or a folder of Parquet files in name order."""
+    """All rows at `path`: a MovieLens folder, a Parquet file, or a folder of Parquet files in the order of their paths.
+
+    Folders below are read as well, but not what did not become rows, nor what is still being written.
+    """
     if is_movielens(path):
         return read_movielens(path, task)
-    # Not what lies in folders below: the feed puts its dead letters there.
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files = _parquet_files(path) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UserError("--input", path, "no Parquet file and no ratings.csv there", "name a file or folder with data")
     names = [*Layout.of(task).sparse, *(field.name for field in record_batch.METADATA_FIELDS)]
@@ -61,6 +64,15 @@ def read_input(path: Path, task: Task) -> pa.RecordBatch:
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise UserError("--input", path, str(error), f"make it with `millrace feed` for task {task.name}") from error
     return whole
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    found = (path.relative_to(folder) for path in folder.rglob("*.parquet"))
+    return [folder / path for path in sorted(found) if not any(map(_is_aside, path.parts))]
+
+
+def _is_aside(name: str) -> bool:
+    return name in (DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER) or name.startswith(".")
 
 
 def train(

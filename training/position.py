@@ -8,25 +8,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-ROWS_PER_RECORD = 64  # a source record has at most 64 rows: one uint64 of bits
+from transforms.record_batch import MAX_COPIES, ROWS_PER_RECORD
+
 _INITIAL_RECORDS = 1 << 12
+_ROWS = ROWS_PER_RECORD * MAX_COPIES
 
 
 class ProvenanceError(ValueError):
-    """A row index outside of 0..63, a negative offset, or a saved state that cannot be read."""
+    """A row index that no step makes, a negative offset, or a saved state that cannot be read."""
 
 
 class SeenRows:
-    """Which (partition, offset, row) were applied: one 64-bit word a source record, over a sliding horizon.
+    """Which (partition, offset, row) were applied: bits by source record, over a sliding horizon.
+
+    The 64 rows of a record are one word, their first copies another one, and so on: a window of words for each
+    partition and number of the copy that has been seen, each with a horizon of its own.
 
     Args:
-      horizon: source records remembered behind the newest one of each partition; older rows are too old to tell, so
+      horizon: source records remembered behind the newest one of each window; older rows are too old to tell, so
         they are refused and counted. Rounded up to a power of two.
     """
 
     def __init__(self, horizon: int = 1 << 20) -> None:
         self.horizon = 1 << max(0, horizon - 1).bit_length()
-        self._windows: dict[int, _Window] = {}
+        self._windows: dict[tuple[int, int], _Window] = {}
 
     def admit(self, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> "Admission":
         """Marks the rows that are new; of equal rows in one call the first is new.
@@ -36,16 +41,19 @@ class SeenRows:
         """
         if not len(row):
             return Admission(np.zeros(0, bool), 0, 0)
-        if row.min() < 0 or row.max() >= ROWS_PER_RECORD or offset.min() < 0:
+        if row.min() < 0 or row.max() >= _ROWS or offset.min() < 0:
             raise ProvenanceError(
-                f"source rows {row.min()}..{row.max()} from offset {offset.min()} on: not in 0..63, >= 0"
+                f"source rows {row.min()}..{row.max()} from offset {offset.min()} on: not in 0..{_ROWS - 1}, >= 0"
             )
         new = np.zeros(len(row), bool)
         too_old = 0
-        for each in np.unique(partition).tolist():
-            chosen = np.flatnonzero(partition == each)
-            window = self._windows.setdefault(each, _Window(self.horizon))
-            fresh, old = window.admit(offset[chosen], row[chosen])
+        windows = partition * MAX_COPIES + row // ROWS_PER_RECORD
+        for each in np.unique(windows).tolist():
+            chosen = np.flatnonzero(windows == each)
+            key = divmod(each, MAX_COPIES)
+            if key not in self._windows:
+                self._windows[key] = _Window(self.horizon)
+            fresh, old = self._windows[key].admit(offset[chosen], row[chosen] % ROWS_PER_RECORD)
             new[chosen] = fresh
             too_old += old
         return Admission(new, int(len(row) - new.sum() - too_old), too_old)
@@ -53,10 +61,11 @@ class SeenRows:
     def save(self) -> bytes:
         """The state as a compressed NumPy archive."""
         arrays: dict[str, np.ndarray] = {}
-        for partition, window in self._windows.items():
+        for key, window in self._windows.items():
+            name = _name_of(*key)
             base, words = window.content()
-            arrays[f"base_{partition}"] = np.array(base)
-            arrays[f"words_{partition}"] = words
+            arrays[f"base_{name}"] = np.array(base)
+            arrays[f"words_{name}"] = words
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, horizon=np.array(self.horizon), **arrays)
         return buffer.getvalue()
@@ -69,12 +78,23 @@ class SeenRows:
                 seen = cls(int(arrays["horizon"]))
                 for name in arrays.files:
                     if name.startswith("base_"):
-                        partition = int(name.removeprefix("base_"))
-                        words = arrays[f"words_{partition}"]
-                        seen._windows[partition] = _Window(seen.horizon, int(arrays[name]), words)
+                        window = name.removeprefix("base_")
+                        words = arrays[f"words_{window}"]
+                        seen._windows[_key_of(window)] = _Window(seen.horizon, int(arrays[name]), words)
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ProvenanceError(f"saved provenance cannot be read: {error}") from error
         return seen
+
+
+def _name_of(partition: int, copy: int) -> str:
+    """Name of a window in a saved state."""
+    return f"{partition}_{copy}" if copy else str(partition)
+
+
+def _key_of(name: str) -> tuple[int, int]:
+    """(partition, copy) of a name. ValueError for any other."""
+    partition, _, copy = name.partition("_")
+    return int(partition), int(copy or 0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class Admission:
 
 
 class _Window:
-    """Words of the records [base, end) of one partition, in a ring that grows up to the horizon."""
+    """Words of the records [base, end) of one partition and copy, in a ring that grows up to the horizon."""
 
     def __init__(self, horizon: int, base: int = -1, words: np.ndarray | None = None) -> None:
         self._horizon = horizon

@@ -113,6 +113,8 @@ class Task(ABC):
       dense_learning_rate: of the Keras optimizer (Adam) of the dense variables.
       window_seconds: how long an impression waits for its actions before it counts as negative.
       negative_rate: share of negatives kept by the feed.
+      early_negatives: rows reach the trainer as negatives at once, and again when their action comes within the window;
+        the loss is weighted accordingly (`transforms.fake_negatives`).
     """
 
     name: str
@@ -121,6 +123,7 @@ class Task(ABC):
     dense_learning_rate: float = 0.001
     window_seconds: float = 5.0
     negative_rate: float = 1.0
+    early_negatives: bool = False
 
     @abstractmethod
     def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +155,7 @@ class Task(ABC):
             "labels": tuple(head.label for head in self.heads),
             "window_seconds": self.window_seconds,
             "negative_rate": self.negative_rate,
+            "early_negatives": self.early_negatives,
         }
         return FeedConfig(**(settings | overrides))
 

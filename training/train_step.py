@@ -97,7 +97,8 @@ class TrainStep:
             variables = self.dense.trainable
             tape.watch([variable.value for variable in variables])
             logits = self.dense.logits(self._embeddings(pooled), training=True)
-            loss = total_loss(tuple(self.task.heads), logits, labels, weights, sample_rates)
+            heads, early = tuple(self.task.heads), self.task.early_negatives
+            loss = total_loss(heads, logits, labels, weights, sample_rates, early)
         gradients, pooled_gradients = tape.gradient(
             loss, ([v.value for v in variables], pooled), unconnected_gradients=tf.UnconnectedGradients.ZERO
         )

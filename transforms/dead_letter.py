@@ -25,6 +25,20 @@ class Reason(StrEnum):
     UNKNOWN_SCHEMA_VERSION = "unknown_schema_version"
     OUT_OF_RANGE = "out_of_range"
     BAD_TIMESTAMP = "bad_timestamp"
+    MALFORMED_FRAME = "malformed_frame"
+    TRUNCATED = "truncated"
+    BAD_CHECKSUM = "bad_checksum"
+    UNKNOWN_DATA_SOURCE = "unknown_data_source"
+    MALFORMED_AVRO = "malformed_avro"
+    UNKNOWN_SCHEMA = "unknown_schema"
+    MALFORMED_PROTO = "malformed_proto"
+    MALFORMED_LINE_ID = "malformed_line_id"
+    MALFORMED_ARROW = "malformed_arrow"
+    BATCH_SIZE_MISMATCH = "batch_size_mismatch"
+    TOO_MANY_ROWS = "too_many_rows"
+    TOO_MANY_FEATURES = "too_many_features"
+    DUPLICATE_FEATURE = "duplicate_feature"
+    RESERVED_NAME = "reserved_name"
 
 
 SCHEMA = pa.schema(
@@ -58,6 +72,13 @@ class Refusals:
         self._rows.extend(new.tolist())
         self._reasons.extend([reason.value] * len(new))
         self._details.extend([detail] * len(new))
+
+    def add_each(self, rows: np.ndarray, reasons: list[str], details: list[str]) -> None:
+        """Refuses `rows`, int64 positions in the block that no one has refused, each for a reason of its own."""
+        self._refused[rows] = True
+        self._rows.extend(rows.tolist())
+        self._reasons.extend(reasons)
+        self._details.extend(details)
 
     def accepted(self) -> np.ndarray:
         """int64 positions of the rows not refused so far, ascending."""

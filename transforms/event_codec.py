@@ -1,12 +1,8 @@
-"""JSON events from Kafka to rows: `pyarrow.json` over whole blocks, dead letters for what cannot be read.
+"""JSON events from Kafka to rows, and dead letters for what cannot be read or breaks a rule.
 
-A block is joined with newlines and parsed at once. One malformed record fails the whole parse, so a failing block is
-split, around the bad record where the parser names it, else in halves, until the bad one stands alone: k bad records
-among n cost O(k log n) parses at most, and good ones are not touched by Python. `transforms/README.md` describes the
-events and the rows.
+`json_blocks` parses whole blocks; the checks run over columns. `transforms/README.md` describes events and rows.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -14,15 +10,13 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json
 from apache_beam.metrics import Metrics
 
 from runtime import telemetry
 from transforms import (
     beam_coder,  # noqa: F401 (registers the coder)
     dead_letter,
-    event_diagnosis,
-    record_batch,
+    json_blocks,
 )
 from transforms.dead_letter import Reason, Refusals
 from transforms.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
@@ -30,7 +24,6 @@ from transforms.feature_list import CONTEXT_PREFIX
 from transforms.fid import SIGNATURE_MASK
 
 SCHEMA_VERSION = 1
-MAX_VALUE_BYTES = 1 << 20
 MAX_ITEMS = 64  # the row index has six bits in an audit fid
 MAX_REQUEST_ID_BYTES = 256  # hashing costs as much as the longest id of a block
 MAX_TEXT_BYTES = 1024  # likewise for context strings and action names
@@ -41,12 +34,6 @@ DAY_MS = 86_400_000
 DEAD_LETTERS = "dead_letters"
 """Tag of the second output of the PTransforms below."""
 
-# pyarrow's parser stops after 100,000 objects a block.
-_MAX_PARSE_ROWS = 50_000
-# A parse costs 300 us even of one record. After so many failed ones the block is mostly garbage, and looking at each of
-# its records is faster.
-_MAX_FAILURES = 32
-_ROW_IN_PROBLEM = re.compile(r" in row (\d+)$")
 _NAMESPACE = telemetry.namespace("transforms", "event_codec")
 
 
@@ -141,7 +128,7 @@ def decode_impressions(
     refusals = Refusals(block)
     context = pa.struct([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in context_fields.items()])
     schema = _IMPRESSION_JSON if not context_fields else _IMPRESSION_JSON.append(pa.field("context", context))
-    parsed, rows = _parse(block, schema, refusals)
+    parsed, rows = json_blocks.parse(block, schema, refusals, SCHEMA_VERSION)
     _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
     _refuse_ids(parsed.column("user_id"), "user_id", rows, refusals)
     _refuse_items(parsed.column("item_ids"), rows, refusals)
@@ -173,7 +160,7 @@ def decode_actions(
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Action records to (rows of `ACTION_SCHEMA`, dead letters); arguments as of `decode_impressions`."""
     refusals = Refusals(block)
-    parsed, rows = _parse(block, _ACTION_JSON, refusals)
+    parsed, rows = json_blocks.parse(block, _ACTION_JSON, refusals, SCHEMA_VERSION)
     _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
     _refuse_ids(parsed.column("item_id"), "item_id", rows, refusals)
     action, value = parsed.column("action"), parsed.column("value")
@@ -255,128 +242,3 @@ def _refuse_length(column: pa.Array, name: str, largest: int, rows: np.ndarray, 
 
 def _outside(column: pa.Array) -> pa.BooleanArray:
     return pc.or_(pc.less(column, 0), pc.greater(column, SIGNATURE_MASK))
-
-
-# Parsing
-
-
-def _parse(block: pa.RecordBatch, schema: pa.Schema, refusals: Refusals) -> tuple[pa.RecordBatch, np.ndarray]:
-    """Parses what can be parsed.
-
-    Returns: (one row a parsed record with the columns of `schema`, int64 positions of those records in `block`).
-    """
-    values = block.column("value")
-    _refuse_unreadable(values, refusals)
-    batches, positions, failures = [], [], 0
-    todo = _runs(refusals.accepted())
-    while todo:
-        rows = todo.pop()
-        batch, problem = _parse_run(values.take(pa.array(rows)), schema)
-        if batch is not None:
-            batches.append(batch)
-            positions.append(rows)
-            continue
-        failures += 1
-        if len(rows) == 1:
-            reason, detail = event_diagnosis.diagnose(values[int(rows[0])].as_py(), schema, SCHEMA_VERSION, problem)
-            refusals.add(rows, reason, detail)
-        else:
-            todo += _split(rows, problem)
-        if failures == _MAX_FAILURES:
-            todo = [kept for run in todo if len(kept := _screen(values, run, schema, refusals))]
-    found = np.concatenate(positions) if positions else np.zeros(0, np.int64)
-    return record_batch.concat(batches, schema), found
-
-
-def _screen(values: pa.BinaryArray, rows: np.ndarray, schema: pa.Schema, refusals: Refusals) -> np.ndarray:
-    """Refuses, one record at a time, what Python's parser finds bad; returns the other rows."""
-    for row in rows.tolist():
-        fault = event_diagnosis.find_fault(values[row].as_py(), schema, SCHEMA_VERSION)
-        if fault:
-            refusals.add(np.array([row]), *fault)
-    return rows[refusals.keep(rows)]
-
-
-def _runs(rows: np.ndarray) -> list[np.ndarray]:
-    """`rows` in pieces that the parser takes, last piece first."""
-    return [rows[at : at + _MAX_PARSE_ROWS] for at in range(0, len(rows), _MAX_PARSE_ROWS)][::-1]
-
-
-def _split(rows: np.ndarray, problem: str) -> list[np.ndarray]:
-    """`rows` without its bad record, where the parser says which one, else its halves; later rows first."""
-    named = _ROW_IN_PROBLEM.search(problem)
-    at = int(named[1]) if named else -1
-    if 0 <= at < len(rows):
-        pieces = [rows[at + 1 :], rows[at : at + 1], rows[:at]]
-    else:
-        pieces = [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
-    return [piece for piece in pieces if len(piece)]
-
-
-def _parse_run(values: pa.BinaryArray, schema: pa.Schema) -> tuple[pa.RecordBatch | None, str]:
-    """(one row a value, "") or (None, what is wrong).
-
-    Each value begins with `{` and ends with `}` (`_refuse_unreadable`). Between values there is then `}` newline `{`,
-    which is valid JSON between two objects only. So every value gives one object or more, and as many objects as values
-    means one each: rows cannot shift against their source.
-    """
-    one_list = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
-    text = pc.binary_join(one_list, b"\n")[0].as_buffer()
-    read = pyarrow.json.ReadOptions(use_threads=False, block_size=text.size + 1)
-    parse = pyarrow.json.ParseOptions(
-        explicit_schema=schema, newlines_in_values=True, unexpected_field_behavior="ignore"
-    )
-    try:
-        table = pyarrow.json.read_json(pa.BufferReader(text), read_options=read, parse_options=parse)
-    except pa.ArrowInvalid as error:
-        return None, str(error)
-    if table.num_rows != len(values):
-        return None, "more than one JSON object"
-    return table.combine_chunks().to_batches()[0], ""
-
-
-def _refuse_unreadable(values: pa.BinaryArray, refusals: Refusals) -> None:
-    """Refuses what is empty, too large, not UTF-8 or does not look like one JSON object from outside."""
-    plain = pc.fill_null(values, b"")
-    lengths = pc.binary_length(plain).to_numpy(zero_copy_only=False)
-    refusals.add(np.flatnonzero(lengths == 0), Reason.EMPTY_VALUE, "no value")
-    too_large = np.flatnonzero(lengths > MAX_VALUE_BYTES)
-    refusals.add(too_large, Reason.TOO_LARGE, f"more than {MAX_VALUE_BYTES} bytes")
-    rows = refusals.accepted()
-    for bad in _not_utf8(plain, rows):
-        refusals.add(bad, Reason.NOT_UTF8, "not UTF-8")
-    rows = refusals.accepted()
-    first, last, has_nul = _outer_bytes(plain.take(pa.array(rows)))
-    odd = (first != ord("{")) | (last != ord("}")) | has_nul
-    # White space around an object is legal and rare: only these few are looked at one by one.
-    for row, nul in zip(rows[odd].tolist(), has_nul[odd].tolist(), strict=True):
-        stripped = plain[row].as_py().strip(b" \t\r\n")
-        if nul or not (stripped.startswith(b"{") and stripped.endswith(b"}")):
-            refusals.add(np.array([row]), *event_diagnosis.not_an_object(stripped))
-
-
-def _not_utf8(values: pa.BinaryArray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions among `rows` of values that are not UTF-8, one at a time."""
-    todo = [rows] if len(rows) else []
-    while todo:
-        some = todo.pop()
-        try:
-            values.take(pa.array(some)).cast(pa.string())
-        except pa.ArrowInvalid:
-            if len(some) == 1:
-                yield some
-            else:
-                middle = len(some) // 2
-                todo += [some[middle:], some[:middle]]
-
-
-def _outer_bytes(values: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First byte, last byte, and whether a NUL is inside (JSON has none, and the parser stops there), of each value."""
-    if not len(values):
-        return np.zeros(0, np.uint8), np.zeros(0, np.uint8), np.zeros(0, bool)
-    offsets = np.frombuffer(values.buffers()[1], np.int32, len(values) + 1, values.offset * 4)
-    data = np.frombuffer(values.buffers()[2], np.uint8)
-    nul_at = np.flatnonzero(data[offsets[0] : offsets[-1]] == 0) + offsets[0]
-    has_nul = np.zeros(len(values), bool)
-    has_nul[np.searchsorted(offsets, nul_at, side="right") - 1] = True
-    return data[offsets[:-1]], data[offsets[1:] - 1], has_nul

@@ -24,12 +24,12 @@ def not_an_object(stripped: bytes) -> tuple[Reason, str]:
     return Reason.WRONG_TYPE, "not a JSON object"
 
 
-def diagnose(value: bytes, schema: pa.Schema, version: int, problem: str) -> tuple[Reason, str]:
+def diagnose(value: bytes, schema: pa.Schema, problem: str, version: int | None = None) -> tuple[Reason, str]:
     """(reason, detail) for a value `{...}` that the parser refused with `problem`."""
     return find_fault(value, schema, version) or (Reason.MALFORMED_JSON, _cut(problem))
 
 
-def find_fault(value: bytes, schema: pa.Schema, version: int) -> tuple[Reason, str] | None:
+def find_fault(value: bytes, schema: pa.Schema, version: int | None = None) -> tuple[Reason, str] | None:
     """(reason, detail), or None where only the parser can say whether `{...}` is good."""
     try:
         event = json.loads(value)
@@ -38,7 +38,7 @@ def find_fault(value: bytes, schema: pa.Schema, version: int) -> tuple[Reason, s
     except ValueError as error:
         return Reason.MALFORMED_JSON, _cut(str(error))
     found = event.get("schema_version")
-    if type(found) is int and found != version:
+    if version is not None and type(found) is int and found != version:
         return Reason.UNKNOWN_SCHEMA_VERSION, f"schema_version: expected {version}"
     for field in schema:
         wrong = _mismatch(event.get(field.name), field.type, field.name)
@@ -60,8 +60,11 @@ def _mismatch(value: Any, wanted: pa.DataType, name: str) -> tuple[Reason, str] 
             return Reason.WRONG_TYPE, f"{name}: expected list, found {_kind(value)}"
         inner = (_mismatch(item, wanted.value_type, name) for item in value)
         return next((wrong for wrong in inner if wrong), None)
-    if pa.types.is_string(wanted):
+    if pa.types.is_string(wanted) or pa.types.is_binary(wanted):
         return None if isinstance(value, str) else (Reason.WRONG_TYPE, f"{name}: expected string, found {_kind(value)}")
+    if pa.types.is_boolean(wanted):
+        same = isinstance(value, bool)
+        return None if same else (Reason.WRONG_TYPE, f"{name}: expected boolean, found {_kind(value)}")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if pa.types.is_floating(wanted):
         return None if number else (Reason.WRONG_TYPE, f"{name}: expected number, found {_kind(value)}")

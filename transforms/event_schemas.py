@@ -1,4 +1,4 @@
-"""Arrow schemas of decoded events: impression rows, one an item, and actions."""
+"""Arrow schemas of decoded events: impression rows, one an item, and actions; and of actions that did not join."""
 
 from collections.abc import Mapping
 
@@ -18,6 +18,9 @@ ACTION_SCHEMA = pa.schema(
         pa.field("value", pa.float64()),
     ]
 )
+
+ROUTED_ACTION_SCHEMA = ACTION_SCHEMA.append(pa.field("reason", pa.string()))
+"""Actions that leave the join by the side, with the key of `feature_list.ROUTES` that says why."""
 
 
 def impression_schema(context_fields: Mapping[str, str]) -> pa.Schema:

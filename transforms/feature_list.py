@@ -16,6 +16,16 @@ ID_COLUMNS = ("user_id", "item_id")
 CONTEXT_PREFIX = "context."
 DTYPES = ("int64", "string")
 
+ROUTES = {
+    "late": "beyond the window and within the lateness, or after the row left as a negative",
+    "orphan": "no row within window and lateness",
+    "before_impression": "earlier than the row by more than the skew",
+    "duplicate": "the row had left with the same action",
+    "superseded": "the row had left with another action",
+    "ignored": "no label rule names it",
+}
+"""{reason: when an action does not join}."""
+
 
 @dataclass(frozen=True)
 class FidFeature:
@@ -78,6 +88,11 @@ class FeedConfig:
       negative_rate: share of negatives kept, in (0, 1].
       seed: of every random choice.
       audit: adds the feature `__AUDIT__`, one fid a source row.
+      allowed_lateness_seconds: how long after its window a row is remembered, so that late and repeated events are
+        known as such; None: as long as the window.
+      routed_actions: keys of `ROUTES`: actions that leave the join by the side, each with its reason.
+      early_negatives: each row leaves as a negative at once, and once more when its action comes
+        (`transforms.fake_negatives` says how to train on that).
     """
 
     model: str
@@ -87,6 +102,9 @@ class FeedConfig:
     negative_rate: float = 1.0
     seed: int = 0
     audit: bool = False
+    allowed_lateness_seconds: float | None = None
+    routed_actions: tuple[str, ...] = ("late",)
+    early_negatives: bool = False
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -102,10 +120,21 @@ class FeedConfig:
             raise UserError("feed.window_seconds", self.window_seconds, "out of range", "choose more than 0, to 86400")
         if not 0.0 < self.negative_rate <= 1.0:
             raise UserError("feed.negative_rate", self.negative_rate, "out of range", "choose more than 0, to 1")
+        lateness = self.allowed_lateness_seconds
+        if lateness is not None and not 0.0 <= lateness <= 86_400.0:
+            raise UserError("feed.allowed_lateness_seconds", lateness, "out of range", "choose 0 to 86400")
+        for reason in self.routed_actions:
+            if reason not in tuple(ROUTES):
+                raise UserError("feed.routed_actions", reason, "unknown", f"choose from {', '.join(ROUTES)}")
 
     @property
     def window_ms(self) -> int:
         return round(self.window_seconds * 1000)
+
+    @property
+    def lateness_ms(self) -> int:
+        lateness = self.allowed_lateness_seconds
+        return self.window_ms if lateness is None else round(lateness * 1000)
 
     @property
     def label_actions(self) -> tuple[str, ...]:
@@ -143,7 +172,10 @@ class FeedConfig:
         features = _list_of("feed.features", FidFeature, settings["features"])
         rules = _list_of("feed.labels", LabelRule, settings["labels"])
         labels = tuple(LabelRule(**(rule | {"actions": tuple(rule["actions"])})) for rule in rules)
-        return cls(**(settings | {"features": tuple(FidFeature(**f) for f in features), "labels": labels}))
+        lists = {"features": tuple(FidFeature(**feature) for feature in features), "labels": labels}
+        if "routed_actions" in settings:
+            lists["routed_actions"] = tuple(settings["routed_actions"])
+        return cls(**(settings | lists))
 
 
 def extract_fids(batch: pa.RecordBatch, features: Sequence[FidFeature], audit: bool = False) -> pa.RecordBatch:
@@ -244,6 +276,9 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "labels": _LIST,
     "actions": _LIST,
     "audit": _FLAG,
+    "allowed_lateness_seconds": (int, float, _NONE),
+    "routed_actions": _LIST,
+    "early_negatives": _FLAG,
     "dtype": (str, _NONE),
     "min_value": (int, float, _NONE),
 }

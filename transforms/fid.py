@@ -4,6 +4,8 @@ v1: slot in bits 63..54, signature in bits 53..0. v2, the canonical form: bit 63
 in bits 47..0. Fids travel as int64 with the bit pattern of the unsigned number.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,17 +26,28 @@ AUDIT_SLOT = MAX_SLOT
 _U64 = np.uint64
 
 
-def fid_v1(slot: int, signature: np.ndarray | int) -> np.ndarray:
-    """int64 fids v1; the signature is cut to 54 bits. ValueError when slot is not in [0, 1023]."""
+def fid_v1(slot: int, signature: np.ndarray | int, legacy_mask: bool = False) -> np.ndarray:
+    """int64 fids v1; the signature is cut to 54 bits, so that fids for signatures are moved to the slot.
+
+    Args:
+      slot: ValueError when it is not in [0, 1023].
+      legacy_mask: cut to 55 bits, as models trained with Monolith were: an odd slot stays in the slot's last bit.
+    """
     _check_slot(slot, MAX_SLOT_V1)
-    bits = np.asarray(signature).astype(_U64) & _U64(SIGNATURE_MASK_V1)
+    bits = np.asarray(signature).astype(_U64) & _U64(_legacy(SIGNATURE_MASK_V1, legacy_mask))
     return (bits | (_U64(slot) << _U64(SIGNATURE_BITS_V1))).astype(np.int64)
 
 
-def fid_v2(slot: int, signature: np.ndarray | int) -> np.ndarray:
-    """int64 fids v2; the signature is cut to 48 bits. ValueError when slot is not in [0, 32767]."""
+def fid_v2(slot: int, signature: np.ndarray | int, legacy_mask: bool = False) -> np.ndarray:
+    """int64 fids v2; the signature is cut to 48 bits, so that fids for signatures are moved to the slot.
+
+    Args:
+      slot: ValueError when it is not in [0, 32767].
+      legacy_mask: cut to 49 bits, see `fid_v1`.
+    """
     _check_slot(slot, MAX_SLOT)
-    return (np.asarray(signature).astype(np.int64) & SIGNATURE_MASK) | np.int64(slot << SIGNATURE_BITS)
+    bits = np.asarray(signature).astype(np.int64) & np.int64(_legacy(SIGNATURE_MASK, legacy_mask))
+    return bits | np.int64(slot << SIGNATURE_BITS)
 
 
 def slot_v1(fids: np.ndarray) -> np.ndarray:
@@ -52,6 +65,16 @@ def v1_to_v2(fids: np.ndarray) -> np.ndarray:
     return (slot_v1(fids) << SIGNATURE_BITS) | (np.asarray(fids).astype(np.int64) & SIGNATURE_MASK)
 
 
+def from_unsigned(fids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int64 fids with the bits of unsigned numbers; OverflowError when one is not in [0, 2^64)."""
+    return np.asarray(fids, _U64).view(np.int64)
+
+
+def to_unsigned(fids: np.ndarray) -> np.ndarray:
+    """uint64 numbers with the bits of int64 fids."""
+    return np.asarray(fids, np.int64).view(_U64)
+
+
 def check_v2(fids: np.ndarray) -> None:
     """Raises ValueError when bit 63 of a fid is set."""
     array = np.asarray(fids, np.int64)
@@ -60,9 +83,9 @@ def check_v2(fids: np.ndarray) -> None:
 
 
 def audit_fid(partition: np.ndarray | int, offset: np.ndarray | int, row: np.ndarray | int) -> np.ndarray:
-    """int64 fids, one per source row: slot 32767, signature partition (8 bits) | offset (34 bits) | row (6 bits)."""
+    """int64 fids, one per source row: slot 32767, signature partition (6 bits) | offset (28 bits) | row (14 bits)."""
     partitions, offsets, rows = (np.asarray(part).astype(np.int64) for part in (partition, offset, row))
-    return fid_v2(AUDIT_SLOT, ((partitions & 0xFF) << 40) | ((offsets & 0x3FFFFFFFF) << 6) | rows)
+    return fid_v2(AUDIT_SLOT, ((partitions & 0x3F) << 42) | ((offsets & 0xFFFFFFF) << 14) | (rows & 0x3FFF))
 
 
 def hash_strings(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
@@ -81,7 +104,7 @@ def siphash24(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
     Standard SipHash (Aumasson and Bernstein, 2012), equal to `tf.strings.to_hash_bucket_strong` before its modulus. The
     cost grows with the longest value, so the codecs bound the length of what is hashed.
     """
-    offsets, data = _bytes_of(strings)
+    offsets, data = bytes_of(strings)
     lengths = np.diff(offsets)
     hashes = np.empty(len(lengths), _U64)
     words = lengths // 8
@@ -91,8 +114,8 @@ def siphash24(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
     return hashes
 
 
-def _bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 offsets [n + 1], uint8 bytes) of a string or binary array."""
+def bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 offsets [n + 1] into the bytes, uint8 bytes) of a string or binary array; a null is empty."""
     plain = pc.fill_null(strings.cast(pa.large_binary()), b"")
     _, offset_buffer, data_buffer = plain.buffers()
     if not len(plain) or offset_buffer is None:
@@ -152,6 +175,10 @@ def _sip_round(state: list[np.ndarray]) -> None:
 
 def _rotate(value: np.ndarray, bits: int) -> np.ndarray:
     return (value << _U64(bits)) | (value >> _U64(64 - bits))
+
+
+def _legacy(mask: int, legacy_mask: bool) -> int:
+    return mask << 1 | 1 if legacy_mask else mask
 
 
 def _check_slot(slot: int, largest: int) -> None:

@@ -18,26 +18,44 @@ _SMALLEST_CAPACITY = 1024
 
 @dataclass
 class Columns:
-    """Numpy columns of equal length that go to and from Arrow by the names of their fields."""
+    """Numpy columns of equal length, or Arrow strings, that go to and from Arrow by the names of their fields."""
 
     def select(self, rows: np.ndarray) -> Self:
         """The rows of a mask or of positions."""
-        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return type(self)(*(_chosen(getattr(self, field.name), rows) for field in fields(self)))
 
     def append(self, other: Self) -> Self:
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return type(self)(*(np.concatenate(pair) for pair in pairs))
+        return type(self)(*(_joined(*pair) for pair in pairs))
 
     def to_arrow(self) -> pa.RecordBatch:
-        return pa.record_batch({field.name: pa.array(getattr(self, field.name)) for field in fields(self)})
+        return pa.record_batch({field.name: _to_arrow(getattr(self, field.name)) for field in fields(self)})
 
     @classmethod
     def from_arrow(cls, batch: pa.RecordBatch) -> Self:
-        return cls(*(record_batch.numpy_column(batch, field.name) for field in fields(cls)))
+        return cls(*(_from_arrow(batch.column(field.name)) for field in fields(cls)))
 
     @property
     def nbytes(self) -> int:
         return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+
+def _chosen(column: np.ndarray | pa.Array, rows: np.ndarray) -> np.ndarray | pa.Array:
+    if isinstance(column, np.ndarray):
+        return column[rows]
+    return column.filter(pa.array(rows)) if rows.dtype == bool else column.take(pa.array(rows))
+
+
+def _joined(left: np.ndarray | pa.Array, right: np.ndarray | pa.Array) -> np.ndarray | pa.Array:
+    return np.concatenate([left, right]) if isinstance(left, np.ndarray) else pa.concat_arrays([left, right])
+
+
+def _to_arrow(column: np.ndarray | pa.Array) -> pa.Array:
+    return pa.array(column) if isinstance(column, np.ndarray) else column
+
+
+def _from_arrow(column: pa.Array) -> np.ndarray | pa.Array:
+    return column if pa.types.is_string(column.type) else column.to_numpy(zero_copy_only=False)
 
 
 @dataclass
@@ -49,11 +67,14 @@ class EarlyActions(Columns):
     codes: np.ndarray
     values: np.ndarray
     expires: np.ndarray
+    request_ids: pa.StringArray
+    item_ids: np.ndarray
 
     @classmethod
     def none(cls) -> Self:
-        types = (np.uint64, np.int64, np.int16, np.float64, np.int64)
-        return cls(*(np.zeros(0, kind) for kind in types))
+        keys, numbers = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        codes, values = np.zeros(0, np.int16), np.zeros(0, np.float64)
+        return cls(keys, numbers, codes, values, numbers, pa.array([], pa.string()), numbers)
 
     def match(self, keys: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(mask of the actions whose key is in `keys`, positions of the matched ones)."""

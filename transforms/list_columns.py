@@ -11,7 +11,7 @@ def values_and_splits(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     Without a copy for an array without nulls; a null row counts as empty. Slices are respected.
     """
     if column.null_count:
-        column = column.__class__.from_arrays(_compact_offsets(column), column.flatten())
+        return column.flatten().to_numpy(zero_copy_only=False), splits_of(lengths(column))
     offsets = column.offsets.to_numpy().astype(np.int64)
     values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     return values.to_numpy(zero_copy_only=False), offsets - offsets[0]
@@ -19,7 +19,14 @@ def values_and_splits(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 def lengths(column: pa.ListArray) -> np.ndarray:
     """int64 [rows]: values in each row; 0 for a null."""
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    counts = offsets[1:] - offsets[:-1]
+    return counts if not column.null_count else counts * column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def nulls_of(column: pa.Array) -> np.ndarray | None:
+    """bool [rows], true where the row is null; None when no row is."""
+    return column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
 
 
 def row_of_value(splits: np.ndarray) -> np.ndarray:
@@ -63,9 +70,6 @@ def any_in(column: pa.ListArray, wanted: pa.Array) -> np.ndarray:
     if not len(wanted) or not len(column):
         return found
     hits = pc.is_in(column.flatten(), value_set=wanted.cast(column.type.value_type)).to_numpy(zero_copy_only=False)
-    found[pc.list_parent_indices(column).to_numpy()[hits]] = True
+    # Not list_parent_indices: it counts the values that a null row may hide, flatten does not.
+    found[row_of_value(splits_of(lengths(column)))[hits]] = True
     return found
-
-
-def _compact_offsets(column: pa.ListArray) -> pa.Array:
-    return pa.array(splits_of(lengths(column)).astype(np.int32))

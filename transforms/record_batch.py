@@ -229,8 +229,8 @@ def derived_rows(row: np.ndarray, copy: np.ndarray, fanout: int) -> np.ndarray:
       copy: number of the copy in [0, fanout), 0 for the row itself.
       fanout: rows that the step makes of one at most, the row itself included; the same for every batch.
     """
-    index, before = row % ROWS_PER_RECORD, row // ROWS_PER_RECORD
-    return (index + ROWS_PER_RECORD * (before * fanout + copy)).astype(np.int32)
+    before = row // ROWS_PER_RECORD
+    return (row + ROWS_PER_RECORD * (before * (fanout - 1) + copy)).astype(np.int32)
 
 
 def fid_columns(schema: pa.Schema) -> list[str]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from runtime.errors import UserError
 from transforms import record_batch
 from transforms.draws import uniform
+from transforms.take_rows import take_rows
 
 Counts = Counter[str]
 """{counter of a step: rows} of one or several batches."""
@@ -31,9 +32,6 @@ class StepContext(NamedTuple):
     id: str = "step"
 
 
-_ALONE = StepContext()
-
-
 class Step(abc.ABC):
     """One step of a chain. Subclasses take `(config, context)`: their message of `protos/transform_config.proto`.
 
@@ -47,7 +45,7 @@ class Step(abc.ABC):
     example: ClassVar[str] = ""
     fanout: int = 1
 
-    def __init__(self, config: Any, context: StepContext = _ALONE) -> None:
+    def __init__(self, config: Any, context: StepContext = StepContext()) -> None:
         self.config, self.context = config, context
 
     @abc.abstractmethod
@@ -98,7 +96,7 @@ def keep_rows(batch: pa.RecordBatch, keep: np.ndarray, counts: Counts, counter: 
     if not dropped:
         return batch
     counts[counter] += dropped
-    return batch.filter(pa.array(keep))
+    return take_rows(batch, np.flatnonzero(keep))
 
 
 def provenance(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,9 +8,10 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from runtime import telemetry
-from transforms import beam_coder, join, record_batch  # noqa: F401 (beam_coder registers the coder)
+from transforms import beam_coder, join, list_columns, record_batch  # noqa: F401 (beam_coder registers the coder)
+from transforms.fake_negatives import corrected_labels
 from transforms.feature_list import FeedConfig, extract_fids
-from transforms.labels import label_rows
+from transforms.labels import label_lists, label_matrix, label_rows
 from transforms.sampling import sample_negatives
 
 _NAMESPACE = telemetry.namespace("transforms", "train_rows")
@@ -51,6 +52,9 @@ def rows_to_train_batch(rows: pa.RecordBatch, config: FeedConfig) -> tuple[pa.Re
     Args:
       rows: `join.joined_schema(config)`.
 
+    With `config.early_negatives` a row with its action is silent on the heads for which it is not positive: as an early
+    negative it was a negative of every head.
+
     Returns: (batch of `config.train_schema()`, number of negatives dropped by sampling).
     """
     fids = extract_fids(rows, config.features, config.audit)
@@ -58,7 +62,7 @@ def rows_to_train_batch(rows: pa.RecordBatch, config: FeedConfig) -> tuple[pa.Re
     timestamps = record_batch.numpy_column(rows, "timestamp_ms")
     ones = pa.array(np.ones(rows.num_rows, np.float32))
     metadata = {
-        record_batch.LABEL: label_rows(actions, values, config.labels),
+        record_batch.LABEL: _labels(actions, values, config),
         record_batch.WEIGHT: ones,
         record_batch.SAMPLE_RATE: ones,
         record_batch.UID: rows.column("user_id"),
@@ -73,3 +77,10 @@ def rows_to_train_batch(rows: pa.RecordBatch, config: FeedConfig) -> tuple[pa.Re
     columns = [*fids.columns, *(metadata[field.name] for field in record_batch.METADATA_FIELDS)]
     batch = pa.RecordBatch.from_arrays(columns, schema=config.train_schema())
     return sample_negatives(batch, config.negative_rate, config.seed)
+
+
+def _labels(actions: pa.ListArray, values: pa.ListArray, config: FeedConfig) -> pa.ListArray:
+    labels = label_rows(actions, values, config.labels)
+    if not config.early_negatives:
+        return labels
+    return label_lists(corrected_labels(label_matrix(labels), list_columns.lengths(actions) > 0))

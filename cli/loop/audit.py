@@ -8,13 +8,18 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from transforms.record_batch import MAX_COPIES, ROWS_PER_RECORD
+
+_ROWS = ROWS_PER_RECORD * MAX_COPIES  # an audit fid ends in the number of the row, which is below
+
 
 @dataclass(frozen=True)
 class AuditResult:
-    """Row counts. `rows_unknown` were applied although nobody sent them."""
+    """Row counts. `rows_derived` are copies of rows that were sent; `rows_unknown` came although nobody sent them."""
 
     rows_sent: int
     rows_trained: int
+    rows_derived: int
     rows_dropped: int
     rows_lost: int
     rows_duplicated: int
@@ -36,12 +41,15 @@ def compare(
       dropped: rows that the feed counted as dropped with a reason; they are not lost.
     """
     counts = np.rint(applied_counts).astype(np.int64)
-    known = np.isin(applied_fids, sent_fids)
-    applied = applied_fids[known & (counts > 0)]
-    missing = len(sent_fids) - len(applied)
+    row = applied_fids & (_ROWS - 1)
+    derived = row >= ROWS_PER_RECORD
+    known = np.isin(applied_fids - row + row % ROWS_PER_RECORD, sent_fids)
+    original = known & ~derived
+    missing = len(sent_fids) - int((counts[original] > 0).sum())
     return AuditResult(
         rows_sent=len(sent_fids),
-        rows_trained=int(counts[known].sum()),
+        rows_trained=int(counts[original].sum()),
+        rows_derived=int(counts[known & derived].sum()),
         rows_dropped=dropped,
         rows_lost=max(0, missing - dropped),
         rows_duplicated=int(np.maximum(counts[known] - 1, 0).sum()) + max(0, dropped - missing),

@@ -42,6 +42,7 @@ class LoopOptions:
     """
 
     runner: str = "prism"
+    recipe: Path | None = None
     report: Path = Path("demo-report")
     state: Path = Path(".state/demo")
     window_seconds: float = 5.0
@@ -122,6 +123,7 @@ class LoopRun:
         self._add(
             "feed", "feed", *task, "--runner", options.runner, "--audit", "--start", "earliest", *common,
             "--window-seconds", str(options.window_seconds), "--work-dir", str(self._folder / "feed"),
+            *(("--recipe", str(options.recipe)) if options.recipe else ()),
         )  # fmt: skip
         for name in ("server", "trainer", "feed"):
             self._processes[name].start()
@@ -210,7 +212,12 @@ class LoopRun:
         deadline = Deadline(self._options.drain_seconds)
         while not deadline.expired():
             self._check_alive()
-            if figures.rows_applied(self._model_dir) >= rows and not (self._prober and self._prober.outstanding()):
+            fed = self._metrics("feed")
+            # Dropped rows never reach the trainer; what a recipe makes of a row does, as often as the feed says.
+            emitted = int(fed.get("millrace_feed_rows_emitted_total", 0))
+            left = emitted + int(fed.get("millrace_feed_rows_dropped_total", 0)) >= rows
+            applied = figures.rows_applied(self._model_dir) >= emitted
+            if left and applied and not (self._prober and self._prober.outstanding()):
                 return
             time.sleep(0.5)
 

@@ -67,7 +67,7 @@ def shipped_models() -> dict[str, Task]:
 
 
 @pytest.mark.parametrize(
-    "words", [*([name] for name in main._available()), ["events", "generate"], ["events", "replay"]]
+    "words", [*(name.split() for name in main._available()), ["events", "generate"], ["events", "replay"]]
 )
 def test_help_ends_in_an_example_that_parses_and_names_what_exists(
     words: list[str], capsys: pytest.CaptureFixture[str]

@@ -53,7 +53,7 @@ def test_the_topics_hold_what_the_ledger_says(kafka: KafkaConnection, topics: To
     assert np.array_equal(np.sort(sent), np.sort(audit_fid(*record_batch.provenance(impressions))))
     assert actions.num_rows == summary["actions"]
 
-    rows, counters = join_bounded(impressions, actions, _CONFIG)
+    rows, _, counters = join_bounded(impressions, actions, _CONFIG)
     joined = pa.Table.from_batches([rows]).filter(pa.compute.list_value_length(rows["actions"]).cast(pa.bool_()))
     assert joined.num_rows == summary["rows_observed"]
     assert counters.late_actions == summary["actions_late"]

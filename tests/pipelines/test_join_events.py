@@ -2,22 +2,35 @@
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import join_events
-from pipelines.chain import Chain
-from pipelines.join_events import JoinEvents, split_by_shard
+from pipelines import shard_state
+from pipelines.join_events import (
+    ROUTED_ACTIONS,
+    JoinBoundedDoFn,
+    JoinEvents,
+    JoinMachineFactory,
+    join_do_fn,
+    split_by_shard,
+)
+from pipelines.shard_state import RowsStage, ShardStateDoFn
+from tests.pipelines.shard_runner import ShardRunner
 from transforms import record_batch
 from transforms.event_schemas import ACTION_SCHEMA, impression_schema
 from transforms.feature_list import FeedConfig, FidFeature, LabelRule
+from transforms.row_spill import SpillSettings
 
-CONFIG = FeedConfig("m", (FidFeature("item", 1, "item_id"),), (LabelRule("click", ("click",)),), window_seconds=1.0)
+CONFIG = FeedConfig(
+    "m", (FidFeature("item", 1, "item_id"),), (LabelRule("any", ("click", "like")),), window_seconds=1.0
+)
 
 
 def impressions(first: int, count: int, time_ms: int) -> pa.RecordBatch:
@@ -34,78 +47,16 @@ def impressions(first: int, count: int, time_ms: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns, schema=impression_schema({}))
 
 
-def clicks(offsets: Iterable[int], time_ms: int) -> pa.RecordBatch:
+def clicks(offsets: Iterable[int], time_ms: int, action: str = "click") -> pa.RecordBatch:
     rows = [
-        {"request_id": f"r{o}", "item_id": o % 11, "action": "click", "timestamp_ms": time_ms, "value": None}
+        {"request_id": f"r{o}", "item_id": o % 11, "action": action, "timestamp_ms": time_ms, "value": None}
         for o in offsets
     ]
     return pa.RecordBatch.from_pylist(rows, schema=ACTION_SCHEMA)
 
 
-class _Bag:
-    def __init__(self, committed: list[bytes]) -> None:
-        self.entries, self.reads = list(committed), 0
-
-    def read(self) -> list[bytes]:
-        self.reads += 1
-        return random.Random(self.reads).sample(self.entries, len(self.entries))  # a bag has no order
-
-    def add(self, entry: bytes) -> None:
-        self.entries.append(entry)
-
-    def clear(self) -> None:
-        self.entries = []
-
-
-class _Value:
-    def __init__(self, committed: bytes | None) -> None:
-        self.value = committed
-
-    def read(self) -> bytes | None:
-        return self.value
-
-    def write(self, value: bytes) -> None:
-        self.value = value
-
-
-class _Timer:
-    def __init__(self) -> None:
-        self.at_ms: int | None = None
-
-    def set(self, timestamp: beam.utils.timestamp.Timestamp) -> None:
-        self.at_ms = timestamp.micros // 1000
-
-
-class _Runner:
-    """One key's state as a runner keeps it: what a bundle wrote counts only once the bundle is committed."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_000_000
-        self.log: list[bytes] = []
-        self.epoch: bytes | None = None
-        self.timer_ms: int | None = None
-        self.loads = 0
-        self.new_worker()
-
-    def new_worker(self) -> None:
-        self.do_fn = join_events._JoinDoFn(CONFIG, f"run{random.random()}", 0.2, lambda: self.now_ms / 1000, Chain())
-
-    def bundle(self, inputs: list[pa.RecordBatch], timer: bool = False, commit: bool = True) -> list[dict]:
-        log, epoch, timer_param = _Bag(self.log), _Value(self.epoch), _Timer()
-        self.do_fn.start_bundle()
-        out = []
-        for rows in inputs:
-            out += self.do_fn.process((0, rows), log, epoch, timer_param)
-        if timer:
-            out += self.do_fn.close(0, log, epoch, timer_param)
-        self.loads += log.reads
-        if not commit:
-            return []
-        assert list(self.do_fn.finish_bundle()) == []
-        self.log, self.epoch = log.entries, epoch.value
-        if timer_param.at_ms is not None:
-            self.timer_ms = timer_param.at_ms
-        return [row for _, batch in out for row in batch.to_pylist()]
+def _runner(config: FeedConfig = CONFIG) -> ShardRunner:
+    return ShardRunner(lambda clock: join_do_fn(config, clock=clock))
 
 
 def _provenance(rows: list[dict]) -> list[tuple[int, int, int]]:
@@ -113,7 +64,7 @@ def _provenance(rows: list[dict]) -> list[tuple[int, int, int]]:
     return sorted(tuple(row[name] for name in names) for row in rows)
 
 
-def _drive(runner: _Runner, disturb: Callable[[_Runner, list[pa.RecordBatch], bool], None]) -> list[dict]:
+def _drive(runner: ShardRunner, disturb: Callable[[ShardRunner, list[pa.RecordBatch], bool], object]) -> list[dict]:
     """Half a minute of 100 rows a step with clicks on some; returns all rows that left."""
     rows: list[dict] = []
     for step in range(30):
@@ -121,7 +72,7 @@ def _drive(runner: _Runner, disturb: Callable[[_Runner, list[pa.RecordBatch], bo
         blocks = [impressions(step * 100, 100, runner.now_ms)]
         if step >= 3:
             blocks.append(clicks(range((step - 3) * 100, (step - 2) * 100, 4), runner.now_ms))
-        timer = runner.timer_ms is not None and runner.timer_ms <= runner.now_ms
+        timer = runner.timer_is_due()
         disturb(runner, blocks, timer)
         rows += runner.bundle(blocks, timer)
     runner.now_ms += 5000
@@ -129,7 +80,7 @@ def _drive(runner: _Runner, disturb: Callable[[_Runner, list[pa.RecordBatch], bo
 
 
 def test_an_index_in_memory_is_never_read_from_state_again() -> None:
-    runner = _Runner()
+    runner = _runner()
     rows = _drive(runner, lambda *_: None)
     assert len(_provenance(rows)) == len(set(_provenance(rows))) == 3000
     assert sum(bool(row["actions"]) for row in rows) == 27 * 25
@@ -137,7 +88,7 @@ def test_an_index_in_memory_is_never_read_from_state_again() -> None:
 
 
 def test_a_retried_bundle_gives_every_row_once() -> None:
-    runner = _Runner()
+    runner = _runner()
     rows = _drive(runner, lambda runner, blocks, timer: runner.bundle(blocks, timer, commit=False))
     assert len(_provenance(rows)) == len(set(_provenance(rows))) == 3000
     assert runner.loads >= 29
@@ -145,22 +96,22 @@ def test_a_retried_bundle_gives_every_row_once() -> None:
 
 @pytest.mark.parametrize("log_bytes", [0, 20_000, 1 << 20])
 def test_a_new_worker_at_every_step_gives_every_row_once(monkeypatch: pytest.MonkeyPatch, log_bytes: int) -> None:
-    monkeypatch.setattr(join_events, "_LOG_BYTES", log_bytes)
-    undisturbed = _drive(_Runner(), lambda *_: None)
-    moved = _drive(_Runner(), lambda runner, *_: runner.new_worker())
+    monkeypatch.setattr(shard_state, "_LOG_BYTES", log_bytes)
+    undisturbed = _drive(_runner(), lambda *_: None)
+    moved = _drive(_runner(), lambda runner, *_: runner.new_worker())
     assert len(_provenance(moved)) == len(set(_provenance(moved))) == 3000
     assert sorted(map(str, moved)) == sorted(map(str, undisturbed))
 
 
 def test_the_log_stays_near_the_size_of_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join_events, "_LOG_BYTES", 10_000)
+    monkeypatch.setattr(shard_state, "_LOG_BYTES", 10_000)
     sizes: list[tuple[int, int]] = []
 
-    def watch(runner: _Runner, *_: object) -> None:
-        shard = join_events._load(CONFIG, runner.log)
-        sizes.append((sum(map(len, runner.log)), len(shard.index.to_block())))
+    def watch(runner: ShardRunner, *_: object) -> None:
+        shard = shard_state._load(JoinMachineFactory(CONFIG), runner.log)
+        sizes.append((sum(map(len, runner.log)), len(shard.machine.to_block())))
 
-    _drive(_Runner(), watch)
+    _drive(_runner(), watch)
     assert all(log <= 3 * held + 20_000 for log, held in sizes), sizes
 
 
@@ -175,14 +126,14 @@ def test_every_row_leaves_once_whatever_the_clock_and_the_runner_do(
     steps: list[tuple[int, int, str]], seed: int
 ) -> None:
     chooser = random.Random(seed)
-    runner, rows, total = _Runner(), [], 0
+    runner, rows, total = _runner(), [], 0
     for pause_ms, count, event in steps:
         runner.now_ms += pause_ms
         blocks = [impressions(total, count, runner.now_ms)] if count else []
         total += count
         if total:
             blocks.append(clicks({chooser.randrange(total) for _ in range(20)}, runner.now_ms))
-        timer = runner.timer_ms is not None and runner.timer_ms <= runner.now_ms
+        timer = runner.timer_is_due()
         if event == "retry":
             runner.bundle(blocks, timer, commit=False)
         elif event == "move":
@@ -204,17 +155,100 @@ def test_sharding_keeps_every_row_and_sends_a_request_to_one_shard(count: int, s
         assert all(of_request[request] == shard for request in part.column("request_id").to_pylist())
 
 
-def test_a_bounded_join_gives_the_rows_of_the_streaming_one() -> None:
-    blocks = [impressions(0, 50, 1000), clicks(range(0, 50, 5), 1400), impressions(50, 50, 1800), clicks([60], 9000)]
-    runner = _Runner()
-    expected = runner.bundle([blocks[0], blocks[1], blocks[2]])
-    runner.now_ms += 5000
-    expected += runner.bundle([blocks[3]], timer=True)
+class Numbering:
+    """A stage whose rows depend on all rows before; and it copies some."""
 
-    def check(actual: list[tuple[int, pa.RecordBatch]]) -> None:
-        rows = [row for _, batch in actual for row in batch.to_pylist()]
-        assert sorted(map(str, rows)) == sorted(map(str, expected))
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def process(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        numbers = np.arange(self._seen, self._seen + rows.num_rows)
+        self._seen += rows.num_rows
+        rows = rows.append_column("number", pa.array(numbers))
+        return rows.take(pa.array(np.repeat(np.arange(rows.num_rows), 1 + numbers % 2)))
+
+    def save(self) -> bytes:
+        return str(self._seen).encode("ascii")
+
+    def restore(self, data: bytes) -> None:
+        self._seen = int(data)
+
+    def take_counts(self) -> dict[str, int]:
+        return {}
+
+    def publish(self) -> None:
+        pass
+
+
+_ROUTED = ("late", "duplicate", "superseded", "orphan")
+_STAGES: list[Callable[[], RowsStage] | None] = [None, Numbering]
+_EVENTS = st.lists(
+    st.tuples(st.integers(0, 40), st.sampled_from(["impressions", "clicks", "likes"]), st.integers(0, 5)),
+    unique_by=lambda event: event[0],
+    max_size=30,
+)
+
+
+def _blocks(events: list[tuple[int, str, int]]) -> list[tuple[int, pa.RecordBatch]]:
+    """[(time, one event)]: impressions each of their own request, actions on request `number`."""
+    blocks, shown = [], 0
+    for at, kind, number in sorted(events):
+        time_ms = 1_000_000 + 101 * at
+        if kind == "impressions":
+            blocks.append((time_ms, impressions(shown, 1, time_ms)))
+            shown += 1
+        else:
+            blocks.append((time_ms, clicks([number], time_ms, kind[:-1])))
+    return blocks
+
+
+def _stream(do_fn: Callable[[Callable[[], float]], ShardStateDoFn], blocks: list[tuple[int, pa.RecordBatch]]) -> tuple:
+    """(rows, routed actions) of events that arrive at their event time, with a timer that fires on time."""
+    runner, rows = ShardRunner(do_fn), []
+    for time_ms, block in blocks:
+        # A window's last millisecond is in it.
+        while runner.timer_ms is not None and runner.timer_ms <= time_ms - 1:
+            runner.now_ms, runner.timer_ms = runner.timer_ms, None
+            rows += runner.bundle([], timer=True)
+        runner.now_ms = time_ms
+        rows += runner.bundle([block])
+    runner.now_ms += 10_000
+    return rows + runner.bundle([], timer=True), runner.routed
+
+
+@pytest.mark.parametrize("stage", _STAGES)
+@settings(max_examples=40, deadline=None)
+@given(events=_EVENTS, early=st.booleans(), lateness=st.sampled_from([None, 0.0, 0.35]))
+def test_a_bounded_join_gives_the_rows_of_the_streaming_one_byte_for_byte(
+    stage: Callable[[], RowsStage] | None, events: list[tuple[int, str, int]], early: bool, lateness: float | None
+) -> None:
+    config = replace(CONFIG, early_negatives=early, allowed_lateness_seconds=lateness, routed_actions=_ROUTED)
+    blocks = _blocks(events)
+    spill = SpillSettings(2)
+    rows, routed = _stream(lambda clock: join_do_fn(config, 0.0, None, stage, spill, clock), blocks)
+    bounded = JoinBoundedDoFn(config, stage)
+    bounded.start_bundle()
+    out = list(bounded.process((0, [block for _, block in blocks])))
+    sides = [each.value for each in out if isinstance(each, beam.pvalue.TaggedOutput)]
+    mains = [each[1] for each in out if not isinstance(each, beam.pvalue.TaggedOutput)]
+    assert [row for batch in mains for row in batch.to_pylist()] == rows
+    assert sorted(str(row) for batch in sides for row in batch.to_pylist()) == sorted(map(str, routed))
+
+
+def test_rows_and_routed_actions_leave_a_pipeline_by_two_doors() -> None:
+    config = replace(CONFIG, routed_actions=("duplicate",))
+    blocks = [impressions(0, 4, 1000), clicks([2], 1100), clicks([2], 1100)]
+
+    def check_rows(actual: list[pa.RecordBatch]) -> None:
+        left = [row for batch in actual for row in batch.to_pylist() if row["actions"]]
+        assert [row["request_id"] for row in left] == ["r2"]
+
+    def check_routed(actual: list[pa.RecordBatch]) -> None:
+        assert [row["reason"] for batch in actual for row in batch.to_pylist()] == ["duplicate"]
 
     with beam.Pipeline("apache_beam.runners.portability.fn_api_runner.FnApiRunner") as pipeline:
         sharded = pipeline | beam.Create([(0, block) for block in blocks])
-        assert_that(sharded | JoinEvents(CONFIG, streaming=False), check)
+        sharded = sharded | beam.Map(lambda pair: pair).with_output_types(tuple[int, pa.RecordBatch])
+        joined = sharded | JoinEvents(config, streaming=False)
+        assert_that(joined.rows | beam.Values(), check_rows, label="Rows")
+        assert_that(joined[ROUTED_ACTIONS], check_routed, label="Routed")

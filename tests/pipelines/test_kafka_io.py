@@ -1,29 +1,33 @@
-"""Source, marks, trailing commits and the writer's promise, without a broker."""
+"""Source, splits, marks, new partitions and trailing commits, without a broker."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
+import apache_beam as beam
 import pyarrow as pa
 import pytest
+from apache_beam.transforms.display import DisplayData
 from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import kafka_io
-from pipelines.kafka_io import (
+from pipelines.kafka_io import KafkaSource, ReadFromKafka, cut_ranges
+from pipelines.kafka_reader import (
     KafkaBlockReader,
     KafkaMark,
     KafkaMarkCoder,
-    KafkaRecord,
-    KafkaSource,
-    ReadFromKafka,
-    cut_ranges,
+    ReaderSettings,
+    _TrailingCommits,
     raw_batch,
 )
-from runtime.kafka_blocks import Block, Positions
-from runtime.kafka_client import KafkaConnection, UndeliveredError
+from runtime.errors import UserError
+from runtime.kafka_blocks import Block, KafkaReadError, Positions
+from runtime.kafka_client import KafkaConnection
 from transforms import record_batch
 
 CONNECTION = KafkaConnection("127.0.0.1:1")
+SETTINGS = ReaderSettings(max_records=10)
+LOOKING = replace(SETTINGS, metadata_seconds=5.0)
 
 
 class _Clock:
@@ -35,11 +39,26 @@ class _Clock:
 
 
 class _FakeBlockReader:
-    def __init__(self, reads: list[list[Block]]) -> None:
+    """Gives `reads` one after the other; `brokers` knows what partitions there are, none when it is down."""
+
+    def __init__(self, reads: list[list[Block]], brokers: dict[str, list[int]] | None = None) -> None:
         self.reads, self.commits, self.closed = reads, [], False
+        self.brokers, self.added, self.behind = brokers or {}, {}, {}
 
     def read(self, max_records: int, seconds: float) -> list[Block]:
         return self.reads.pop(0) if self.reads else []
+
+    def lags(self) -> dict[tuple[str, int], int | None]:
+        return self.behind
+
+    def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
+        return self.brokers
+
+    def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
+        return 100 + partition
+
+    def add(self, start: Mapping[tuple[str, int], int]) -> None:
+        self.added |= start
 
     def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
         self.commits.append(dict(positions))
@@ -54,10 +73,10 @@ def _block(topic: str, partition: int, offsets: range, timestamp_ms: int = 500_0
 
 
 def _reader(
-    reads: list[list[Block]], start: Positions, max_records: int = 10, delay: float = 0.0, clock: _Clock | None = None
+    reads: list[list[Block]], start: Positions, settings: ReaderSettings = SETTINGS
 ) -> tuple[KafkaBlockReader, _FakeBlockReader, _Clock]:
-    fake, clock = _FakeBlockReader(reads), clock or _Clock()
-    return KafkaBlockReader(lambda _: fake, start, max_records, delay, "g", clock, clock), fake, clock
+    fake, clock = _FakeBlockReader(reads), _Clock()
+    return KafkaBlockReader(lambda _: fake, start, settings, ("a", "b"), "g", clock, clock), fake, clock
 
 
 START = {("a", 0): 5, ("b", 0): 0}
@@ -88,28 +107,84 @@ def test_a_full_read_is_followed_by_another_at_once() -> None:
 
 
 def test_the_watermark_follows_records_and_then_the_clock() -> None:
-    reader, _, clock = _reader([[_block("a", 0, range(5, 6), 900_000)]], START)
+    reader, fake, clock = _reader([[_block("a", 0, range(5, 6), 900_000)]], {("a", 0): 5})
     reader.start()
     assert reader.get_current_timestamp() == reader.get_watermark() == Timestamp(900)
+    fake.behind = {("a", 0): 0}
     clock.now = 1100.0
+    reader.get_checkpoint_mark()
+    assert not reader.advance()
     assert reader.get_watermark() == Timestamp(1098)
 
 
-def test_a_record_from_the_future_does_not_hold_the_watermark_there() -> None:
-    reader, _, _ = _reader([[_block("a", 0, range(5, 6), 10**15)]], START)
-    reader.start()
-    assert reader.get_current_timestamp() == Timestamp(1000)
+def test_a_partition_that_is_added_is_read_from_its_first_offset_and_is_in_the_mark() -> None:
+    reader, fake, clock = _reader([[], [], [_block("a", 2, range(102, 104))]], START, LOOKING)
+    fake.brokers = {"a": [0, 2], "b": [0]}
+    assert not reader.start()
+    assert fake.added == {}  # the start was made of what the brokers had a moment ago
+    for _ in range(2):
+        clock.now += 5.0
+        reader.get_checkpoint_mark()
+        found = reader.advance()
+    assert found and fake.added == {("a", 2): 102}
+    assert reader.get_checkpoint_mark().positions == START | {("a", 2): 104}
+
+
+def test_the_number_of_a_new_partition_decides_which_split_reads_it() -> None:
+    taken = []
+    for index in range(3):
+        reader, fake, clock = _reader([], {}, replace(LOOKING, splits=3, index=index))
+        fake.brokers = {"a": list(range(7)), "b": [0]}
+        reader.start()
+        clock.now += 5.0
+        reader.get_checkpoint_mark()
+        reader.advance()
+        assert {number % 3 for _, number in fake.added} == {index}
+        taken += list(fake.added)
+    assert sorted(taken) == [("a", number) for number in range(7)] + [("b", 0)]
+
+
+def test_brokers_that_do_not_answer_change_nothing() -> None:
+    reader, fake, clock = _reader([], START, LOOKING)
+    for _ in range(4):
+        reader.advance()
+        reader.get_checkpoint_mark()
+        clock.now += 5.0
+    assert fake.added == {}
+
+
+def test_a_partition_that_is_gone_is_an_error_the_second_time() -> None:
+    reader, fake, clock = _reader([], START, LOOKING)
+    fake.brokers = {"a": [0], "b": []}
+    for _ in range(2):
+        reader.advance()
+        reader.get_checkpoint_mark()
+        clock.now += 5.0
+    with pytest.raises(KafkaReadError, match=r"b\[0\] does not exist any more; was the topic deleted\?"):
+        reader.advance()
 
 
 def test_commits_trail_by_the_delay_and_come_once_a_second() -> None:
     reads = [[_block("a", 0, range(offset, offset + 1))] for offset in range(5, 45)]
-    reader, fake, clock = _reader(reads, {("a", 0): 5}, delay=3.0)
+    reader, fake, clock = _reader(reads, {("a", 0): 5}, replace(SETTINGS, commit_delay_seconds=3.0))
     for _ in range(40):
         reader.advance()
         reader.get_checkpoint_mark().finalize_checkpoint()
         clock.now += 0.25
     # At 1003 s what was read at 1000 s is committed, then four more a second.
     assert [commit["a", 0] for commit in fake.commits] == [6, 10, 14, 18, 22, 26, 30]
+
+
+def test_what_a_write_in_flight_may_hold_is_not_committed_before_it_ends() -> None:
+    clock, commits, write_began = _Clock(), [], 1004.0
+    trailing = _TrailingCommits(commits.append, 3.0, clock, lambda: write_began)
+    for second in range(10):
+        trailing.reached({("a", 0): second})
+        clock.now += 1.0
+    assert commits[-1] == {("a", 0): 1}  # read at 1001 s, due at 1004 s
+    write_began = float("inf")
+    trailing.reached({("a", 0): 10})
+    assert commits[-1] == {("a", 0): 7}
 
 
 def test_finalising_after_the_reader_was_closed_does_nothing() -> None:
@@ -123,7 +198,7 @@ def test_finalising_after_the_reader_was_closed_does_nothing() -> None:
 
 def _source(monkeypatch: pytest.MonkeyPatch, clients: list[_FakeBlockReader]) -> KafkaSource:
     monkeypatch.setattr("pipelines.kafka_io.BlockReader", lambda *_: clients.pop(0))
-    return KafkaSource(CONNECTION, (("a", 0), 5), "resting", 1, 10, 0.0)  # type: ignore[arg-type]
+    return KafkaSource(CONNECTION, tuple(START.items()), "resting", SETTINGS)
 
 
 def test_whoever_resumes_from_a_mark_goes_on_with_the_client_that_rests_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,11 +254,27 @@ def test_a_mark_survives_its_coder(positions: Positions) -> None:
     assert coder.decode(coder.encode(KafkaMark(positions))) == KafkaMark(positions)
 
 
-def test_splits_share_the_partitions() -> None:
-    start = tuple((("t", partition), 0) for partition in range(5))
-    parts = KafkaSource(CONNECTION, start, "g", 2, 10, 0.0).split(20)
+def test_two_splits_that_rest_at_the_same_mark_keep_their_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [_FakeBlockReader([]), _FakeBlockReader([]), _FakeBlockReader([])]
+    opened = list(clients)
+    source = replace(_source(monkeypatch, clients), settings=replace(SETTINGS, splits=3))
+    splits = source.split(20)
+    marks = []
+    for split in splits[1:]:  # both without a partition
+        reader = split.create_reader(None, None)
+        reader.start()
+        marks.append(reader.get_checkpoint_mark())
+    assert marks[0] == marks[1]
+    splits[2].create_reader(None, marks[1]).close()
+    assert [client.closed for client in opened] == [False, True, False]
+
+
+def test_splits_share_the_partitions_by_number() -> None:
+    start = tuple(((topic, partition), 0) for topic in ("t", "u") for partition in range(5))
+    parts = KafkaSource(CONNECTION, start, "g", replace(SETTINGS, splits=2)).split(20)
     assert sorted(each for part in parts for each in part.start) == sorted(start)
-    assert len(parts) == 2
+    assert [{partition % 2 for (_, partition), _ in part.start} for part in parts] == [{0}, {1}]
+    assert all(part.topics == ("t", "u") for part in parts)
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 20))
@@ -195,7 +286,13 @@ def test_ranges_cover_every_offset_once(first: int, count: int, size: int) -> No
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"start": {}}, {"start": START, "splits": 0}, {"start": START, "poll_seconds": 0}, {"start": START, "end": {}}],
+    [
+        {"start": {}},
+        {"start": START, "splits": 0},
+        {"start": START, "poll_seconds": 0},
+        {"start": START, "metadata_seconds": 0},
+        {"start": START, "end": {}},
+    ],
 )
 def test_wrong_arguments_are_refused_at_construction(arguments: dict) -> None:
     with pytest.raises(ValueError, match="got|out of range"):
@@ -210,52 +307,13 @@ def test_a_tombstone_is_a_null_value() -> None:
     assert isinstance(batch, pa.RecordBatch)
 
 
-class _FakeProducer:
-    """Acknowledges on flush, with `error` if there is one."""
-
-    def __init__(self, error: object = None, acknowledges: bool = True) -> None:
-        self.error, self.acknowledges, self.callbacks, self.values = error, acknowledges, [], []
-
-    def produce(self, topic: str, value: bytes, on_delivery: object, **_: object) -> None:
-        self.values.append(value)
-        self.callbacks.append(on_delivery)
-
-    def poll(self, seconds: float) -> int:
-        return 0
-
-    def flush(self, seconds: float) -> int:
-        while self.acknowledges and self.callbacks:
-            self.callbacks.pop()(self.error, None)
-        return len(self.callbacks)
+def test_an_unknown_timestamp_policy_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="timestamp_policy=create_time: unknown; choose record_time, "):
+        ReadFromKafka(CONNECTION, START, timestamp_policy="create_time")  # type: ignore[arg-type]
 
 
-class _Error:
-    def str(self) -> str:
-        return "broker says no"
-
-
-def _write(monkeypatch: pytest.MonkeyPatch, producer: _FakeProducer) -> None:
-    monkeypatch.setattr(kafka_io, "make_producer", lambda *_, **__: producer)
-    monkeypatch.setattr(kafka_io, "_shared_producers", kafka_io._SharedProducers())
-    do_fn = kafka_io.WriteToKafkaDoFn(CONNECTION, "t")
-    do_fn.start_bundle()
-    do_fn.process(KafkaRecord(b"1"))
-    do_fn.process(KafkaRecord(b"2", b"k", 3, (("h", b"v"),)))
-    do_fn.finish_bundle()
-
-
-def test_a_bundle_ends_when_its_messages_are_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
-    producer = _FakeProducer()
-    _write(monkeypatch, producer)
-    assert producer.values == [b"1", b"2"]
-
-
-def test_a_delivery_error_fails_the_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UndeliveredError, match="t: broker says no"):
-        _write(monkeypatch, _FakeProducer(_Error()))
-
-
-def test_a_missing_acknowledgement_fails_the_bundle_and_replaces_the_producer(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UndeliveredError, match="2 messages not acknowledged"):
-        _write(monkeypatch, _FakeProducer(acknowledges=False))
-    assert kafka_io._shared_producers._producers == {}
+def test_a_read_shows_where_it_reads_and_has_its_type() -> None:
+    read = ReadFromKafka(CONNECTION, START, group_id="g")
+    shown = {item.key: item.value for item in DisplayData.create_from(read).items}
+    assert (shown["brokers"], shown["topics"], shown["group"]) == ("127.0.0.1:1", "a, b", "g")
+    assert (beam.Pipeline() | read).element_type == pa.RecordBatch

@@ -142,7 +142,8 @@ def test_the_marker_is_there_and_says_how_the_rows_were_made(fed: tuple[Path, di
     marker = json.loads((fed[0] / file_io.SUCCESS).read_text("utf-8"))
     assert marker["counters"] == fed[1]
     assert FeedConfig.from_json(marker["config"]) == config()
-    assert {path.suffix for path in fed[0].iterdir() if path.name != file_io.SUCCESS} == {".parquet"}
+    assert {path.suffix for path in fed[0].iterdir() if path.name != file_io.SUCCESS} == {".parquet", ""}
+    assert [path.name for path in fed[0].iterdir() if path.is_dir()] == ["routed-actions"]
 
 
 def test_the_order_of_events_in_their_files_does_not_matter(
@@ -196,7 +197,7 @@ def mix(
 def test_one_seed_gives_the_same_bytes_and_another_keeps_other_negatives(world: World, tmp_path: Path) -> None:
     def run(name: str, seed: int) -> tuple[dict[str, bytes], dict[str, int], pa.Table]:
         folder, counters = run_files(tmp_path, world, name, negative_rate=0.5, seed=seed)
-        return {path.name: path.read_bytes() for path in folder.iterdir()}, counters, read_rows(folder)
+        return {path.name: path.read_bytes() for path in folder.rglob("*.parquet")}, counters, read_rows(folder)
 
     first, counters, rows = run("first", seed=3)
     again, _, _ = run("again", seed=3)

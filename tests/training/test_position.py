@@ -1,5 +1,6 @@
 """Provenance: each source row is applied once, whatever is repeated, reordered or interrupted."""
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from training.position import Position, ProvenanceError, SeenRows
 
 Row = tuple[int, int, int]
-rows = st.tuples(st.integers(0, 2), st.integers(0, 300), st.integers(0, 63))
+row_numbers = st.integers(0, 63) | st.integers(0, 64 * 256 - 1)
+rows = st.tuples(st.integers(0, 2), st.integers(0, 300), row_numbers)
 
 
 def columns(batch: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,9 +72,39 @@ def test_partitions_do_not_share_rows() -> None:
     assert SeenRows().admit(*columns([(0, 5, 1), (1, 5, 1)])).new.all()
 
 
-def test_a_row_index_of_64_is_refused() -> None:
-    with pytest.raises(ProvenanceError, match="0..63"):
-        SeenRows().admit(*columns([(0, 5, 64)]))
+def test_copies_of_a_row_are_rows_of_their_own() -> None:
+    seen = SeenRows()
+    batch = [(0, 5, 7), (0, 5, 7 + 64), (0, 5, 7 + 2 * 64), (1, 5, 7 + 64)]
+    assert seen.admit(*columns(batch)).new.all()
+    assert not seen.admit(*columns(batch)).new.any()
+    assert seen.admit(*columns([(0, 5, 64 * 256 - 1)])).new.all()
+
+
+def test_each_copy_has_a_horizon_of_its_own() -> None:
+    seen = SeenRows(horizon=16)
+    seen.admit(*columns([(0, 100, 0)]))
+    assert seen.admit(*columns([(0, 5, 64)])).new.all()
+    assert seen.admit(*columns([(0, 5, 0)])).too_old == 1
+
+
+def test_memory_is_taken_for_copies_that_are_seen_only() -> None:
+    seen = SeenRows()
+    seen.admit(*columns([(0, 5, 1), (0, 5, 64 * 9)]))
+    assert sorted(seen._windows) == [(0, 0), (0, 9)]
+
+
+@pytest.mark.parametrize("row", [-1, 64 * 256])
+def test_a_row_that_no_step_makes_is_refused(row: int) -> None:
+    with pytest.raises(ProvenanceError, match="0..16383"):
+        SeenRows().admit(*columns([(0, 5, row)]))
+
+
+def test_a_state_that_was_saved_when_rows_had_no_copies_still_loads() -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, horizon=np.array(64), base_3=np.array(10), words_3=np.array([1, 6], np.uint64))
+    seen = SeenRows.load(buffer.getvalue())
+    admission = seen.admit(*columns([(3, 10, 0), (3, 11, 1), (3, 11, 2), (3, 11, 3), (3, 10, 64)]))
+    assert admission.new.tolist() == [False, False, False, True, True]
 
 
 def test_a_saved_state_that_is_cut_short_is_refused() -> None:

@@ -102,7 +102,7 @@ def test_the_audit_table_counts_how_often_each_row_was_applied() -> None:
     harness.learn(batch(5, 10))
     assert harness.audit is not None
     fids, counts = harness.audit.dump(AUDIT_TABLE.name)
-    offsets = (fids >> 6) & ((1 << 34) - 1)
+    offsets = (fids >> 14) & ((1 << 28) - 1)
     assert dict(zip(offsets.tolist(), counts[:, 0].tolist(), strict=True)) == {
         offset: 2.0 if 5 <= offset < 10 else 1.0 for offset in range(15)
     }

@@ -1,6 +1,7 @@
 """Feed settings as JSON, their checks, and fids of columns."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,22 @@ def test_columns_that_make_no_fid_are_refused(column: pa.Array, message: str) ->
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ValueError, match=r"feature device: no column context\.device"):
         extract_fids(pa.record_batch({"user_id": np.array([1])}), _FEATURES)
+
+
+def test_settings_of_the_join_survive_json() -> None:
+    config = replace(_CONFIG, allowed_lateness_seconds=0.5, routed_actions=("late", "duplicate"), early_negatives=True)
+    assert FeedConfig.from_json(config.to_json()) == config
+    assert config.lateness_ms == 500
+    assert _CONFIG.lateness_ms == _CONFIG.window_ms
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"allowed_lateness_seconds": -1.0}, "feed.allowed_lateness_seconds"),
+        ({"routed_actions": ("late", "lost")}, "feed.routed_actions"),
+    ],
+)
+def test_wrong_settings_of_the_join_are_refused_by_name(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=field):
+        replace(_CONFIG, **changes)

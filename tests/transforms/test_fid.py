@@ -47,7 +47,55 @@ def test_v1_converts_to_v2_by_dropping_six_bits(slot: int, signature: int) -> No
     assert fid.v1_to_v2(made).tolist() == [(slot << 48) | (signature & ((1 << 48) - 1))]
 
 
+def test_fids_have_the_bits_of_both_layouts() -> None:
+    """data:v1"""
+    assert fid.fid_v1(1, 100).tolist() == 18014398509482084
+    assert fid.fid_v2(1, 100).tolist() == fid.v1_to_v2(fid.fid_v1(1, 100)).tolist() == 281474976710756
+
+
+def test_signatures_are_cut_to_their_bits() -> None:
+    """data:v2"""
+    cut = fid.fid_v1(1023, 1 << 54)
+    assert (fid.slot_v1(cut).tolist(), int(cut) & fid.SIGNATURE_MASK_V1) == (1023, 0)
+    assert fid.v1_to_v2(cut).tolist() == fid.fid_v2(1023, 0).tolist()
+    assert fid.fid_v2(32767, 1 << 48).tolist() == 32767 << 48
+
+
+def test_a_known_fid_comes_apart_and_converts() -> None:
+    """data:v3"""
+    known = np.array([290956192322012601])
+    assert (fid.slot_v1(known).tolist(), int(known[0]) & fid.SIGNATURE_MASK_V1) == ([16], 2725816170300857)
+    assert fid.v1_to_v2(known).tolist() == [4696141007275449]
+
+
+def test_conversion_loses_six_bits() -> None:
+    """data:v4"""
+    rich = fid.fid_v1(5, (3 << 50) | 7)
+    assert rich.tolist() == 93449692267937799
+    assert fid.v1_to_v2(rich).tolist() == fid.fid_v2(5, 7).tolist() == 1407374883553287
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=10))
+def test_unsigned_numbers_travel_as_signed_ones_with_their_bits(numbers: list[int]) -> None:
+    fids = fid.from_unsigned(numbers)
+    assert fids.tolist() == [number - (1 << 64) if number >> 63 else number for number in numbers]
+    assert fid.to_unsigned(fids).tolist() == numbers
+
+
+def test_numbers_of_more_than_64_bits_are_no_fids() -> None:
+    for number in (-1, 1 << 64):
+        with pytest.raises(OverflowError):
+            fid.from_unsigned([number])
+
+
+def test_the_legacy_mask_lets_an_odd_slot_through() -> None:
+    assert fid.slot_v2(fid.fid_v2(306, fid.fid_v2(305, 9), legacy_mask=True)).tolist() == 307
+    assert fid.slot_v1(fid.fid_v1(306, fid.fid_v1(305, 9), legacy_mask=True)).tolist() == 307
+    assert fid.fid_v2(306, fid.fid_v2(305, 9)).tolist() == fid.fid_v2(306, 9).tolist()
+
+
 def test_wrong_slots_and_reserved_bits_are_refused() -> None:
+    """data:v2"""
     with pytest.raises(ValueError, match="slot 1024"):
         fid.fid_v1(1024, 1)
     with pytest.raises(ValueError, match="slot 32768"):
@@ -57,8 +105,8 @@ def test_wrong_slots_and_reserved_bits_are_refused() -> None:
 
 
 def test_audit_fids_are_unique_a_row() -> None:
-    partition, offset, row = (part.ravel() for part in np.mgrid[0:4, 0:50, 0:64])
+    partition, offset, row = (part.ravel() for part in np.mgrid[0:4, 0:50, 0:16384:41])
     fids = fid.audit_fid(partition, offset, row)
     assert len(np.unique(fids)) == len(fids)
     assert set(fid.slot_v2(fids).tolist()) == {fid.AUDIT_SLOT}
-    assert fid.audit_fid(3, 5, 7).tolist() == (32767 << 48) | (3 << 40) | (5 << 6) | 7
+    assert fid.audit_fid(3, 5, 7).tolist() == (32767 << 48) | (3 << 42) | (5 << 14) | 7

@@ -1,0 +1,20 @@
+// Rows of an Arrow batch by number. Runs of rows that follow one another are copied as one.
+#ifndef MILLRACE_RECORDS_TAKE_ROWS_H_
+#define MILLRACE_RECORDS_TAKE_ROWS_H_
+
+#include <cstdint>
+
+#include "ops/cc/records/arrow_abi.h"
+
+namespace millrace {
+
+enum class Taken : int32_t { kDone = 0, kOutOfMemory = 1, kUnsupported = 2, kOutOfRange = 3 };
+
+// Puts rows[0..count) of `batch` into `taken`. Columns hold numbers, bits, bytes, or lists of such to any depth; of
+// others, and where the result needs offsets of more than 32 bits, it says kUnsupported.
+Taken TakeRows(const ArrowSchema& schema, const ArrowArray& batch, const int64_t* rows, int64_t count,
+               ArrowArray* taken);
+
+}  // namespace millrace
+
+#endif  // MILLRACE_RECORDS_TAKE_ROWS_H_

@@ -1,0 +1,407 @@
+"""Files as bounded sources: raw blocks of framed files, TFRecords and lines, canonical rows of Parquet, Avro and Arrow.
+
+Every source gives `{"rows": ..., "dead_letters": ...}`. A row says where it comes from: partition = number of its file
+in the order of the paths, offset = its number in the file; rows that already say so keep what they say. Framed files
+have no marks to split at, so one worker reads a file; of Parquet files the row groups are spread.
+"""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.metrics import Metrics
+from apache_beam.typehints.decorators import no_annotations
+
+from pipelines.file_patterns import match_files
+from runtime import telemetry
+from runtime.errors import UserError
+from transforms import beam_coder, dead_letter, record_batch  # noqa: F401 (the coder is registered)
+from transforms.avro_files import AvroFile
+from transforms.avro_schema import arrow_schema, parse_schema
+from transforms.compression import Compression, compression_of, read_chunks
+from transforms.dead_letter import Reason
+from transforms.frame_stream import BLOCK_BYTES, FrameStream
+from transforms.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, FrameOptions, Framing
+from transforms.parquet_codec import check_columns, to_canonical, with_provenance
+
+__all__ = [
+    "DEAD_LETTERS",
+    "ReadArrowFiles",
+    "ReadAvroFiles",
+    "ReadFramedFiles",
+    "ReadJsonLines",
+    "ReadParquetFiles",
+    "ReadTfRecordFiles",
+    "open_file",
+]
+
+DEAD_LETTERS = "dead_letters"
+ROWS = "rows"
+
+TOPIC = "files"
+"""Topic of raw blocks and dead letters where none is given."""
+
+_NAMESPACE = telemetry.namespace("pipelines", "file_sources")
+_BLOCK_ROWS = 8192
+_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
+_Output: TypeAlias = pa.RecordBatch | _DeadLetters
+
+
+def open_file(path: str) -> BinaryIO:
+    """The bytes of a file as they are stored; of `.bz2`, decompressed."""
+    kind = CompressionTypes.AUTO if path.endswith(".bz2") else CompressionTypes.UNCOMPRESSED
+    return FileSystems.open(path, compression_type=kind)
+
+
+class _ReadFiles(beam.PTransform):
+    """What the sources have in common: `files`, [(number, path)], each read by `reader()`."""
+
+    def __init__(self, patterns: str | Sequence[str], field: str, first_file: int = 0) -> None:
+        super().__init__()
+        self._patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self._files = [(first_file + number, path) for number, path in match_files(patterns, field)]
+
+    @abc.abstractmethod
+    def reader(self) -> beam.DoFn:
+        """(number, path) to rows and dead letters."""
+
+    @no_annotations  # Beam knows no hints of several outputs
+    def expand(self, begin: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
+        files = begin | "ListFiles" >> beam.Create(self._files) | "SpreadFiles" >> beam.Reshuffle()
+        read = files | "ReadFiles" >> _with_dead_letters(self.reader())
+        return {ROWS: read[ROWS], DEAD_LETTERS: read[DEAD_LETTERS]}
+
+    def display_data(self) -> dict[str, Any]:
+        return {"patterns": ", ".join(self._patterns), "files": len(self._files)}
+
+
+def _with_dead_letters(reader: beam.DoFn) -> beam.PTransform:
+    typed = beam.ParDo(reader).with_output_types(pa.RecordBatch, **{DEAD_LETTERS: pa.RecordBatch})
+    return typed.with_outputs(DEAD_LETTERS, main=ROWS)
+
+
+class _CountingDoFn(beam.DoFn):
+    """Counts what it gives.
+
+    Counters (`millrace.pipelines.file_sources`): `rows_read`, `files_read`, `dead_letters_<reason>`.
+    """
+
+    def __init__(self) -> None:
+        self._rows = Metrics.counter(_NAMESPACE, "rows_read")
+        self._files = Metrics.counter(_NAMESPACE, "files_read")
+
+    def give(self, rows: pa.RecordBatch, dead: pa.RecordBatch) -> Iterator[_Output]:
+        if rows.num_rows:
+            self._rows.inc(rows.num_rows)
+            yield rows
+        if dead.num_rows:
+            for reason, count in dead_letter.count_by_reason(dead).items():
+                Metrics.counter(_NAMESPACE, f"dead_letters_{reason}").inc(count)
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
+
+    def bury_file(self, number: int, path: str, offset: int, error: Exception) -> Iterator[_Output]:
+        """One dead letter for the rest of a file that is not what it should be."""
+        row = {
+            "value": b"",
+            "topic": TOPIC,
+            "partition": number,
+            "offset": offset,
+            "reason": Reason.MALFORMED_FRAME.value,
+            "detail": f"{path}: {error}"[:500],
+            "truncated_from": None,
+        }
+        dead = pa.RecordBatch.from_pylist([row], schema=dead_letter.SCHEMA)
+        yield from self.give(record_batch.empty(pa.schema([])), dead)
+
+
+class ReadFramedFiles(_ReadFiles):
+    """Files of framed records to raw blocks (`record_batch.raw_schema`), with `data_source_key` if the header has it.
+
+    Args:
+      patterns: of the paths (`file_patterns`).
+      frames: the headers; the default has sort ids only.
+      compression: default: by the end of each path.
+      topic: of the raw blocks.
+      block_bytes: size of a block, about.
+      max_record_bytes: longer records become dead letters.
+      first_file: number of the first file.
+
+    Raises: UserError when no file matches.
+    """
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        frames: FrameOptions = FILE_FRAMES,
+        compression: Compression = Compression.UNKNOWN,
+        topic: str = TOPIC,
+        block_bytes: int = BLOCK_BYTES,
+        max_record_bytes: int = MAX_RECORD_BYTES,
+        field: str = "patterns",
+        first_file: int = 0,
+    ) -> None:
+        super().__init__(patterns, field, first_file)
+        self._settings = _StreamSettings(frames, compression, topic, block_bytes, max_record_bytes)
+
+    def reader(self) -> beam.DoFn:
+        return _ReadStreamDoFn(self._settings)
+
+    def display_data(self) -> dict[str, Any]:
+        settings = self._settings
+        return super().display_data() | {"frames": str(settings.framing), "compression": settings.compression.name}
+
+
+class ReadTfRecordFiles(ReadFramedFiles):
+    """TFRecord files to raw blocks; checksums are verified, and behind damage reading goes on at the next record.
+
+    The arguments are those of `ReadFramedFiles` without `frames`.
+    """
+
+    def __init__(self, patterns: str | Sequence[str], **settings: Any) -> None:
+        super().__init__(patterns, **settings)
+        self._settings = self._settings._replace(framing=TF_RECORDS)
+
+
+class ReadJsonLines(ReadFramedFiles):
+    """Text files to raw blocks, one row a line that is not empty; offset = number of the line.
+
+    The arguments are those of `ReadFramedFiles` without `frames`.
+    """
+
+    def __init__(self, patterns: str | Sequence[str], **settings: Any) -> None:
+        super().__init__(patterns, **settings)
+        self._settings = self._settings._replace(framing=LINES)
+
+
+class _StreamSettings(NamedTuple):
+    framing: Framing
+    compression: Compression
+    topic: str
+    block_bytes: int
+    max_record_bytes: int
+
+
+class _ReadStreamDoFn(_CountingDoFn):
+    def __init__(self, settings: _StreamSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def process(self, element: tuple[int, str]) -> Iterator[_Output]:
+        number, path = element
+        settings = self._settings
+        with open_file(path) as file:
+            chunks = read_chunks(file, compression_of(path, settings.compression))
+            stream = FrameStream(
+                chunks,
+                settings.framing,
+                settings.topic,
+                number,
+                path,
+                block_bytes=settings.block_bytes,
+                max_record_bytes=settings.max_record_bytes,
+            )
+            for block, dead in stream:
+                yield from self.give(_not_blank(block) if settings.framing == LINES else block, dead)
+        self._files.inc()
+
+
+def _not_blank(block: pa.RecordBatch) -> pa.RecordBatch:
+    """The lines that hold more than white space."""
+    short = pc.less(pc.binary_length(block.column("value")), _LONGEST_BLANK)
+    if not pc.any(short).as_py():
+        return block
+    blank = pc.match_substring_regex(block.column("value"), r"^\s*$")
+    return block.filter(pc.invert(blank)) if pc.any(blank).as_py() else block
+
+
+_LONGEST_BLANK = 64
+
+
+class ReadParquetFiles(_ReadFiles):
+    """Parquet files to canonical rows (`parquet_codec.to_canonical`), the row groups spread over the workers.
+
+    Args:
+      patterns: of the paths (`file_patterns`).
+      columns: to read; default: all.
+      column_types: {column: one of `parquet_codec.KINDS`} where types and field metadata do not say enough.
+      batch_rows: rows a batch at most.
+      first_file: number of the first file.
+
+    Raises: UserError when no file matches, or when a column of the first file is missing or cannot be a feature.
+    """
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        columns: Sequence[str] | None = None,
+        column_types: Mapping[str, str] | None = None,
+        batch_rows: int = _BLOCK_ROWS,
+        field: str = "patterns",
+        first_file: int = 0,
+    ) -> None:
+        super().__init__(patterns, field, first_file)
+        self._columns = None if columns is None else list(columns)
+        self._kinds = dict(column_types or {})
+        self._batch_rows = batch_rows
+        with open_file(self._files[0][1]) as file:
+            try:
+                schema = pq.read_schema(file)
+            except (pa.ArrowException, OSError) as error:
+                path = self._files[0][1]
+                raise UserError(field, path, f"is no Parquet file ({error})", "narrow the pattern") from error
+        check_columns(schema, columns, self._kinds)
+
+    def reader(self) -> beam.DoFn:
+        return _ReadRowGroupDoFn(self._columns, self._kinds, self._batch_rows)
+
+    @no_annotations  # Beam knows no hints of several outputs
+    def expand(self, begin: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
+        files = begin | "ListFiles" >> beam.Create(self._files) | "SpreadFiles" >> beam.Reshuffle()
+        typed = {DEAD_LETTERS: pa.RecordBatch}
+        list_groups = beam.ParDo(_ListRowGroupsDoFn()).with_output_types(_RowGroup, **typed)
+        listed = files | "ListRowGroups" >> list_groups.with_outputs(DEAD_LETTERS, main="groups")
+        read = listed.groups | "SpreadRowGroups" >> beam.Reshuffle() | "Read" >> _with_dead_letters(self.reader())
+        dead = (listed[DEAD_LETTERS], read[DEAD_LETTERS]) | "DeadLetters" >> beam.Flatten()
+        return {ROWS: read[ROWS], DEAD_LETTERS: dead}
+
+    def display_data(self) -> dict[str, Any]:
+        return super().display_data() | {"columns": ", ".join(self._columns or ["all"])}
+
+
+class _RowGroup(NamedTuple):
+    """One row group; `first_row` is the number of its first row in the file."""
+
+    number: int
+    path: str
+    group: int
+    first_row: int
+
+
+class _ListRowGroupsDoFn(_CountingDoFn):
+    def process(self, element: tuple[int, str]) -> Iterator[_RowGroup | _DeadLetters]:
+        number, path = element
+        try:
+            with open_file(path) as file:
+                metadata = pq.read_metadata(file)
+        except pa.ArrowException as error:
+            yield from self.bury_file(number, path, 0, error)
+            return
+        first_row = 0
+        for group in range(metadata.num_row_groups):
+            yield _RowGroup(number, path, group, first_row)
+            first_row += metadata.row_group(group).num_rows
+        self._files.inc()
+
+
+class _ReadRowGroupDoFn(_CountingDoFn):
+    def __init__(self, columns: list[str] | None, kinds: dict[str, str], batch_rows: int) -> None:
+        super().__init__()
+        self._columns, self._kinds, self._batch_rows = columns, kinds, batch_rows
+
+    def process(self, element: _RowGroup) -> Iterator[_Output]:
+        row = element.first_row
+        with open_file(element.path) as opened:
+            try:
+                file = pq.ParquetFile(opened)
+                columns = check_columns(file.schema_arrow, self._columns, self._kinds)
+                for batch in file.iter_batches(self._batch_rows, row_groups=[element.group], columns=columns):
+                    ordered = batch.select(columns)
+                    rows = with_provenance(to_canonical(ordered, self._kinds), element.number, row)
+                    row += batch.num_rows
+                    yield from self.give(rows, record_batch.empty(dead_letter.SCHEMA))
+            except (pa.ArrowException, OSError, UserError) as error:
+                yield from self.bury_file(element.number, element.path, row, error)
+
+
+class ReadAvroFiles(_ReadFiles):
+    """Avro container files to canonical rows, one block of the file a batch.
+
+    Args:
+      patterns: of the paths (`file_patterns`).
+      reader_schema: what the rows shall have, by the rules of schema resolution; default: each file's own.
+      first_file: number of the first file.
+
+    Raises: UserError when no file matches or the schema gives no rows.
+    """
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        reader_schema: str | Mapping[str, Any] | None = None,
+        field: str = "patterns",
+        first_file: int = 0,
+    ) -> None:
+        super().__init__(patterns, field, first_file)
+        self._schema = reader_schema
+        if reader_schema is not None:
+            arrow_schema(parse_schema(reader_schema, "reader_schema"), "reader_schema")
+
+    def reader(self) -> beam.DoFn:
+        return _ReadAvroDoFn(self._schema)
+
+
+class _ReadAvroDoFn(_CountingDoFn):
+    def __init__(self, schema: str | Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self._schema = schema
+
+    def process(self, element: tuple[int, str]) -> Iterator[_Output]:
+        number, path = element
+        with open_file(path) as file:
+            try:
+                blocks = AvroFile(file, self._schema, TOPIC, number, path)
+            except (ValueError, UserError) as error:
+                yield from self.bury_file(number, path, 0, error)
+                return
+            for rows, dead in blocks:
+                yield from self.give(rows, dead)
+        self._files.inc()
+
+
+class ReadArrowFiles(_ReadFiles):
+    """Arrow IPC files and streams of canonical batches.
+
+    Args:
+      patterns: of the paths (`file_patterns`).
+      first_file: number of the first file.
+
+    Raises: UserError when no file matches.
+    """
+
+    def __init__(self, patterns: str | Sequence[str], field: str = "patterns", first_file: int = 0) -> None:
+        super().__init__(patterns, field, first_file)
+
+    def reader(self) -> beam.DoFn:
+        return _ReadArrowDoFn()
+
+
+class _ReadArrowDoFn(_CountingDoFn):
+    def process(self, element: tuple[int, str]) -> Iterator[_Output]:
+        number, path = element
+        row = 0
+        with open_file(path) as file:
+            try:
+                for batch in _arrow_batches(file):
+                    rows = with_provenance(to_canonical(batch), number, row)
+                    row += batch.num_rows
+                    yield from self.give(rows, record_batch.empty(dead_letter.SCHEMA))
+            except (pa.ArrowException, OSError, UserError) as error:
+                yield from self.bury_file(number, path, row, error)
+        self._files.inc()
+
+
+def _arrow_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    magic = file.read(6)
+    file.seek(0)
+    if magic == b"ARROW1":
+        reader = pa.ipc.open_file(file)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+        return
+    yield from pa.ipc.open_stream(file)

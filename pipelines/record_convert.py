@@ -1,0 +1,117 @@
+"""From a source of records to one file or topic, through a recipe if need be; nothing is written unless all is well."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.file_sinks import publish
+from pipelines.record_access import Part, RecordSource
+from pipelines.record_format import RecordSettings
+from pipelines.record_writers import MoreColumnsError, needs_schema, with_one_schema, write_rows
+from transforms import dead_letter
+from transforms.recipe import TransformChain
+
+Progress = Callable[[Part], None]
+
+
+class BadRecordsError(Exception):
+    """Records that cannot be read, and no place to put them; {reason: records}."""
+
+    def __init__(self, reasons: Counter[str]) -> None:
+        super().__init__(", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())))
+        self.reasons = reasons
+
+
+@dataclass
+class Converted:
+    """What happened: rows that were read and written, dead letters by reason."""
+
+    rows_read: int = 0
+    rows_written: int = 0
+    dead_letters: Counter[str] = field(default_factory=Counter)
+
+
+class Conversion:
+    """One run through a source.
+
+    Args:
+      make_chain: makes the steps anew for each pass over the source; None: rows stay as they are.
+      dead_letters: file of the dead letters, Parquet of `dead_letter.SCHEMA`; None: there must not be any.
+      progress: is told each part that was read.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        make_chain: Callable[[], TransformChain] | None,
+        dead_letters: Path | None,
+        progress: Progress,
+    ) -> None:
+        self._source, self._make_chain, self._dead_letters = source, make_chain, dead_letters
+        self._progress = progress
+        self.result = Converted()
+
+    def to_file(self, path: str, settings: RecordSettings) -> Converted:
+        """Writes the rows to `path`, which appears whole or not at all.
+
+        A format whose rows share one schema needs a second pass where the first batch does not have all columns.
+
+        Raises: BadRecordsError, UserError.
+        """
+        schema = None
+        while True:
+            try:
+                self._run(lambda rows, known=schema: publish(path, _writer(rows, settings, known)))  # type: ignore[misc]
+                return self.result
+            except MoreColumnsError as found:
+                schema = found.schema
+
+    def to_sink(self, send: Callable[[pa.RecordBatch], None]) -> Converted:
+        """Gives each batch of rows to `send`; raises as `to_file`, but what was sent is sent."""
+
+        def run(rows: Iterator[pa.RecordBatch]) -> None:
+            for batch in rows:
+                send(batch)
+
+        self._run(run)
+        return self.result
+
+    def _run(self, write: Callable[[Iterator[pa.RecordBatch]], None]) -> None:
+        self.result = Converted()
+        if self._dead_letters is None:
+            write(self._rows(lambda dead: None))
+            return
+
+        def write_both(file: BinaryIO) -> None:
+            with pq.ParquetWriter(file, dead_letter.SCHEMA, compression="zstd") as writer:
+                write(self._rows(writer.write_batch))
+
+        publish(str(self._dead_letters), write_both)
+
+    def _rows(self, bury: Callable[[pa.RecordBatch], None]) -> Iterator[pa.RecordBatch]:
+        result = self.result
+        chain = self._make_chain() if self._make_chain is not None else None
+        for part in self._source.parts():
+            self._progress(part)
+            result.rows_read += part.rows.num_rows
+            if part.dead.num_rows:
+                result.dead_letters.update(dead_letter.count_by_reason(part.dead))
+                bury(part.dead)
+            rows = part.rows if chain is None or not part.rows.num_rows else chain.process(part.rows)
+            result.rows_written += rows.num_rows
+            if len(rows.schema):
+                yield rows
+        if result.dead_letters and self._dead_letters is None:
+            raise BadRecordsError(result.dead_letters)
+
+
+def _writer(
+    rows: Iterator[pa.RecordBatch], settings: RecordSettings, schema: pa.Schema | None
+) -> Callable[[BinaryIO], None]:
+    batches = with_one_schema(rows, schema) if needs_schema(settings) else rows
+    return lambda file: write_rows(file, batches, settings)

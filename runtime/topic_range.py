@@ -1,0 +1,103 @@
+"""A bounded range of a topic, read once with keys and headers: for tools, which belong to no consumer group."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, Message, TopicPartition
+
+from runtime.errors import UserError
+from runtime.kafka_blocks import KafkaReadError, resolve_start
+from runtime.kafka_client import KafkaConnection, make_consumer
+
+_SILENT_SECONDS = 30.0
+_GROUP = "millrace-records"
+
+
+@dataclass(frozen=True)
+class TopicRange:
+    """Attributes:
+    offsets: {partition: (first offset, offset behind the last)}.
+    """
+
+    connection: KafkaConnection
+    topic: str
+    offsets: Mapping[int, tuple[int, int]]
+
+    @property
+    def size(self) -> int:
+        """Offsets in the range; some may hold no record."""
+        return sum(end - start for start, end in self.offsets.values())
+
+
+def resolve_range(
+    connection: KafkaConnection,
+    topic: str,
+    start: str = "earliest",
+    until: str = "end",
+    partition: int | None = None,
+    group: str = _GROUP,
+) -> TopicRange:
+    """The range between two positions, of one partition or all.
+
+    Args:
+      start: as `resolve_start` takes it.
+      until: the same, or `end`: as it is now.
+
+    Raises: UserError for a topic or partition that does not exist and for a wrong position.
+    """
+    first = resolve_start(connection, topic, start, group, "--start")
+    behind = resolve_start(connection, topic, "latest" if until == "end" else until, group, "--until")
+    if partition is not None and partition not in first:
+        raise UserError("--partition", partition, f"{topic} has no such partition", f"choose one of {sorted(first)}")
+    chosen = first if partition is None else {partition: first[partition]}
+    return TopicRange(connection, topic, {each: (at, max(at, behind[each])) for each, at in chosen.items()})
+
+
+def read_messages(wanted: TopicRange, max_records: int = 4096) -> Iterator[list[Message]]:
+    """The committed records of the range, in offset order within each partition.
+
+    Raises: KafkaReadError when the brokers fall silent or an offset is gone.
+    """
+    left = {partition: end for partition, (start, end) in wanted.offsets.items() if start < end}
+    consumer = make_consumer(
+        wanted.connection, _GROUP, auto_offset_reset="error", enable_partition_eof=True, reconnect_backoff_max_ms=1000
+    )
+    try:
+        consumer.assign([TopicPartition(wanted.topic, each, wanted.offsets[each][0]) for each in left])
+        heard = time.monotonic()
+        while left:
+            messages = consumer.consume(max_records, 0.1)
+            records, done = _sorted_out(messages, left)
+            if records:
+                yield records
+            if done:
+                consumer.incremental_unassign([TopicPartition(wanted.topic, each) for each in done])
+            left = {partition: end for partition, end in left.items() if partition not in done}
+            heard = time.monotonic() if messages else heard
+            if time.monotonic() - heard > _SILENT_SECONDS:
+                raise KafkaReadError(f"{wanted.topic}: no answer for {_SILENT_SECONDS:g} s, partitions {sorted(left)}")
+    finally:
+        consumer.close()
+
+
+def _sorted_out(messages: Sequence[Message], left: Mapping[int, int]) -> tuple[list[Message], set[int]]:
+    """(records of the range, partitions of which no more is to come)."""
+    records, done = [], set()
+    for message in messages:
+        partition, error = message.partition(), message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                done.add(partition)
+            elif not error.retriable() and error.code() not in _PASSING:
+                raise KafkaReadError(f"{message.topic()}[{partition}]: {error.str()}")
+        elif partition in left:
+            if message.offset() < left[partition]:
+                records.append(message)
+            if message.offset() + 1 >= left[partition]:
+                done.add(partition)
+    return records, done & left.keys()
+
+
+# Broker restarts and lost connections: librdkafka reconnects by itself.
+_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}

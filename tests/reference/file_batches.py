@@ -1,0 +1,38 @@
+"""Small batches of every kind of column, and raw blocks."""
+
+import pyarrow as pa
+
+from transforms import record_batch
+
+
+def canonical_batch(rows: int) -> pa.RecordBatch:
+    """Features of each kind, with nulls and empty lists, and some row metadata; provenance included."""
+    numbers = list(range(rows))
+    columns = {
+        record_batch.fid_field("slot_1"): [None if n % 5 == 4 else [1 << 48 | n] * (n % 3) for n in numbers],
+        pa.field("v1", pa.list_(pa.int64()), metadata=record_batch.FID_V1_METADATA): [[-n] for n in numbers],
+        pa.field("context.hour", pa.list_(pa.int64())): [[n % 24] for n in numbers],
+        pa.field("ue", pa.list_(pa.float32())): [[n / 2, -n / 4] for n in numbers],
+        pa.field("double", pa.list_(pa.float64())): [[n / 3] for n in numbers],
+        pa.field("name", pa.list_(pa.binary())): [[bytes([n % 256]), b""] for n in numbers],
+        pa.field("nested", pa.list_(pa.list_(pa.int64()))): [[[n], [], [n, n]] for n in numbers],
+        pa.field("scalar", pa.int64()): [None if n % 4 == 3 else n for n in numbers],
+        pa.field("__LABEL__", pa.list_(pa.float32())): [[float(n % 2)] for n in numbers],
+        pa.field("__UID__", pa.int64()): [n * n for n in numbers],
+        pa.field("__REQ_ID__", pa.string()): [f"r{n}" for n in numbers],
+        pa.field("__ACTIONS__", pa.list_(pa.int32())): [[n % 7] * (n % 2) for n in numbers],
+    }
+    arrays = [pa.array(values, field.type) for field, values in columns.items()]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(list(columns)))
+    return record_batch.with_provenance(batch, partition=2, first_offset=100)
+
+
+def raw_block(values: list[bytes | None], partition: int = 3, first_offset: int = 0) -> pa.RecordBatch:
+    """A raw block of the topic `events`."""
+    columns = [
+        pa.array(values, pa.binary()),
+        pa.array([partition] * len(values), pa.int32()),
+        pa.array(range(first_offset, first_offset + len(values)), pa.int64()),
+        pa.array([1_764_000_000_000] * len(values), pa.int64()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema("events"))
