@@ -13,8 +13,8 @@ from runtime.errors import UserError
 _EXAMPLE = """\
 millrace feed backfill --task examples.feed_ranking:FeedRanking --from 2026013100 --to 2026020100 --output-parquet rows
 millrace feed backfill --task examples.feed_ranking:FeedRanking --workers 4 --output-parquet rows \\
-    --impression-files '/data/{DATE(2026013100, 2026013123)}/impressions*' \\
-    --action-files '/data/{DATE(2026013100, 2026013123)}/actions*'"""
+    --impression-files '/tmp/feed/{DATE(2026013100, 2026013123)}/impressions*' \\
+    --action-files '/tmp/feed/{DATE(2026013100, 2026013123)}/actions*'"""
 
 _DESCRIPTION = """\
 Makes training rows of stored events, hour by hour or file by file: the same graph as the live feed, bounded. Each unit

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 LIBRARY = Path(__file__).with_name("_millrace_records.so")
@@ -120,6 +121,26 @@ def encode_records(batch: pa.RecordBatch, format: int, rows_per_record: int) -> 
         pa.Schema._import_from_c(given.schema.value)
     _check(status, batch.schema)
     return records.take().column(0)
+
+
+def read_json(values: pa.BinaryArray, schema: pa.Schema, max_bytes: int) -> tuple[pa.RecordBatch, np.ndarray] | None:
+    """Rows of the plain JSON objects among `values`, as `JsonReader` (ops/cc/records/json_reader.h) reads them.
+
+    Returns: (rows with the columns of `schema`, bool [values]: which became a row), or None when the schema has a type
+      that is not read so.
+    """
+    function = _function("millrace_read_json", "ppqpp")
+    given, rows, fields = CBatch(), CBatch(), CSchema(schema)
+    values._export_to_c(given.array.value)
+    is_plain = np.zeros(len(values), bool)
+    try:
+        status = function(fields.schema, given.array, max_bytes, is_plain.ctypes.data, rows.array)
+    finally:
+        fields.close()
+    if status == _BAD_SCHEMA:
+        return None
+    _check(status, schema)
+    return pa.RecordBatch._import_from_c(rows.array.value, schema), is_plain
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,14 +13,17 @@ from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 
+Position = tuple[int, ...]
+"""How far a file was read, in the reader's own terms; empty at its beginning."""
+
 _VERSION = 1
 
 
 class Work(NamedTuple):
-    """A file to read from `position` on: 0, or what its reader last reported; `ticket` tells two works apart."""
+    """A file to read from `position` on: empty, or what its reader last reported; `ticket` tells two works apart."""
 
     path: str
-    position: int = 0
+    position: Position = ()
     ticket: int = 0
 
 
@@ -52,7 +55,7 @@ class WorkQueue:
             self._in_work[work.ticket] = work
             return work
 
-    def report(self, work: Work, position: int) -> None:
+    def report(self, work: Work, position: Position) -> None:
         """The file was read up to `position`."""
         with self._lock:
             if work.ticket not in self._in_work:
@@ -76,7 +79,7 @@ class WorkQueue:
         try:
             saved = json.loads(data)
             version, patterns = saved["version"], deque(str(pattern) for pattern in saved["patterns"])
-            files = deque(Work(str(path), int(position)) for path, position in saved["files"])
+            files = deque(Work(str(path), tuple(map(int, position))) for path, position in saved["files"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"not the state of a work queue: {error}") from error
         if version != _VERSION:
@@ -92,7 +95,7 @@ class WorkReader(Generic[Item]):
       read: (path, position) -> (item, position behind it) of the file from that position on.
     """
 
-    def __init__(self, queue: WorkQueue, read: Callable[[str, int], Iterator[tuple[Item, int]]]) -> None:
+    def __init__(self, queue: WorkQueue, read: Callable[[str, Position], Iterator[tuple[Item, Position]]]) -> None:
         self._queue, self._read = queue, read
 
     def __iter__(self) -> Iterator[Item]:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from transforms import record_batch
-from transforms.compression import StreamError
+from transforms.compression import Compression, StreamError, compression_of, read_chunks
 from transforms.dead_letter import MAX_VALUE_BYTES, SCHEMA, Reason
 from transforms.framing import (
     DATA_SOURCE_KEY,
@@ -215,3 +215,19 @@ class FrameStream:
         if len(schema) > len(columns):
             columns.append(pa.array(np.concatenate(keys)))
         return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_file(
+    path: str, position: tuple[int, ...], options: Framing, topic: str, compression: Compression = Compression.UNKNOWN
+) -> Iterator[tuple[tuple[pa.RecordBatch, pa.RecordBatch], StreamPosition]]:
+    """((raw block, dead letters), position behind them) of a file on this machine, for `runtime.work_queue.WorkReader`.
+
+    Args:
+      position: where an earlier reader stopped; empty for the beginning.
+    """
+    start = StreamPosition(*position)
+    with open(path, "rb") as file:
+        chunks = read_chunks(file, compression_of(path, compression), start.byte)
+        stream = FrameStream(chunks, options, topic, name=path, start=start)
+        for blocks in stream:
+            yield blocks, stream.position

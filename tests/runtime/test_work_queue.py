@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.work_queue import Work, WorkQueue, WorkReader
+from runtime.work_queue import Position, Work, WorkQueue, WorkReader
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def drain(queue: WorkQueue) -> list[str]:
     return [Path(work.path).name for work in iter(queue.take, None)]
 
 
-def lines(path: str, position: int) -> Iterator[tuple[str, int]]:
+def lines(path: str, position: Position) -> Iterator[tuple[str, Position]]:
     with open(path, "rb") as file:
-        file.seek(position)
+        file.seek(position[0] if position else 0)
         while line := file.readline():
-            yield line.decode().strip(), file.tell()
+            yield line.decode().strip(), (file.tell(),)
 
 
 def test_files_come_in_lexical_order_and_then_the_end_for_everybody(patterns: list[str]) -> None:
@@ -102,10 +102,10 @@ def test_files_in_work_are_saved_with_their_position_and_finished_ones_are_not()
     first, _, third = (queue.take() for _ in range(3))
     assert first is not None and third is not None
     queue.finish(first)
-    queue.report(third, 7)
+    queue.report(third, (7, 1))
     other = WorkQueue([])
     other.restore(queue.save())
-    assert [work[:2] for work in iter(other.take, None)] == [("b", 0), ("c", 7), ("d", 0)]
+    assert [work[:2] for work in iter(other.take, None)] == [("b", ()), ("c", (7, 1)), ("d", ())]
 
 
 def test_saving_does_not_disturb_the_readers(patterns: list[str]) -> None:
@@ -147,4 +147,4 @@ def test_only_a_file_in_work_can_be_finished() -> None:
     with pytest.raises(ValueError, match="not in work"):
         queue.finish(Work("a", ticket=1))
     with pytest.raises(ValueError, match="not in work"):
-        queue.report(Work("a", ticket=1), 1)
+        queue.report(Work("a", ticket=1), (1,))

@@ -1,15 +1,18 @@
 """Streams cut into blocks: the same records whatever the pieces, damage, and reading on from a position."""
 
+import functools
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.compression import StreamError
+from runtime.work_queue import WorkQueue, WorkReader
+from transforms.compression import Compression, StreamError, write_chunks
 from transforms.dead_letter import Reason
-from transforms.frame_stream import FrameStream, StreamPosition
+from transforms.frame_stream import FrameStream, StreamPosition, read_file
 from transforms.framing import FILE_FRAMES, LINES, TF_RECORDS, Framing, join_frames
 
 VALUES = [f"value {number}".encode() * (number % 4) for number in range(50)]
@@ -116,6 +119,24 @@ def test_damage_of_tf_records_costs_no_more_than_the_damaged_ones(seed: int) -> 
     assert [value for _, value in rows] == [value for number, value in enumerate(values) if number not in hit]
     assert [number for number, _ in rows] == [number for number in range(60) if number not in hit]
     assert [number for number, _ in dead] == hit
+
+
+def test_files_of_a_work_queue_are_read_on_in_mid_file(tmp_path: Path) -> None:
+    """data:v10"""
+    values = [f"{number:06d}".encode() * 1000 for number in range(2000)]
+    for name, part in (("a.zst", values[:1200]), ("b.zst", values[1200:])):
+        with open(tmp_path / name, "wb") as file:
+            write_chunks(file, iter([join_frames(pa.array(part, pa.binary()), TF_RECORDS)]), Compression.ZSTD)
+    read = functools.partial(read_file, options=TF_RECORDS, topic="t")
+    queue = WorkQueue([f"{tmp_path}/*"])
+    (first, _) = next(iter(WorkReader(queue, read)))
+    assert 0 < first.num_rows < 1200
+    other = WorkQueue([])
+    other.restore(queue.save())
+    rest = [block for block, _ in WorkReader(other, read)]
+    assert rest[0].column("offset")[0].as_py() == first.num_rows
+    found = [value for block in (first, *rest) for value in block.column("value").to_pylist()]
+    assert found == values
 
 
 def test_an_empty_stream_gives_nothing() -> None:

@@ -244,11 +244,12 @@ class InstanceDecoder : public RecordDecoder {
         if (!reader.Skip(tag)) return rows_.Malformed(start);
         continue;
       }
-      Column other(TypeOfValues(field));
-      Column* const target = field == number ? column : &other;
-      if (!AddField(tag, target, &reader) && !(target == &other && values.reserved_bit())) {
-        return rows_.FailFeature(named);
+      if (field == number) {
+        if (!AddField(tag, column, &reader)) return rows_.FailFeature(named);
+        continue;
       }
+      Column other(TypeOfValues(field));
+      if (!AddField(tag, &other, &reader) && !values.reserved_bit()) return rows_.FailFeature(named);
     }
     return true;
   }
