@@ -143,6 +143,22 @@ def read_json(values: pa.BinaryArray, schema: pa.Schema, max_bytes: int) -> tupl
     return pa.RecordBatch._import_from_c(rows.array.value, schema), is_plain
 
 
+def siphash24(offsets: np.ndarray, data: np.ndarray, key: bytes) -> np.ndarray:
+    """uint64 [n] hashes of `millrace_siphash24` (ops/cc/records/siphash.cc).
+
+    Args:
+      offsets: int64 [n + 1] into `data`, uint8, both contiguous.
+      key: 16 bytes.
+    """
+    if len(key) != 16:
+        raise ValueError(f"key has {len(key)} bytes, expected 16")
+    function = load().millrace_siphash24
+    function.argtypes, function.restype = [ctypes.c_void_p] * 2 + [ctypes.c_int64] + [ctypes.c_void_p] * 2, None
+    hashes = np.empty(len(offsets) - 1, np.uint64)
+    function(offsets.ctypes.data, data.ctypes.data, len(hashes), key, hashes.ctypes.data)
+    return hashes
+
+
 @functools.lru_cache(maxsize=8)
 def _function(name: str, arguments: str) -> Callable[..., int]:
     """A function of the library that returns a status. `arguments`: i int32, q int64, p pointer."""

@@ -6,12 +6,16 @@ hour, `{INT(0, 9)}` for each number, not padded.
 
 import datetime
 import itertools
+import logging
+import math
 import re
 from collections.abc import Sequence
 
 from apache_beam.io.filesystems import FileSystems
 
 from runtime.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
 
 MAX_PATTERNS = 100_000
 """Names that one pattern may expand to: a slip in a range is told before it fills the memory."""
@@ -26,10 +30,9 @@ def expand_pattern(pattern: str, field: str = "pattern") -> list[str]:
     Raises: UserError naming `field` for a placeholder that is neither DATE nor INT or whose range is wrong.
     """
     parts = _PLACEHOLDER.split(pattern)
-    ranges = [_range(kind, first, last, pattern, field) for kind, first, last in _triples(parts)]
-    count = 1
-    for each in ranges:
-        count *= len(each)
+    placeholders = zip(parts[1::4], parts[2::4], parts[3::4], strict=True)
+    ranges = [_range(kind, first, last, pattern, field) for kind, first, last in placeholders]
+    count = math.prod(len(each) for each in ranges)
     if count > MAX_PATTERNS:
         raise UserError(field, pattern, f"stands for {count} names, more than {MAX_PATTERNS}", "narrow its ranges")
     texts = parts[::4]
@@ -37,10 +40,6 @@ def expand_pattern(pattern: str, field: str = "pattern") -> list[str]:
         texts[0] + "".join(value + text for value, text in zip(values, texts[1:], strict=True))
         for values in itertools.product(*ranges)
     ]
-
-
-def _triples(parts: list[str]) -> list[tuple[str, str, str]]:
-    return list(zip(parts[1::4], parts[2::4], parts[3::4], strict=True))
 
 
 def _range(kind: str, first: str, last: str, pattern: str, field: str) -> list[str]:
@@ -106,11 +105,14 @@ def gen_patterns(
 def match_files(patterns: str | Sequence[str], field: str = "pattern") -> list[tuple[int, str]]:
     """(number, path) of each file that the patterns match, in the order of the paths; none twice.
 
-    Raises: UserError when there is none at all.
+    Patterns that match nothing are logged. Raises: UserError when there is none at all.
     """
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     globs = list(itertools.chain.from_iterable(expand_pattern(pattern, field) for pattern in wanted))
     found = FileSystems.match(globs) if globs else []
+    for match in found:
+        if not match.metadata_list:
+            _LOGGER.warning("no file matches %s", match.pattern)
     paths = sorted({metadata.path for match in found for metadata in match.metadata_list})
     if not paths:
         raise UserError(field, ", ".join(wanted), "no file matches", "check the path and quote its wildcards")

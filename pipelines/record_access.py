@@ -27,6 +27,10 @@ TOPIC_MARK = "topic:"
 """What the name of a source begins with that is a topic and no path."""
 
 _NONE = record_batch.empty(pa.schema([]))
+_NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
+Progress = Callable[[int, int], None]
+"""Is told how much of a source's `size` was read so far, and how many rows or records came with that."""
+
 _ReadFile = Callable[[BinaryIO, int, str], file_readers.Batches]
 
 
@@ -66,8 +70,8 @@ class RecordSource(abc.ABC):
         """Decoded rows and dead letters. Raises: UserError for a source that cannot be read at all."""
 
     @abc.abstractmethod
-    def blocks(self) -> Iterator[pa.RecordBatch]:
-        """The records as they are, in raw blocks. Raises: UserError where the source holds rows and no records."""
+    def blocks(self) -> Iterator[Part]:
+        """The records as they are, in raw blocks without rows."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,9 @@ class FileSource(RecordSource):
                 rows, refused = decode(block)
                 yield Part(rows, record_batch.concat([dead, refused]) if dead.num_rows else refused, done, block)
 
-    def blocks(self) -> Iterator[pa.RecordBatch]:
-        if self.settings.framing is None:
-            raise UserError("SOURCE", self.name, "holds rows and no records", "name a format to write them in")
-        for block, dead, _, _ in self._read(self._read_blocks):
-            if dead.num_rows:
-                raise UserError("SOURCE", self.name, dead.column("detail")[0].as_py(), "convert it with --dead-letters")
-            yield block
+    def blocks(self) -> Iterator[Part]:
+        for block, dead, done, _ in self._read(self._read_blocks):
+            yield Part(_NONE, dead, done, block)
 
     def _row_reader(self) -> _ReadFile:
         readers: dict[str, _ReadFile] = {
@@ -153,9 +153,11 @@ class TopicSource(RecordSource):
             else:
                 yield Part(*decode(block), done, block)
 
-    def blocks(self) -> Iterator[pa.RecordBatch]:
+    def blocks(self) -> Iterator[Part]:
+        done = 0
         for messages in self.messages():
-            yield raw_block(self.range.topic, messages)
+            done += len(messages)
+            yield Part(_NONE, _NO_DEAD_LETTERS, done, raw_block(self.range.topic, messages))
 
     def messages(self) -> Iterator[list[Message]]:
         """The records with their keys and headers."""

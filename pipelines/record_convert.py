@@ -10,13 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.file_sinks import publish
-from pipelines.record_access import Part, RecordSource
+from pipelines.record_access import Progress, RecordSource
 from pipelines.record_format import RecordSettings
 from pipelines.record_writers import MoreColumnsError, needs_schema, with_one_schema, write_rows
 from transforms import dead_letter
 from transforms.recipe import TransformChain
-
-Progress = Callable[[Part], None]
 
 
 class BadRecordsError(Exception):
@@ -97,7 +95,7 @@ class Conversion:
         result = self.result
         chain = self._make_chain() if self._make_chain is not None else None
         for part in self._source.parts():
-            self._progress(part)
+            self._progress(part.done, part.rows.num_rows)
             result.rows_read += part.rows.num_rows
             if part.dead.num_rows:
                 result.dead_letters.update(dead_letter.count_by_reason(part.dead))

@@ -202,7 +202,9 @@ class RecordStats:
         self.bytes += pc.sum(pc.binary_length(block.column("value"))).as_py() or 0
         for partition in pc.unique(block.column("partition")).to_pylist():
             mine = block.filter(pc.equal(block.column("partition"), partition))
-            self.partitions.setdefault(partition, PartitionStats()).add(mine.column("offset"), mine.column("timestamp_ms"))
+            self.partitions.setdefault(partition, PartitionStats()).add(
+                mine.column("offset"), mine.column("timestamp_ms")
+            )
 
     def _add_labels(self, column: pa.ListArray) -> None:
         values, splits = values_and_splits(column)

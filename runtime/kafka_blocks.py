@@ -11,7 +11,7 @@ from typing import NoReturn
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from runtime.errors import UserError
-from runtime.kafka_client import KafkaConnection, make_consumer, partitions_of
+from runtime.kafka_client import KafkaConnection, make_consumer, partitions_of, watermark_offsets
 
 _REQUEST_SECONDS = 10.0
 _BEYOND_END = 1 << 62
@@ -193,10 +193,7 @@ def resolve_start(
     partitions = partitions_of(connection, topic)
     consumer = make_consumer(connection, group_id)
     try:
-        ends = {
-            partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
-            for partition in partitions
-        }
+        ends = {partition: watermark_offsets(consumer, topic, partition) for partition in partitions}
         chosen: Mapping[int, int]
         if start == "earliest":
             chosen = {}

@@ -12,13 +12,14 @@ from typing import TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from runtime.deadline import wait_until
+from runtime.deadline import Deadline, wait_until
 from runtime.errors import UserError
 
 MAX_MESSAGE_BYTES = 8_000_000
 """What a producer sends at most, uncompressed."""
 
 _REQUEST_SECONDS = 10.0
+_RETRY_SECONDS = 0.1
 _CHECK_SECONDS = 5.0  # what a user waits for "no broker answers"
 
 
@@ -228,11 +229,26 @@ def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, 
     consumer = make_consumer(connection, group_id="millrace-watermarks")
     try:
         return {
-            partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
-            for partition in partitions_of(connection, topic)
+            partition: watermark_offsets(consumer, topic, partition) for partition in partitions_of(connection, topic)
         }
     finally:
         consumer.close()
+
+
+def watermark_offsets(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """(first offset, next offset) now; a partition whose leader has only just been chosen is asked again."""
+    deadline = Deadline(_REQUEST_SECONDS)
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
+            return int(low), int(high)
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_LEADER_YET or deadline.expired():
+                raise
+            time.sleep(_RETRY_SECONDS)
+
+
+_NO_LEADER_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 
 __all__ = [
@@ -249,5 +265,6 @@ __all__ = [
     "make_producer",
     "max_record_bytes",
     "partitions_of",
+    "watermark_offsets",
     "watermarks",
 ]

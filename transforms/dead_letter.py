@@ -54,6 +54,8 @@ SCHEMA = pa.schema(
 )
 """One row a refused record; `truncated_from` is its length in bytes where `value` is only its beginning, else null."""
 
+_NONE = record_batch.empty(SCHEMA)
+
 
 class Refusals:
     """Collects the refused rows of one raw block; the first reason given for a row stays."""
@@ -91,7 +93,7 @@ class Refusals:
     def to_batch(self) -> pa.RecordBatch:
         """The dead letters, in the block's order."""
         if not self._rows:
-            return record_batch.empty(SCHEMA)
+            return _NONE
         order = np.argsort(self._rows)
         rows = pa.array(np.asarray(self._rows, np.int64)[order])
         source = self._block.take(rows)

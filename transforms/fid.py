@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops import record_library
+
 SIGNATURE_BITS_V1 = 54
 SIGNATURE_BITS = 48
 MAX_SLOT_V1 = (1 << 10) - 1
@@ -101,17 +103,10 @@ def hash_strings(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
 def siphash24(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
     """SipHash-2-4 of the bytes of each string or binary value, uint64 [n]; a null is hashed as empty.
 
-    Standard SipHash (Aumasson and Bernstein, 2012), equal to `tf.strings.to_hash_bucket_strong` before its modulus. The
-    cost grows with the longest value, so the codecs bound the length of what is hashed.
+    Standard SipHash (Aumasson and Bernstein, 2012), equal to `tf.strings.to_hash_bucket_strong` before its modulus.
     """
     offsets, data = bytes_of(strings)
-    lengths = np.diff(offsets)
-    hashes = np.empty(len(lengths), _U64)
-    words = lengths // 8
-    for count in np.unique(words).tolist():
-        rows = np.flatnonzero(words == count)
-        hashes[rows] = _siphash_words(_padded_words(data, offsets[rows], lengths[rows], count), key)
-    return hashes
+    return record_library.siphash24(offsets, data, key)
 
 
 def bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -123,58 +118,6 @@ def bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.frombuffer(offset_buffer, np.int64, len(plain) + 1, plain.offset * 8)
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
     return offsets, data
-
-
-def _padded_words(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, count: int) -> np.ndarray:
-    """uint64 [count + 1, n]: the message words, the last one with the length in its upper byte."""
-    padded = np.zeros((len(starts), 8 * (count + 1)), np.uint8)
-    row_of_byte = np.repeat(np.arange(len(starts)), lengths)
-    column = np.arange(len(row_of_byte)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    padded[row_of_byte, column] = data[starts[row_of_byte] + column]
-    padded[:, -1] = lengths & 0xFF
-    return np.ascontiguousarray(padded.view("<u8").T).astype(_U64)
-
-
-def _siphash_words(words: np.ndarray, key: bytes) -> np.ndarray:
-    k0, k1 = np.frombuffer(key, "<u8")
-    shape = words.shape[1]
-    state = [
-        np.full(shape, constant ^ half, _U64)
-        for constant, half in (
-            (_U64(0x736F6D6570736575), k0),
-            (_U64(0x646F72616E646F6D), k1),
-            (_U64(0x6C7967656E657261), k0),
-            (_U64(0x7465646279746573), k1),
-        )
-    ]
-    for word in words:
-        state[3] ^= word
-        _sip_round(state)
-        _sip_round(state)
-        state[0] ^= word
-    state[2] ^= _U64(0xFF)
-    for _ in range(4):
-        _sip_round(state)
-    return state[0] ^ state[1] ^ state[2] ^ state[3]
-
-
-def _sip_round(state: list[np.ndarray]) -> None:
-    """One SipRound in place; uint64 addition wraps."""
-    v0, v1, v2, v3 = state
-    v0 += v1
-    v1[:] = _rotate(v1, 13) ^ v0
-    v0[:] = _rotate(v0, 32)
-    v2 += v3
-    v3[:] = _rotate(v3, 16) ^ v2
-    v0 += v3
-    v3[:] = _rotate(v3, 21) ^ v0
-    v2 += v1
-    v1[:] = _rotate(v1, 17) ^ v2
-    v2[:] = _rotate(v2, 32)
-
-
-def _rotate(value: np.ndarray, bits: int) -> np.ndarray:
-    return (value << _U64(bits)) | (value >> _U64(64 - bits))
 
 
 def _legacy(mask: int, legacy_mask: bool) -> int:

@@ -68,14 +68,16 @@ class FrameStream:
         self._buffer, self._at, self._base = b"", 0, start.byte
         self._record = start.record
         self._skip = 0
-        self._seeking = False
+        self._seeking, self._bad = False, start
         self._ended = False
         self._error: StreamError | None = None
         self._dead: list[dict[str, object]] = []
 
     @property
     def position(self) -> StreamPosition:
-        """Behind the last block that was given."""
+        """Behind the last block that was given; where the end of a bad record is not known yet, before that record."""
+        if self._seeking:
+            return self._bad
         return StreamPosition(self._base + self._at + self._skip, self._record)
 
     def __iter__(self) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
@@ -150,7 +152,7 @@ class FrameStream:
             self._skip = max(0, following - len(self._buffer))
             self._at = min(following, len(self._buffer))
         elif self._options in (TF_RECORDS, LINES):
-            begin = self._at
+            begin, self._bad = self._at, self.position
             self._seek(begin + 1)
             self._bury(reason, "no record begins here", self._at - begin, begin)
         else:

@@ -163,7 +163,8 @@ class ItemPool:
             ctypes.byref(_Outputs(*map(_pointer, outputs))),
         )
         added = np.flatnonzero(flags == _ADDED)
-        self._store.append(take_rows(items, added))
+        if len(added):
+            self._store.append(take_rows(items, added))
         drawn_rows, positions, recency, times, easy = (column[:count] for column in outputs)
         refused = int(np.count_nonzero(flags == _REFUSED))
         return Draws(drawn_rows, positions, recency, times, easy.astype(bool), len(added), refused)

@@ -1,8 +1,9 @@
-"""JSON objects, one a record, to columns: `pyarrow.json` over whole blocks, and dead letters for what cannot be read.
+"""JSON objects, one a record, to columns, and dead letters for what cannot be read.
 
-A block is joined with newlines and parsed at once. One malformed record fails the whole parse, so a failing block is
-split, around the bad record where the parser names it, else in halves, until the bad one stands alone: k bad records
-among n cost O(k log n) parses at most, and good ones are not touched by Python.
+Plain objects are read in C++ (`ops/cc/records/json_reader.h`). `pyarrow.json` judges all others: it gets them joined
+with newlines and parses them at once. One malformed record fails the whole parse, so a failing run is split, around the
+bad record where the parser names it, else in halves, until the bad one stands alone: k bad records among n cost
+O(k log n) parses at most, and good ones are not touched by Python.
 """
 
 import re
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from ops import record_library
 from transforms import event_diagnosis, record_batch
 from transforms.dead_letter import Reason, Refusals
 
@@ -39,9 +41,27 @@ def parse(
     Returns: (one row a parsed record with the columns of `schema`, int64 positions of those records in `block`).
     """
     values = block.column("value")
-    _refuse_unreadable(values, refusals)
+    plain = record_library.read_json(values, schema, MAX_VALUE_BYTES)
+    if plain is None:
+        return _parse_unusual(values, np.arange(len(values)), schema, refusals, version)
+    rows, is_plain = plain
+    if is_plain.all():
+        return rows, np.arange(len(values))
+    others, found = _parse_unusual(values, np.flatnonzero(~is_plain), schema, refusals, version)
+    positions = np.concatenate([np.flatnonzero(is_plain), found])
+    if not len(found):
+        return rows, positions
+    order = np.argsort(positions)
+    return record_batch.concat([rows, others]).take(pa.array(order)), positions[order]
+
+
+def _parse_unusual(
+    values: pa.BinaryArray, rows: np.ndarray, schema: pa.Schema, refusals: Refusals, version: int | None
+) -> tuple[pa.RecordBatch, np.ndarray]:
+    """`parse` for the values at `rows`."""
+    _refuse_unreadable(values, rows, refusals)
     batches, positions, failures = [], [], 0
-    todo = _runs(refusals.accepted())
+    todo = _runs(rows[refusals.keep(rows)])
     while todo:
         rows = todo.pop()
         batch, problem = _parse_run(values.take(pa.array(rows)), schema)
@@ -110,22 +130,20 @@ def _parse_run(values: pa.BinaryArray, schema: pa.Schema) -> tuple[pa.RecordBatc
     return table.combine_chunks().to_batches()[0], ""
 
 
-def _refuse_unreadable(values: pa.BinaryArray, refusals: Refusals) -> None:
+def _refuse_unreadable(values: pa.BinaryArray, rows: np.ndarray, refusals: Refusals) -> None:
     """Refuses what is empty, too large, not UTF-8 or does not look like one JSON object from outside."""
-    plain = pc.fill_null(values, b"")
-    lengths = pc.binary_length(plain).to_numpy(zero_copy_only=False)
-    refusals.add(np.flatnonzero(lengths == 0), Reason.EMPTY_VALUE, "no value")
-    too_large = np.flatnonzero(lengths > MAX_VALUE_BYTES)
-    refusals.add(too_large, Reason.TOO_LARGE, f"more than {MAX_VALUE_BYTES} bytes")
-    rows = refusals.accepted()
-    for bad in _not_utf8(plain, rows):
+    lengths = pc.fill_null(pc.binary_length(values.take(pa.array(rows))), 0).to_numpy(zero_copy_only=False)
+    refusals.add(rows[lengths == 0], Reason.EMPTY_VALUE, "no value")
+    refusals.add(rows[lengths > MAX_VALUE_BYTES], Reason.TOO_LARGE, f"more than {MAX_VALUE_BYTES} bytes")
+    rows = rows[refusals.keep(rows)]
+    for bad in _not_utf8(values, rows):
         refusals.add(bad, Reason.NOT_UTF8, "not UTF-8")
-    rows = refusals.accepted()
-    first, last, has_nul = _outer_bytes(plain.take(pa.array(rows)))
+    rows = rows[refusals.keep(rows)]
+    first, last, has_nul = _outer_bytes(values.take(pa.array(rows)))
     odd = (first != ord("{")) | (last != ord("}")) | has_nul
     # White space around an object is legal and rare: only these few are looked at one by one.
     for row, nul in zip(rows[odd].tolist(), has_nul[odd].tolist(), strict=True):
-        stripped = plain[row].as_py().strip(b" \t\r\n")
+        stripped = values[row].as_py().strip(b" \t\r\n")
         if nul or not (stripped.startswith(b"{") and stripped.endswith(b"}")):
             refusals.add(np.array([row]), *event_diagnosis.not_an_object(stripped))
 

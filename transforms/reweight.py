@@ -86,6 +86,9 @@ def _compared(earlier: Side, later: Side, labels: np.ndarray) -> tuple[np.ndarra
 
 
 def _side(values: np.ndarray, splits: np.ndarray, priority: Sequence[int], weights: Sequence[ActionWeight]) -> Side:
+    rows = len(splits) - 1
+    if not len(values):
+        return Side(np.full(rows, len(priority) + 1), np.zeros(rows), np.full(rows, np.nan))
     place = places(values, priority)
     best = best_places(place, splits, len(priority))
     superseded = (place < len(priority)) & (place != np.repeat(best, np.diff(splits)))
@@ -103,7 +106,8 @@ def _products(factors: np.ndarray, splits: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         products = reduce_rows(np.multiply, factors, splits, 1.0)
     # NaN comes of a zero and an overflow: the product is zero.
-    return np.minimum(np.nan_to_num(products, nan=0.0), _LARGEST_COUNT)
+    products[np.isnan(products)] = 0.0
+    return np.minimum(products, _LARGEST_COUNT)
 
 
 def repeat_rows(batch: pa.RecordBatch, times: np.ndarray, fanout: int) -> pa.RecordBatch:

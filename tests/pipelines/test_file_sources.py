@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from pipelines import file_sinks, file_sources
 from pipelines.file_io import ReadEventFiles
@@ -300,6 +301,17 @@ def test_hourly_files_lie_in_the_folder_of_their_event_time(tmp_path: Path) -> N
     rows = [record_batch.with_provenance(batch)]
     write(rows, file_sinks.WriteParquetFiles(str(tmp_path), hourly=True), names, tmp_path)
     assert [pq.read_metadata(tmp_path / name).num_rows for name in names] == [2, 1, 2]
+
+
+def test_each_window_has_files_of_its_own(tmp_path: Path) -> None:
+    batch = canonical_batch(10)
+    with TestPipeline() as pipeline:
+        blocks = pipeline | beam.Create([(0, batch.slice(0, 4)), (60, batch.slice(4, 3)), (61, batch.slice(7))])
+        stamp = beam.MapTuple(lambda second, rows: TimestampedValue(rows, second)).with_output_types(pa.RecordBatch)
+        paths = blocks | stamp | beam.WindowInto(FixedWindows(60)) | file_sinks.WriteParquetFiles(str(tmp_path))
+        names = ["part-00000-of-00001-19700101T000000.parquet", "part-00000-of-00001-19700101T000100.parquet"]
+        assert_that(paths, equal_to([f"{tmp_path}/{name}" for name in names]))
+    assert [pq.read_metadata(tmp_path / name).num_rows for name in names] == [4, 6]
 
 
 def test_a_line_with_a_line_feed_is_refused(tmp_path: Path) -> None:

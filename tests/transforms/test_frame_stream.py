@@ -68,6 +68,19 @@ def test_the_position_behind_a_skipped_record_lies_behind_it() -> None:
     assert stream.position == StreamPosition(17 + 1016, 2)
 
 
+@pytest.mark.parametrize("options", [TF_RECORDS, LINES])
+def test_a_position_within_a_bad_record_is_that_of_its_beginning(options: Framing) -> None:
+    data = bytearray(join_frames(pa.array([b"a", b"x" * 1000, b"b"], pa.binary()), options))
+    second = len(join_frames(pa.array([b"a"], pa.binary()), options))
+    data[second] ^= 1
+    settings = {"block_bytes": 50, "max_record_bytes": 1000 if options == TF_RECORDS else 100}
+    stream = FrameStream(iter(pieces(bytes(data), 50)), options, "t", **settings)
+    next(iter(stream))
+    assert stream.position == StreamPosition(second, 1)
+    rest = FrameStream(iter([bytes(data[second:])]), options, "t", start=stream.position, **settings)
+    assert [row["value"] for block, _ in rest for row in block.to_pylist()] == [b"b"]
+
+
 @pytest.mark.parametrize("options", [FILE_FRAMES, TF_RECORDS, LINES])
 def test_a_record_that_is_too_large_is_passed_over_in_bounded_memory(options: Framing) -> None:
     values = [b"a", b"x" * 100_000, b"b"]

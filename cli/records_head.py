@@ -1,0 +1,87 @@
+"""`millrace records head`: the first rows of a source."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from cli.records_source import open_source, read_chain
+from pipelines.record_access import RecordSource
+from pipelines.record_format import DEAD_LETTER
+from runtime.errors import UserError
+from transforms import dead_letter, record_batch
+from transforms.json_text import FidText, json_lines
+from transforms.recipe import TransformChain
+
+_JSON_ROWS, _TABLE_ROWS = 10, 3
+
+
+def run(arguments: argparse.Namespace) -> int:
+    chain = read_chain(arguments.where, "--where")
+    source = open_source(arguments, arguments.source)
+    as_table = arguments.format == "table"
+    limit = arguments.limit or (_TABLE_ROWS if as_table else _JSON_ROWS)
+    refused: Counter[str] = Counter()
+    fids: FidText = "slots" if arguments.fids else "unsigned"
+    shown = []
+    for batch in _first_rows(source, chain, limit, refused):
+        rows = _chosen(batch, arguments.columns)
+        if as_table:
+            shown.append(rows)
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in json_lines(rows, fids).to_pylist())
+    if as_table:
+        Console().print(_table(shown, fids))
+    if refused:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
+        print(f"up to there {refused.total()} records cannot be read: {reasons}", file=sys.stderr)
+    return 0
+
+
+def _first_rows(
+    source: RecordSource, chain: TransformChain | None, limit: int, refused: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    """`limit` rows at most; counts what could not be read until then."""
+    with closing(source.parts()) as parts:
+        for part in parts:
+            rows = part.rows
+            if source.settings.format == DEAD_LETTER:
+                rows = part.dead
+            else:
+                refused.update(dead_letter.count_by_reason(part.dead))
+            if chain is not None and rows.num_rows:
+                rows = chain.process(rows)
+            yield rows.slice(0, limit)
+            limit -= min(limit, rows.num_rows)
+            if not limit:
+                return
+
+
+def _chosen(rows: pa.RecordBatch, names: list[str] | None) -> pa.RecordBatch:
+    if names is None or not rows.num_rows:
+        return rows
+    if not any(name in rows.schema.names for name in names):
+        raise UserError("--columns", ",".join(names), "no such column", f"choose of {', '.join(rows.schema.names)}")
+    return rows.select([name for name in names if name in rows.schema.names])
+
+
+def _table(batches: list[pa.RecordBatch], fids: FidText) -> Table:
+    """A line a column and a column a row: there are more columns than rows."""
+    cells: dict[str, list[str]] = {}
+    count = 0
+    for batch in batches:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            one = record_batch.RecordBatch if False else None
+        count += batch.num_rows
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    made.add_column("column", no_wrap=True)
+    for number in range(count):
+        made.add_column(f"row {number + 1}", overflow="ellipsis", no_wrap=True)
+    for name, values in cells.items():
+        made.add_row(name, *values)
+    return made
