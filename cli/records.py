@@ -9,7 +9,10 @@ from cli.common import add_command
 from cli.records_source import SOURCES, add_source_flags
 
 _DESCRIPTION = f"""\
-Looks at, counts, converts, sends and compares records. {SOURCES}"""
+Looks at, counts, converts, sends and compares records.
+{SOURCES}"""
+
+_PLACES = {"DEST": "a path"}
 
 _EXAMPLES = {
     "head": """
@@ -52,15 +55,15 @@ def _add(
 ) -> argparse.ArgumentParser:
     parser = add_command(actions, name, description, _EXAMPLES[name], _run)
     for each in positionals:
-        parser.add_argument(each.lower(), metavar=each, help="a path, pattern or topic:NAME")
+        parser.add_argument(each.lower(), metavar=each, help=_PLACES.get(each, "a path, a pattern or topic:NAME"))
     return parser
 
 
 def _add_head(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _add(actions, "head", f"Prints the first rows, one JSON object a line. {SOURCES}", "SOURCE")
-    parser.add_argument("-n", "--limit", type=at_least_one, metavar="N", help="rows (default: 10, in a table 3)")
+    parser = _add(actions, "head", f"Prints the first rows, one JSON object a line.\n{SOURCES}", "SOURCE")
+    parser.add_argument("-n", "--limit", type=_at_least_one, metavar="N", help="rows (default: 10, in a table 3)")
     parser.add_argument("--format", choices=("json", "table"), default="json", help="(default: %(default)s)")
-    parser.add_argument("--columns", type=names, metavar="NAMES", help="only these, with commas between them")
+    parser.add_argument("--columns", type=_names, metavar="NAMES", help="only these, with commas between them")
     parser.add_argument("--fids", action="store_true", help='fids as "slot/signature" in place of numbers')
     parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe that filters and changes rows before")
     add_source_flags(parser)
@@ -71,10 +74,10 @@ def _add_stat(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         actions,
         "stat",
         "Counts records, rows and dead letters, and says what is in each column: rows that have it, values, distinct\n"
-        f"values (an estimate from 4,096 on), range, lengths of lists. {SOURCES}",
+        f"values (an estimate from 4,096 on), range, lengths of lists.\n{SOURCES}",
         "SOURCE",
     )
-    parser.add_argument("--limit", type=at_least_one, metavar="N", help="stop behind the batch of the N-th row")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop behind the batch of the N-th row")
     parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe that filters and changes rows before")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     add_source_flags(parser)
@@ -84,10 +87,10 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = _add(
         actions,
         "convert",
-        "Writes all rows in another format, to one file or topic. The end of DEST tells format and compression:\n"
-        ".parquet, .avro, .arrow, .jsonl, .tfrecord (tf.Example, or what --to says) and, behind one of the last two or\n"
-        "alone, .snappy, .zst, .zlib, .gz; any other file has framed records and needs --to. DEST appears whole or not\n"
-        "at all. Exit code 1, and no DEST, when records cannot be read and --dead-letters is not given.\n" + SOURCES,
+        "Writes all rows to one file. The end of DEST tells its format: .parquet, .avro, .arrow, .jsonl or .tfrecord\n"
+        "(tf.Example, or what --to says); other files have framed records and need --to. Behind .jsonl, .tfrecord or\n"
+        "another name .snappy, .zst, .zlib and .gz compress. DEST appears whole or not at all. Exit code 1, and no DEST,\n"
+        "when records cannot be read and --dead-letters is not given.\n" + SOURCES,
         "SOURCE",
         "DEST",
     )
@@ -106,15 +109,17 @@ def _add_replay(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "Sends records to a topic: as they are, with their keys and headers; those of a topic to the partition that\n"
         "they had where both have as many. Files of rows become Arrow blocks, or what --to says. With\n"
         "--from-dead-letters refused records go back to the topic and partition where they came from, or to TOPIC.\n"
-        "Exit code 1 when a record was not delivered. " + SOURCES,
+        "Exit code 1 when a record was not delivered.\n" + SOURCES,
         "SOURCE",
     )
     parser.add_argument("topic", nargs="?", metavar="TOPIC", help="an existing topic")
     parser.add_argument("--from-dead-letters", action="store_true", help="SOURCE holds dead letters")
-    parser.add_argument("--reason", type=names, default=[], metavar="REASONS", help="dead letters of these reasons only")
+    parser.add_argument(
+        "--reason", type=_names, default=[], metavar="REASONS", help="dead letters of these reasons only"
+    )
     parser.add_argument("--to", default="arrow", metavar="FORMAT", help="of rows of files (default: %(default)s)")
-    parser.add_argument("--rate", type=positive, metavar="N", help="records a second (default: as fast as it goes)")
-    parser.add_argument("--limit", type=at_least_one, metavar="N", help="records at most")
+    parser.add_argument("--rate", type=_positive, metavar="N", help="records a second (default: as fast as it goes)")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="records at most")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_source_flags(parser)
 
@@ -125,26 +130,28 @@ def _add_diff(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "diff",
         "Compares rows: which only A has, which only B has, and which columns of the others differ. Rows belong\n"
         "together by where they come from (file or partition, offset, row), or by --key; then where they come from is\n"
-        f"ignored. Exit code 1 when they differ. {SOURCES}",
+        f"ignored. Exit code 1 when they differ.\n{SOURCES}",
         "A",
         "B",
     )
-    parser.add_argument("--key", type=names, metavar="NAMES", help="columns that tell which rows belong together")
+    parser.add_argument("--key", type=_names, metavar="NAMES", help="columns that tell which rows belong together")
     parser.add_argument("--ordered", action="store_true", help="equal rows in another order differ, too")
-    parser.add_argument("--limit", type=int, default=3, metavar="N", help="examples of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=_at_least_one, default=3, metavar="N", help="examples of each kind (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--records-b", metavar="FORMAT", help="of B, where it is not that of A")
     add_source_flags(parser)
 
 
-def at_least_one(text: str) -> int:
+def _at_least_one(text: str) -> int:
     """argparse type: a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
 
 
-def positive(text: str) -> float:
+def _positive(text: str) -> float:
     """argparse type: a number above 0."""
     try:
         value = float(text)
@@ -155,7 +162,7 @@ def positive(text: str) -> float:
     return value
 
 
-def names(text: str) -> list[str]:
+def _names(text: str) -> list[str]:
     """argparse type: names with commas between them."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:

@@ -9,13 +9,14 @@ from contextlib import closing
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cli.records_source import open_source, read_chain
 from pipelines.record_access import RecordSource
 from pipelines.record_format import DEAD_LETTER
 from runtime.errors import UserError
-from transforms import dead_letter, record_batch
-from transforms.json_text import FidText, json_lines
+from transforms import dead_letter
+from transforms.json_text import FidText, json_lines, json_values
 from transforms.recipe import TransformChain
 
 _JSON_ROWS, _TABLE_ROWS = 10, 3
@@ -72,16 +73,17 @@ def _chosen(rows: pa.RecordBatch, names: list[str] | None) -> pa.RecordBatch:
 
 def _table(batches: list[pa.RecordBatch], fids: FidText) -> Table:
     """A line a column and a column a row: there are more columns than rows."""
-    cells: dict[str, list[str]] = {}
+    cells: dict[str, dict[int, str]] = {}
     count = 0
     for batch in batches:
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            one = record_batch.RecordBatch if False else None
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            texts = json_values(field, column, fids).to_pylist()
+            cells.setdefault(field.name, {}).update(enumerate((text or "" for text in texts), count))
         count += batch.num_rows
     made = Table(box=None, pad_edge=False, header_style="bold")
     made.add_column("column", no_wrap=True)
     for number in range(count):
         made.add_column(f"row {number + 1}", overflow="ellipsis", no_wrap=True)
     for name, values in cells.items():
-        made.add_row(name, *values)
+        made.add_row(name, *(Text(values.get(row, "")) for row in range(count)))
     return made

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from transforms.recipe import TransformChain
 
 SOURCES = """\
-A source is a path, which may
-hold wildcards, {DATE(20260101, 20260107)} and {INT(0, 9)}, or topic:NAME. The end of a path tells its format and
-compression; --records and --compression say what it does not tell."""
+A source is a path, which may hold wildcards, {DATE(20260101, 20260107)} and {INT(0, 9)}, or topic:NAME. The end of a
+path tells its format and compression; --records and --compression say what it does not tell."""
 
 _TOPIC_MARK = "topic:"
 _COMPRESSIONS = {"none": "NO", "snappy": "SNAPPY", "zstd": "ZSTD", "zlib": "ZLIB", "gzip": "GZIP"}
@@ -55,12 +54,12 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
         "--start",
         default="earliest",
         metavar="POSITION",
-        help="earliest, latest, group, time:MILLISECONDS, or JSON of offsets like {\"0\": 17} (default: %(default)s)",
+        help='earliest, latest, group, time:MILLISECONDS, or JSON of offsets like {"0": 17} (default: %(default)s)',
     )
     topic.add_argument("--until", default="end", metavar="POSITION", help="the same, or `end`, as it is now (default)")
     topic.add_argument("--partition", type=int, metavar="P", help="only this one")
     topic.add_argument("--group", default="millrace-records", metavar="NAME", help="of --start group")
-    add_kafka_flags(topic)
+    add_kafka_flags(parser)
 
 
 def open_source(arguments: argparse.Namespace, name: str, records: str | None = None) -> "RecordSource":
@@ -69,7 +68,6 @@ def open_source(arguments: argparse.Namespace, name: str, records: str | None = 
     Args:
       records: its format; default: what --records says, or the name.
     """
-    from pipelines.file_readers import TOPIC
     from pipelines.record_access import TopicSource, open_files
     from runtime.topic_range import resolve_range
 
@@ -97,6 +95,11 @@ def dest_settings(arguments: argparse.Namespace, name: str) -> "RecordSettings":
     return _settings(arguments, name, arguments.to, "--to", arguments.to_frames)
 
 
+def row_settings(arguments: argparse.Namespace) -> "RecordSettings":
+    """How rows are written as the values of a topic, by --to."""
+    return _settings(arguments, _TOPIC_MARK, arguments.to, "--to")
+
+
 def _settings(
     arguments: argparse.Namespace, name: str, format: str | None, flag: str = "--records", frames: str | None = None
 ) -> "RecordSettings":
@@ -109,7 +112,9 @@ def _settings(
     headers = frame_options(arguments.frames if reads else frames)
     format = format or (_format_of_topic(arguments, name) if is_topic(name) else format_of_path(name))
     if format is None:
-        raise UserError(flag, "", f"missing, and the name {name} does not tell the format", "give example, instance ...")
+        raise UserError(
+            flag, "", f"missing, and the name {name} does not tell the format", "give example, instance ..."
+        )
     given = Compression[_COMPRESSIONS[arguments.compression]] if reads and arguments.compression else None
     settings = RecordSettings(
         format,

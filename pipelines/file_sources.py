@@ -120,25 +120,26 @@ class _CountingDoFn(beam.DoFn):
         yield from self.give(record_batch.empty(pa.schema([])), dead)
 
 
-class ReadFramedFiles(_ReadFiles):
-    """Files of framed records to raw blocks (`record_batch.raw_schema`), with `data_source_key` if the header has it.
+class _ReadStreams(_ReadFiles):
+    """Files that are streams of records to raw blocks (`record_batch.raw_schema`).
 
     Args:
       patterns: of the paths (`file_patterns`).
-      frames: the headers; the default has sort ids only.
       compression: default: by the end of each path.
       topic: of the raw blocks.
       block_bytes: size of a block, about.
       max_record_bytes: longer records become dead letters.
+      field: what an error calls the patterns.
       first_file: number of the first file.
 
     Raises: UserError when no file matches.
     """
 
+    framing: Framing
+
     def __init__(
         self,
         patterns: str | Sequence[str],
-        frames: FrameOptions = FILE_FRAMES,
         compression: Compression = Compression.UNKNOWN,
         topic: str = TOPIC,
         block_bytes: int = BLOCK_BYTES,
@@ -147,36 +148,41 @@ class ReadFramedFiles(_ReadFiles):
         first_file: int = 0,
     ) -> None:
         super().__init__(patterns, field, first_file)
-        self._settings = _StreamSettings(frames, compression, topic, block_bytes, max_record_bytes)
+        self._settings = _StreamSettings(self.framing, compression, topic, block_bytes, max_record_bytes)
 
     def reader(self) -> beam.DoFn:
         return _ReadStreamDoFn(self._settings)
 
     def display_data(self) -> dict[str, Any]:
         settings = self._settings
-        return super().display_data() | {"frames": str(settings.framing), "compression": settings.compression.name}
+        return super().display_data() | {"framing": str(settings.framing), "compression": settings.compression.name}
 
 
-class ReadTfRecordFiles(ReadFramedFiles):
-    """TFRecord files to raw blocks; checksums are verified, and behind damage reading goes on at the next record.
+class ReadFramedFiles(_ReadStreams):
+    """Files of framed records to raw blocks, with `data_source_key` if the header has it.
 
-    The arguments are those of `ReadFramedFiles` without `frames`.
+    Args:
+      patterns: of the paths (`file_patterns`).
+      frames: the headers; the default has sort ids only.
+      settings: `compression`, `topic`, `block_bytes`, `max_record_bytes`, `field`, `first_file`, as of
+        `ReadTfRecordFiles`.
     """
 
-    def __init__(self, patterns: str | Sequence[str], **settings: Any) -> None:
+    def __init__(self, patterns: str | Sequence[str], frames: FrameOptions = FILE_FRAMES, **settings: Any) -> None:
+        self.framing = frames
         super().__init__(patterns, **settings)
-        self._settings = self._settings._replace(framing=TF_RECORDS)
 
 
-class ReadJsonLines(ReadFramedFiles):
-    """Text files to raw blocks, one row a line that is not empty; offset = number of the line.
+class ReadTfRecordFiles(_ReadStreams):
+    """TFRecord files to raw blocks; checksums are verified, and behind damage reading goes on at the next record."""
 
-    The arguments are those of `ReadFramedFiles` without `frames`.
-    """
+    framing = TF_RECORDS
 
-    def __init__(self, patterns: str | Sequence[str], **settings: Any) -> None:
-        super().__init__(patterns, **settings)
-        self._settings = self._settings._replace(framing=LINES)
+
+class ReadJsonLines(_ReadStreams):
+    """Text files to raw blocks, one row a line that is not blank; offset = number of the line."""
+
+    framing = LINES
 
 
 class _StreamSettings(NamedTuple):
@@ -213,14 +219,8 @@ class _ReadStreamDoFn(_CountingDoFn):
 
 def _not_blank(block: pa.RecordBatch) -> pa.RecordBatch:
     """The lines that hold more than white space."""
-    short = pc.less(pc.binary_length(block.column("value")), _LONGEST_BLANK)
-    if not pc.any(short).as_py():
-        return block
     blank = pc.match_substring_regex(block.column("value"), r"^\s*$")
     return block.filter(pc.invert(blank)) if pc.any(blank).as_py() else block
-
-
-_LONGEST_BLANK = 64
 
 
 class ReadParquetFiles(_ReadFiles):

@@ -4,7 +4,7 @@ Memory is bounded by one batch, whatever the size of the source.
 """
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -66,7 +66,7 @@ class RecordSource(abc.ABC):
     def size(self) -> int: ...
 
     @abc.abstractmethod
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Generator[Part, None, None]:
         """Decoded rows and dead letters. Raises: UserError for a source that cannot be read at all."""
 
     @abc.abstractmethod
@@ -87,7 +87,7 @@ class FileSource(RecordSource):
     def size(self) -> int:
         return sum(self.sizes)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Generator[Part, None, None]:
         settings = self.settings
         if settings.framing is None:
             yield from self._read(self._row_reader())
@@ -141,7 +141,7 @@ class TopicSource(RecordSource):
     def size(self) -> int:
         return self.range.size
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Generator[Part, None, None]:
         framing = self.settings.framing
         decode = make_decoder(self.settings, framing if isinstance(framing, FrameOptions) else None)
         done = 0

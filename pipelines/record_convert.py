@@ -1,4 +1,4 @@
-"""From a source of records to one file or topic, through a recipe if need be; nothing is written unless all is well."""
+"""From a source of records to one file, through a recipe if need be; nothing is written unless all is well."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Conversion:
     """One run through a source.
 
     Args:
-      make_chain: makes the steps anew for each pass over the source; None: rows stay as they are.
+      make_chain: makes the steps anew for each pass over the source, or None where rows stay as they are.
       dead_letters: file of the dead letters, Parquet of `dead_letter.SCHEMA`; None: there must not be any.
       progress: is told each part that was read.
     """
@@ -46,7 +46,7 @@ class Conversion:
     def __init__(
         self,
         source: RecordSource,
-        make_chain: Callable[[], TransformChain] | None,
+        make_chain: Callable[[], TransformChain | None],
         dead_letters: Path | None,
         progress: Progress,
     ) -> None:
@@ -69,16 +69,6 @@ class Conversion:
             except MoreColumnsError as found:
                 schema = found.schema
 
-    def to_sink(self, send: Callable[[pa.RecordBatch], None]) -> Converted:
-        """Gives each batch of rows to `send`; raises as `to_file`, but what was sent is sent."""
-
-        def run(rows: Iterator[pa.RecordBatch]) -> None:
-            for batch in rows:
-                send(batch)
-
-        self._run(run)
-        return self.result
-
     def _run(self, write: Callable[[Iterator[pa.RecordBatch]], None]) -> None:
         self.result = Converted()
         if self._dead_letters is None:
@@ -93,7 +83,7 @@ class Conversion:
 
     def _rows(self, bury: Callable[[pa.RecordBatch], None]) -> Iterator[pa.RecordBatch]:
         result = self.result
-        chain = self._make_chain() if self._make_chain is not None else None
+        chain = self._make_chain()
         for part in self._source.parts():
             self._progress(part.done, part.rows.num_rows)
             result.rows_read += part.rows.num_rows

@@ -29,10 +29,15 @@ def json_lines(batch: pa.RecordBatch, fids: FidText = "int64") -> pa.StringArray
     return _objects(batch.schema, batch.columns, batch.num_rows, fids)
 
 
+def json_values(field: pa.Field, column: pa.Array, fids: FidText = "int64") -> pa.StringArray:
+    """string [rows]: the JSON of each value of a column, null where it is null."""
+    return _text(column, (field.metadata or {}).get(record_batch.KIND_KEY), fids)
+
+
 def _objects(fields: Iterable[pa.Field], columns: list[pa.Array], rows: int, fids: FidText) -> pa.StringArray:
     members = []
     for field, column in zip(fields, columns, strict=True):
-        text = _text(column, (field.metadata or {}).get(record_batch.KIND_KEY), fids)
+        text = json_values(field, column, fids)
         name = json.dumps(field.name, ensure_ascii=False)
         # Not null_handling="skip": Arrow then leaves out rows of nulls alone.
         members.append(pc.fill_null(pc.binary_join_element_wise(f",{name}:", text, ""), ""))

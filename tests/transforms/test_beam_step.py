@@ -11,8 +11,6 @@ import yaml
 from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
-from apache_beam.yaml.yaml_provider import parse_providers
-from apache_beam.yaml.yaml_transform import YamlTransform
 
 from runtime.errors import UserError
 from tests.reference.record_rows import random_rows
@@ -76,22 +74,3 @@ def test_a_wrong_setting_is_refused_when_the_transform_is_made() -> None:
 def test_display_data_tells_the_settings() -> None:
     assert ptransforms.NegativeSample(drop_rate=0.5, seed=7).display_data() == {"drop_rate": "0.5", "seed": 7}
     assert ApplyRecipe("steps: [{convert_fids: {}}]").display_data()["steps"] == "convert_fids"
-
-
-def test_a_pipeline_in_beam_yaml_runs_the_same_steps() -> None:
-    rows = random_rows(50)
-    text = """
-      type: chain
-      transforms:
-        - type: FilterByAction
-          config: {has_actions: [1]}
-        - type: LabelUpperBound
-          config: {bounds: [1]}
-      """
-    (provider,) = yaml.safe_load(_PROVIDER.read_text("utf-8"))
-    chain = "steps: [{filter_by_action: {has_actions: [1]}}, {label_upper_bound: {bounds: [1]}}]"
-    expected = TransformChain.parse(chain).process(rows)
-    with TestPipeline() as pipeline:
-        providers = parse_providers(str(_PROVIDER), [provider])
-        found = pipeline | beam.Create([rows]) | YamlTransform(text, providers=providers)
-        assert_that(found, _holds(expected))

@@ -1,0 +1,48 @@
+"""`millrace records convert`: all rows of a source in another format."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from cli.records_screen import progress
+from cli.records_source import dest_settings, is_topic, open_source, read_chain
+from pipelines.record_convert import BadRecordsError, Conversion, Converted
+from pipelines.record_format import DEAD_LETTER
+from runtime.errors import UserError
+from transforms.recipe import TransformChain
+
+
+def run(arguments: argparse.Namespace) -> int:
+    def make_chain() -> TransformChain | None:
+        return read_chain(arguments.recipe, "--recipe")
+
+    make_chain()  # wrong steps show before anything is read
+    settings = dest_settings(arguments, arguments.dest)
+    if is_topic(arguments.dest):
+        raise UserError(
+            "DEST", arguments.dest, "is a topic", "convert to a file and send it with `millrace records replay`"
+        )
+    source = open_source(arguments, arguments.source)
+    if DEAD_LETTER in (settings.format, source.settings.format):
+        raise UserError("--records", DEAD_LETTER, "dead letters are no rows", "send them again with `records replay`")
+    try:
+        with progress("converting", source.size) as advance:
+            converted = Conversion(source, make_chain, arguments.dead_letters, advance).to_file(
+                arguments.dest, settings
+            )
+    except BadRecordsError as error:
+        print(
+            f"millrace records: {error.reasons.total()} records cannot be read ({error}), so nothing was written; "
+            "--dead-letters FILE sets them apart",
+            file=sys.stderr,
+        )
+        return 1
+    print(json.dumps(dataclasses.asdict(converted)) if arguments.json else _describe(converted, arguments.dest))
+    return 0
+
+
+def _describe(converted: Converted, dest: str) -> str:
+    dead = converted.dead_letters
+    refused = f", {dead.total():,} records cannot be read" if dead else ""
+    return f"{dest}: {converted.rows_written:,} rows of {converted.rows_read:,}{refused}"
