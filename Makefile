@@ -24,7 +24,7 @@ library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
 
-.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer fuzz \
+.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer chaos soak fuzz \
         conformance lock clean
 
 help:  ## list the targets
@@ -147,6 +147,15 @@ bench-peer: $(peer)/installed  ## measure the embedding store's peer (KEYS=10000
 	@for zipf in 1.05 0; do \
 	    $(peer)/bin/python tests/benchmarks/peer/tfra_peer.py --keys $(KEYS) --zipf $$zipf | grep '^{'; \
 	done
+
+SEEDS ?= 20
+MINUTES ?= 10
+
+chaos: setup  ## kill, restart and resubmit the feed at random moments on Prism and Flink, count every row (SEEDS=20)
+	@$(bin)/python -m tests.chaos.run --seeds $(SEEDS)
+
+soak: setup  ## run the feed for MINUTES=10 a runner at 70% of its peak rate, and watch its memory
+	@$(bin)/python -m tests.benchmarks.soak --minutes $(MINUTES)
 
 conformance:  ## count the vectors of ../shared/spec that have a test
 	@$(PYTHON) build_tools/conformance.py

@@ -4,7 +4,7 @@ import argparse
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.common import (
     add_command,
@@ -74,6 +74,12 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     rows = parser.add_argument_group("rows")
     rows.add_argument("--recipe", type=Path, metavar="FILE", help="steps that rows go through, YAML or JSON")
     rows.add_argument("--allowed-lateness-seconds", type=float, help="how long a row is remembered after its window")
+    rows.add_argument(
+        "--routed-actions",
+        metavar="REASONS",
+        help="actions that leave by the side, some of late,orphan,before_impression,duplicate,superseded,ignored "
+        "(default: late)",
+    )
     rows.add_argument("--window-seconds", type=float, help="how long a row waits for an action (default: the task's)")
     rows.add_argument("--negative-rate", type=float, help="share of negatives kept (default: the task's)")
     rows.add_argument("--seed", type=int, help="of the sampling (default: 0)")
@@ -165,7 +171,9 @@ def feed_options(arguments: argparse.Namespace) -> "FeedOptions":
     if not arguments.task:
         raise UserError("--task", "", "missing", "name the task as PACKAGE.MODULE:CLASS")
     names = ("window_seconds", "allowed_lateness_seconds", "negative_rate", "seed")
-    overrides = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    overrides: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.routed_actions is not None:
+        overrides["routed_actions"] = tuple(filter(None, arguments.routed_actions.split(",")))
     config = load_task(arguments.task).feed_config(audit=arguments.audit, **overrides)
     return FeedOptions(
         config,

@@ -89,8 +89,8 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "convert",
         "Writes all rows to one file. The end of DEST tells its format: .parquet, .avro, .arrow, .jsonl or .tfrecord\n"
         "(tf.Example, or what --to says); other files have framed records and need --to. Behind .jsonl, .tfrecord or\n"
-        "another name .snappy, .zst, .zlib and .gz compress. DEST appears whole or not at all. Exit code 1, and no DEST,\n"
-        "when records cannot be read and --dead-letters is not given.\n" + SOURCES,
+        "another name .snappy, .zst, .zlib and .gz compress. DEST appears whole or not at all. Exit code 1, and no\n"
+        "DEST, when records cannot be read and --dead-letters is not given.\n" + SOURCES,
         "SOURCE",
         "DEST",
     )

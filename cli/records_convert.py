@@ -1,9 +1,9 @@
 """`millrace records convert`: all rows of a source in another format."""
 
 import argparse
-import dataclasses
 import json
 import sys
+from typing import Any
 
 from cli.records_screen import progress
 from cli.records_source import dest_settings, is_topic, open_source, read_chain
@@ -32,17 +32,23 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.dest, settings
             )
     except BadRecordsError as error:
+        count = error.refused.counts.total()
         print(
-            f"millrace records: {error.reasons.total()} records cannot be read ({error}), so nothing was written; "
+            f"millrace records: {count} records cannot be read, so nothing was written: {error}; "
             "--dead-letters FILE sets them apart",
             file=sys.stderr,
         )
         return 1
-    print(json.dumps(dataclasses.asdict(converted)) if arguments.json else _describe(converted, arguments.dest))
+    print(json.dumps(_facts(converted)) if arguments.json else _describe(converted, arguments.dest))
     return 0
 
 
+def _facts(converted: Converted) -> dict[str, Any]:
+    rows = {"rows_read": converted.rows_read, "rows_written": converted.rows_written}
+    return rows | {"dead_letters": converted.refused.as_json()}
+
+
 def _describe(converted: Converted, dest: str) -> str:
-    dead = converted.dead_letters
-    refused = f", {dead.total():,} records cannot be read" if dead else ""
+    refused = f"\n{converted.refused.counts.total():,} records cannot be read: {converted.refused}"
+    refused = refused if converted.refused.counts else ""
     return f"{dest}: {converted.rows_written:,} rows of {converted.rows_read:,}{refused}"

@@ -4,9 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from rich.console import Console
-
-from cli.records_screen import progress, table
+from cli.records_screen import console, progress, table
 from cli.records_source import open_source
 from pipelines.record_diff import PROVENANCE, Comparison, Difference
 
@@ -41,7 +39,7 @@ def _facts(difference: Difference) -> dict[str, Any]:
 
 
 def _show(difference: Difference, a: str, b: str) -> None:
-    console = Console()
+    out = console()
     rows = [
         ["rows", *(f"{count:,}" for count in difference.rows)],
         ["not in the other", *(f"{count:,}" for count in difference.only)],
@@ -49,16 +47,16 @@ def _show(difference: Difference, a: str, b: str) -> None:
     ]
     if any(difference.dead_letters):
         rows.append(["records that cannot be read", *(f"{count:,}" for count in difference.dead_letters)])
-    console.print(table("", ("", a, b), rows))
+    out.print(table("", ("", a, b), rows))
     if difference.columns:
         counts = [[name, f"{count:,}"] for name, count in difference.columns.most_common()]
-        console.print(table("\nchanged columns", ("column", "rows"), counts))
+        out.print(table("\nchanged columns", ("column", "rows"), counts))
     if difference.examples:
-        console.print()
+        out.print()
     for each in difference.examples:
         for mark, text in zip("-+", each, strict=True):
             if text is not None:
-                console.print(f"{mark} {text}", markup=False, highlight=False, soft_wrap=True)
+                out.print(f"{mark} {text}", markup=False, highlight=False, soft_wrap=True)
     if difference.equal:
         order = "in the same order" if difference.same_order else "in another order"
-        console.print(f"\nthe rows are equal, {order}", highlight=False)
+        out.print(f"\nthe rows are equal, {order}", highlight=False)

@@ -2,24 +2,23 @@
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 
 import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli.records_screen import console
 from cli.records_source import open_source, read_chain
-from pipelines.record_access import RecordSource
+from pipelines.record_access import RecordSource, Refused
 from pipelines.record_format import DEAD_LETTER
 from runtime.errors import UserError
-from transforms import dead_letter
 from transforms.json_text import FidText, json_lines, json_values
 from transforms.recipe import TransformChain
 
 _JSON_ROWS, _TABLE_ROWS = 10, 3
+_MAX_NAME = 40
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_source(arguments, arguments.source)
     as_table = arguments.format == "table"
     limit = arguments.limit or (_TABLE_ROWS if as_table else _JSON_ROWS)
-    refused: Counter[str] = Counter()
+    refused = Refused()
     fids: FidText = "slots" if arguments.fids else "unsigned"
     shown = []
     for batch in _first_rows(source, chain, limit, refused):
@@ -37,15 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             sys.stdout.writelines(f"{line}\n" for line in json_lines(rows, fids).to_pylist())
     if as_table:
-        Console().print(_table(shown, fids))
-    if refused:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
-        print(f"up to there {refused.total()} records cannot be read: {reasons}", file=sys.stderr)
+        console().print(_table(shown, fids))
+    if refused.counts:
+        print(f"{refused.counts.total()} records up to there cannot be read: {refused}", file=sys.stderr)
     return 0
 
 
 def _first_rows(
-    source: RecordSource, chain: TransformChain | None, limit: int, refused: Counter[str]
+    source: RecordSource, chain: TransformChain | None, limit: int, refused: Refused
 ) -> Iterator[pa.RecordBatch]:
     """`limit` rows at most; counts what could not be read until then."""
     with closing(source.parts()) as parts:
@@ -54,7 +52,7 @@ def _first_rows(
             if source.settings.format == DEAD_LETTER:
                 rows = part.dead
             else:
-                refused.update(dead_letter.count_by_reason(part.dead))
+                refused.add(part.dead)
             if chain is not None and rows.num_rows:
                 rows = chain.process(rows)
             yield rows.slice(0, limit)
@@ -81,7 +79,7 @@ def _table(batches: list[pa.RecordBatch], fids: FidText) -> Table:
             cells.setdefault(field.name, {}).update(enumerate((text or "" for text in texts), count))
         count += batch.num_rows
     made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column("column", no_wrap=True)
+    made.add_column("column", no_wrap=True, min_width=min(_MAX_NAME, max(map(len, cells), default=0)))
     for number in range(count):
         made.add_column(f"row {number + 1}", overflow="ellipsis", no_wrap=True)
     for name, values in cells.items():

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _BAR_WIDTH = 30
+_PIPE_WIDTH = 160
 
 
 @contextmanager
 def progress(description: str, total: int) -> "Iterator[Advance]":
     """A line on stderr, if that is a terminal: how much of `total` is read, and how many rows that were."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"))
-    console = Console(file=sys.stderr)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, redirect_stdout=False) as bar:
+    stderr = Console(file=sys.stderr)
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True, redirect_stdout=False) as bar:
         line = bar.add_task(description, total=total, rows=0)
         rows = 0
 
@@ -33,11 +34,17 @@ def progress(description: str, total: int) -> "Iterator[Advance]":
         yield advance
 
 
+def console() -> Console:
+    """Standard output; wide where nobody looks at its width."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """A table whose first column is text, and so are those whose name begins with a blank; others are numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False)
     for index, name in enumerate(columns):
-        made.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        is_text = index == 0 or name.startswith(" ")
+        made.add_column(name, justify="left" if is_text else "right", no_wrap=index == 0)
     for row in rows:
         made.add_row(*row)
     return made

@@ -6,9 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
-
-from cli.records_screen import bars, progress, spark, table
+from cli.records_screen import bars, console, progress, spark, table
 from cli.records_source import open_source, read_chain
 from pipelines.record_stats import LENGTHS, RecordStats
 from transforms import record_batch
@@ -35,27 +33,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    console = Console()
+    out = console()
     size = f", {facts['bytes']:,} bytes" if facts["bytes"] else ""
-    console.print(f"{facts['source']}: {facts['records']:,} records{size}, {facts['rows']:,} rows", highlight=False)
+    out.print(f"{facts['source']}: {facts['records']:,} records{size}, {facts['rows']:,} rows", highlight=False)
     for name, seconds in (("req_time", 1.0), ("event_time_ms", 0.001)):
         if name in facts["times"]:
             first, last = (_time(facts["times"][name][end] * seconds) for end in ("min", "max"))
-            console.print(f"{name}: {first} to {last}", highlight=False)
+            out.print(f"{name}: {first} to {last}", highlight=False)
     dead = facts["dead_letters"]
     if dead:
-        console.print(table("\ncannot be read", ("reason", "records", "", ""), bars(dead)))
+        rows = [[reason, f"{each['records']:,}", each["first"]] for reason, each in dead.items()]
+        out.print(table("\ncannot be read", ("reason", "records", " the first"), rows))
     if facts["partitions"]:
         rows = [_partition(number, each) for number, each in facts["partitions"].items()]
-        console.print(table("\npartitions", ("partition", "records", "first offset", "last offset", "newest"), rows))
+        out.print(table("\npartitions", ("partition", "records", "first offset", "last offset", "newest"), rows))
     if facts["features"]:
-        names = ("column", "type", "rows", "values", "distinct", "range", f"lengths {LENGTHS[0]} to {LENGTHS[-1]}")
+        names = ("column", " type", "rows", "values", "distinct", " range", f" lengths {LENGTHS[0]} to {LENGTHS[-1]}")
         rows = [_feature(name, each, facts["rows"]) for name, each in facts["features"].items()]
-        console.print(table("\ncolumns", names, rows))
+        out.print(table("\ncolumns", names, rows))
     for head, counts in enumerate(facts["labels"]):
-        console.print(table(f"\n{record_batch.LABEL} {head}", ("label", "rows", "", ""), bars(counts)))
+        out.print(table(f"\n{record_batch.LABEL} {head}", ("label", "rows", "", " "), bars(counts)))
     if facts["actions"]:
-        console.print(table("\nactions", ("action", "times", "", ""), bars(facts["actions"])))
+        out.print(table("\nactions", ("action", "times", "", " "), bars(facts["actions"])))
 
 
 def _time(seconds: float) -> str:
@@ -72,14 +71,23 @@ def _partition(number: str, facts: dict[str, Any]) -> list[str]:
 
 def _feature(name: str, facts: dict[str, Any], rows: int) -> list[str]:
     numbers = [f"{facts[each]:,}" for each in ("values", "distinct")]
-    return [name, facts["type"], f"{facts['rows'] / rows:.1%}", *numbers, _range(facts), _lengths(facts)]
+    return [name, _short(facts["type"]), f"{facts['rows'] / rows:.1%}", *numbers, _range(facts), _lengths(facts)]
+
+
+def _short(type: str) -> str:
+    """`fid[]` for `list<fid>`."""
+    return type.replace("list<", "").replace(">", "[]")
 
 
 def _range(facts: dict[str, Any]) -> str:
     if "slots" in facts:
         low, high = facts["slots"]["min"], facts["slots"]["max"]
         return "" if low is None else f"slot {low}" if low == high else f"slots {low} to {high}"
-    return f"{facts['min']:.6g} to {facts['max']:.6g}" if "min" in facts else ""
+    return f"{_number(facts['min'])} to {_number(facts['max'])}" if "min" in facts else ""
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def _lengths(facts: dict[str, Any]) -> str:

@@ -132,7 +132,7 @@ class _Job:
     def _run(self) -> None:
         try:
             self._result = self._pipeline.run()
-            state = self._result.wait_until_finish()
+            state = self._result.wait_until_finish() or self._result.state  # a dry run has nothing to wait for
             if state not in (PipelineState.DONE, PipelineState.CANCELLED) and not self._stopping:
                 raise RuntimeError(f"the job ended in state {state}")
         except Exception as error:  # whatever it is, the main thread reports it

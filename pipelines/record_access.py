@@ -4,11 +4,13 @@ Memory is bounded by one batch, whatever the size of the source.
 """
 
 import abc
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from confluent_kafka import Message
 
@@ -48,6 +50,29 @@ class Part(NamedTuple):
     dead: pa.RecordBatch
     done: int
     block: pa.RecordBatch | None = None
+
+
+class Refused:
+    """Counts dead letters by reason, and keeps what was said of the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._details: dict[str, str] = {}
+
+    def add(self, dead: pa.RecordBatch) -> None:
+        if not dead.num_rows:
+            return
+        self.counts.update(dead_letter.count_by_reason(dead))
+        for reason in self.counts.keys() - self._details.keys():
+            first = pc.index(dead.column("reason"), reason).as_py()
+            self._details[reason] = dead.column("detail")[first].as_py() or ""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{reason} {n} ({self._details[reason]})" for reason, n in sorted(self.counts.items()))
+
+    def as_json(self) -> dict[str, dict[str, int | str]]:
+        """{reason: {"records": how many, "first": what was said of the first}}."""
+        return {each: {"records": n, "first": self._details[each]} for each, n in sorted(self.counts.items())}
 
 
 class RecordSource(abc.ABC):
@@ -170,8 +195,7 @@ class TopicSource(RecordSource):
 def open_files(pattern: str, settings: RecordSettings) -> FileSource:
     """The files that a pattern matches. UserError when there are none."""
     files = match_files(pattern, "SOURCE")
-    found = FileSystems.match([path for _, path in files])
-    sizes = [metadata.size_in_bytes for match in found for metadata in match.metadata_list]
+    sizes = [FileSystems.get_filesystem(path).size(path) for _, path in files]
     return FileSource(pattern, settings, files, sizes)
 
 

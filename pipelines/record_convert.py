@@ -1,6 +1,5 @@
 """From a source of records to one file, through a recipe if need be; nothing is written unless all is well."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.file_sinks import publish
-from pipelines.record_access import Progress, RecordSource
+from pipelines.record_access import Progress, RecordSource, Refused
 from pipelines.record_format import RecordSettings
 from pipelines.record_writers import MoreColumnsError, needs_schema, with_one_schema, write_rows
 from transforms import dead_letter
@@ -18,20 +17,20 @@ from transforms.recipe import TransformChain
 
 
 class BadRecordsError(Exception):
-    """Records that cannot be read, and no place to put them; {reason: records}."""
+    """Records that cannot be read, and no place to put them."""
 
-    def __init__(self, reasons: Counter[str]) -> None:
-        super().__init__(", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())))
-        self.reasons = reasons
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(str(refused))
+        self.refused = refused
 
 
 @dataclass
 class Converted:
-    """What happened: rows that were read and written, dead letters by reason."""
+    """What happened: rows that were read and written, and what could not be read."""
 
     rows_read: int = 0
     rows_written: int = 0
-    dead_letters: Counter[str] = field(default_factory=Counter)
+    refused: Refused = field(default_factory=Refused)
 
 
 class Conversion:
@@ -87,15 +86,15 @@ class Conversion:
         for part in self._source.parts():
             self._progress(part.done, part.rows.num_rows)
             result.rows_read += part.rows.num_rows
+            result.refused.add(part.dead)
             if part.dead.num_rows:
-                result.dead_letters.update(dead_letter.count_by_reason(part.dead))
                 bury(part.dead)
             rows = part.rows if chain is None or not part.rows.num_rows else chain.process(part.rows)
             result.rows_written += rows.num_rows
             if len(rows.schema):
                 yield rows
-        if result.dead_letters and self._dead_letters is None:
-            raise BadRecordsError(result.dead_letters)
+        if result.refused.counts and self._dead_letters is None:
+            raise BadRecordsError(result.refused)
 
 
 def _writer(

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.record_access import Part
-from transforms import dead_letter, record_batch
+from pipelines.record_access import Part, Refused
+from transforms import record_batch
 from transforms.fid import slot_v1, slot_v2
 from transforms.list_columns import lengths, values_and_splits
 from transforms.row_digest import value_digests
@@ -172,7 +172,7 @@ class RecordStats:
 
     def __init__(self) -> None:
         self.records = self.rows = self.bytes = 0
-        self.dead_letters: Counter[str] = Counter()
+        self.refused = Refused()
         self.features: dict[str, FeatureStats] = {}
         self.labels: list[ValueCounts] = []
         self.actions = ValueCounts()
@@ -182,9 +182,9 @@ class RecordStats:
     def add(self, part: Part) -> None:
         rows = part.rows
         self.rows += rows.num_rows
-        self.dead_letters.update(dead_letter.count_by_reason(part.dead))
+        self.refused.add(part.dead)
         if part.block is None:
-            self.records += rows.num_rows
+            self.records += rows.num_rows + part.dead.num_rows
         else:
             self._add_block(part.block)
         for field, column in zip(rows.schema, rows.columns, strict=True):
@@ -222,7 +222,7 @@ class RecordStats:
             "records": self.records,
             "rows": self.rows,
             "bytes": self.bytes,
-            "dead_letters": dict(sorted(self.dead_letters.items())),
+            "dead_letters": self.refused.as_json(),
             "features": {name: each.as_json() for name, each in self.features.items()},
             "labels": [each.as_json() for each in self.labels],
             "actions": self.actions.as_json(),

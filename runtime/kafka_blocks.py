@@ -62,6 +62,7 @@ class BlockReader:
             group_id,
             auto_offset_reset="error",
             queued_max_messages_kbytes=16_384,
+            fetch_queue_backoff_ms=10,  # of a second by default, in which a fast reader empties the queue
             reconnect_backoff_max_ms=1000,
         )
         self._next: Positions = {}

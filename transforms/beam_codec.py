@@ -1,6 +1,7 @@
-"""Records to rows and back, as PTransforms."""
+"""Codecs as PTransforms: blocks of raw records to records of one frame each, to canonical rows, and back."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
@@ -10,21 +11,94 @@ from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
 from runtime import telemetry
+from runtime.errors import UserError
+from runtime.schema_registry import RegistrySettings, SchemaRegistry
 from transforms import beam_coder, dead_letter, record_batch  # noqa: F401 (the coder is registered)
-from transforms.framing import FrameOptions, deframe
+from transforms.avro_codec import AvroCodec, RegistryAvroCodec
+from transforms.framing import KAFKA_FRAMES, MAX_RECORD_BYTES, FrameOptions, deframe
 from transforms.record_codec import DecodeOptions, FidLayout, decode_records, encode_records
 from transforms.step import provenance
+from transforms.tf_example import TfExampleOptions, decode_tf_examples
 
-DEAD_LETTERS, ROWS = "dead_letters", "rows"
+DEAD_LETTERS = "dead_letters"
+ROWS = "rows"
+
 RECORDS_TOPIC = "rows"
 """Topic of raw blocks that are made of rows."""
 
-_NAMESPACE = telemetry.namespace("transforms", "beam_codec")
+Decode: TypeAlias = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
 
-class DecodeRecords(beam.PTransform):
-    """Raw blocks to canonical rows: `{"rows": ..., "dead_letters": ...}`.
+class _DecodeBlocks(beam.PTransform):
+    """Outputs `rows` and `dead_letters`.
+
+    Args:
+      kind: names the counters.
+      make: makes the decoder, once for a worker's instance of the step.
+
+    Counters (`millrace.transforms.<kind>`): `rows_in`, `rows_out`, `dead_letters_<reason>`.
+    """
+
+    def __init__(self, kind: str, make: Callable[[], Decode], shown: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._kind, self._make, self._shown = kind, make, dict(shown)
+
+    @no_annotations  # Beam knows no hints of several outputs
+    def expand(self, blocks: beam.PCollection) -> dict[str, beam.PCollection]:
+        decode = beam.ParDo(_DecodeDoFn(self._kind, self._make)).with_input_types(pa.RecordBatch)
+        typed = decode.with_output_types(pa.RecordBatch, **{DEAD_LETTERS: pa.RecordBatch})
+        found = blocks | "Decode" >> typed.with_outputs(DEAD_LETTERS, main=ROWS)
+        return {ROWS: found[ROWS], DEAD_LETTERS: found[DEAD_LETTERS]}
+
+    def display_data(self) -> dict[str, Any]:
+        return self._shown
+
+
+class _DecodeDoFn(beam.DoFn):
+    def __init__(self, kind: str, make: Callable[[], Decode]) -> None:
+        self._namespace, self._make = telemetry.namespace("transforms", kind), make
+        self._in, self._out = (Metrics.counter(self._namespace, name) for name in ("rows_in", "rows_out"))
+
+    def setup(self) -> None:
+        self._decode = self._make()
+
+    def process(self, block: pa.RecordBatch) -> Iterator[pa.RecordBatch | _DeadLetters]:
+        rows, dead = self._decode(block)
+        self._in.inc(block.num_rows)
+        self._out.inc(rows.num_rows)
+        if rows.num_rows:
+            yield rows
+        if dead.num_rows:
+            for reason, count in dead_letter.count_by_reason(dead).items():
+                Metrics.counter(self._namespace, f"dead_letters_{reason}").inc(count)
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
+
+
+class Deframe(_DecodeBlocks):
+    """Raw blocks whose values hold frames to raw blocks of one record a row (`framing.deframe`).
+
+    Example:
+
+        records = blocks | Deframe(FrameOptions(lagrangex_header=True))
+        records["rows"], records["dead_letters"]
+
+    Args:
+      frames: the headers.
+      max_record_bytes: longer records become dead letters.
+    """
+
+    def __init__(self, frames: FrameOptions = KAFKA_FRAMES, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
+        make = functools.partial(_make_deframe, frames, max_record_bytes)
+        super().__init__("deframe", make, {"frames": str(frames), "max_record_bytes": max_record_bytes})
+
+
+def _make_deframe(frames: FrameOptions, max_record_bytes: int) -> Decode:
+    return functools.partial(deframe, options=frames, max_record_bytes=max_record_bytes)
+
+
+class DecodeRecords(_DecodeBlocks):
+    """Raw blocks of records to canonical rows (`record_codec.decode_records`).
 
     Example:
 
@@ -35,53 +109,72 @@ class DecodeRecords(beam.PTransform):
       format: one of `record_codec.FORMATS` that needs no schema: example, example_batch, instance, arrow.
       features: names of the features to decode; default: all.
       fids: "v2" converts fids v1, "as_is" keeps them.
-      frames: names of the headers that are set (`FrameOptions`) when a value holds frames; default: it is one record.
+    """
 
-    Counters (`millrace.transforms.beam_codec`): `rows_decoded`, `dead_letters_<reason>`.
+    def __init__(self, format: str, features: Sequence[str] | None = None, fids: FidLayout = "v2") -> None:
+        options = DecodeOptions(features, fids)
+        super().__init__("decode_records", functools.partial(_make_records, format, options), {"format": format})
+
+
+def _make_records(format: str, options: DecodeOptions) -> Decode:
+    return functools.partial(decode_records, format=format, options=options)
+
+
+class DecodeAvro(_DecodeBlocks):
+    """Raw blocks of Avro values to canonical rows.
+
+    Example:
+
+        rows = blocks | DecodeAvro(Path("row.avsc").read_text(), registry_file="registry.properties")
+
+    Args:
+      reader_schema: what the rows shall have.
+      schema: that all values were written with; or
+      registry_file: settings of the registry that knows the schema that each value names
+        (`schema_registry.RegistrySettings.from_file`).
+
+    Raises: UserError for a schema that gives no rows, or a file that is wrong.
     """
 
     def __init__(
         self,
-        format: str,
-        features: Sequence[str] | None = None,
-        fids: FidLayout = "v2",
-        frames: Sequence[str] | None = None,
+        reader_schema: str | Mapping[str, Any],
+        schema: str | Mapping[str, Any] | None = None,
+        registry_file: str | None = None,
     ) -> None:
-        super().__init__()
-        options = None if frames is None else FrameOptions(**dict.fromkeys(frames, True))
-        self._decode = _DecodeDoFn(format, DecodeOptions(features, fids), options)
-        self._format = format
-
-    @no_annotations  # Beam knows no hints of several outputs
-    def expand(self, blocks: beam.PCollection) -> dict[str, beam.PCollection]:
-        decode = beam.ParDo(self._decode).with_input_types(pa.RecordBatch).with_output_types(pa.RecordBatch)
-        found = blocks | "Decode" >> decode.with_outputs(DEAD_LETTERS, main=ROWS)
-        return {ROWS: found[ROWS], DEAD_LETTERS: found[DEAD_LETTERS]}
-
-    def display_data(self) -> dict[str, Any]:
-        return {"format": self._format}
+        if schema is not None and registry_file is None:
+            make: Callable[[], Decode] = functools.partial(_make_avro, schema, reader_schema)
+        elif registry_file is not None and schema is None:
+            make = functools.partial(_make_registry, RegistrySettings.from_file(registry_file), reader_schema)
+        else:
+            raise UserError("schema", schema, "either a schema or a registry tells how values are written", "give one")
+        make()  # wrong schemas are told now
+        super().__init__("decode_avro", make, {"registry_file": registry_file or "none"})
 
 
-class _DecodeDoFn(beam.DoFn):
-    def __init__(self, format: str, options: DecodeOptions, frames: FrameOptions | None) -> None:
-        self._format, self._options, self._frames = format, options, frames
-        self._rows = Metrics.counter(_NAMESPACE, "rows_decoded")
+def _make_avro(schema: str | Mapping[str, Any], reader_schema: str | Mapping[str, Any]) -> Decode:
+    return AvroCodec(schema, reader_schema).decode
 
-    def process(self, block: pa.RecordBatch) -> Iterator[pa.RecordBatch | _DeadLetters]:
-        refused = []
-        if self._frames is not None:
-            block, broken = deframe(block, self._frames)
-            refused.append(broken)
-        rows, dead = decode_records(block, self._format, self._options)
-        refused.append(dead)
-        self._rows.inc(rows.num_rows)
-        if rows.num_rows:
-            yield rows
-        for letters in refused:
-            if letters.num_rows:
-                for reason, count in dead_letter.count_by_reason(letters).items():
-                    Metrics.counter(_NAMESPACE, f"dead_letters_{reason}").inc(count)
-                yield beam.pvalue.TaggedOutput(DEAD_LETTERS, letters)
+
+def _make_registry(settings: RegistrySettings, reader_schema: str | Mapping[str, Any]) -> Decode:
+    return RegistryAvroCodec(SchemaRegistry(settings).lookup, reader_schema).decode
+
+
+class DecodeTfExamples(_DecodeBlocks):
+    """Raw blocks of serialized `tf.Example`s to canonical rows (`tf_example.decode_tf_examples`).
+
+    Example:
+
+        rows = blocks | DecodeTfExamples(TfExampleOptions({"item": 1}, ["age"], label="click"))
+    """
+
+    def __init__(self, options: TfExampleOptions) -> None:
+        shown = {"sparse_features": ", ".join(options.sparse_features), "label": options.label}
+        super().__init__("decode_tf_examples", functools.partial(_make_tf_examples, options), shown)
+
+
+def _make_tf_examples(options: TfExampleOptions) -> Decode:
+    return functools.partial(decode_tf_examples, options=options)
 
 
 class EncodeRecords(beam.PTransform):

@@ -2,8 +2,9 @@
 //
 //   records_fuzz [--runs N] [--seed S]
 //
-// A changed record becomes its rows or one refusal; the batch is well-formed either way, and its rows can be encoded
-// and read again. A run depends on the sum of seed and its number alone.
+// A run is a block with eight changed records. A changed record becomes its rows or one refusal; the batch is
+// well-formed either way, and its rows can be encoded and read again. A run depends on the sum of seed and its number
+// alone.
 #include <unistd.h>
 
 #include <chrono>
@@ -29,6 +30,7 @@ namespace millrace {
 namespace {
 
 constexpr unsigned kSecondsPerRun = 20;
+constexpr int kChangedPerRun = 8;  // good ones lie between them
 constexpr Format kFormats[] = {Format::kExample, Format::kExampleBatch, Format::kInstance};
 
 uint64_t g_run = 0;  // the seed that repeats the present run
@@ -195,21 +197,32 @@ class Fuzzer {
     // A record whose types are the usual ones comes first.
     Draw fixed(static_cast<uint64_t>(format));
     const std::string good = SomeRecord(format, &fixed), other = SomeRecord(format, draw);
-    const std::string changed = Changed(SomeRecord(format, draw), other, draw);
-    const int64_t good_rows = Decoded({good}, format, options).rows.rows();
-    const Decoded decoded({good, changed, good}, format, options);
+    std::vector<std::string> records = {good};
+    for (int i = 0; i < kChangedPerRun; ++i) {
+      records.push_back(Changed(SomeRecord(format, draw), other, draw));
+      records.push_back(good);
+    }
+    const Decoded decoded(records, format, options);
     Expect(decoded.rows.fault().empty(), "rows: " + decoded.rows.fault());
     Expect(decoded.refused.fault().empty(), "refused: " + decoded.refused.fault());
-    if (decoded.refused.rows() == 0) {
-      ++accepted_;
-      Expect(decoded.rows.rows() > 2 * good_rows, "an accepted record has no row");
-    } else {
-      ++refused_;
-      Expect(decoded.refused.rows() == 1 && decoded.refused_row(0) == 1, "a good record is refused");
-      Expect(decoded.rows.rows() == 2 * good_rows, "a good record lost rows");
-      Expect(!decoded.detail(0).empty(), "a refusal does not say why");
+    const int64_t refused = decoded.refused.rows();
+    for (int64_t i = 0; i < refused; ++i) {
+      Expect(decoded.refused_row(i) % 2 == 1, "a good record is refused: " + decoded.detail(i));
+      Expect(!decoded.detail(i).empty(), "a refusal does not say why");
     }
-    CheckEncoding(decoded.rows, format);
+    Expect(RowsOfGood(decoded.rows) == (kChangedPerRun + 1) * RowsOfGood(Decoded({good}, format, options).rows),
+           "a good record lost rows");
+    refused_ += static_cast<uint64_t>(refused);
+    accepted_ += static_cast<uint64_t>(kChangedPerRun - refused);
+    if (draw->Below(8) == 0) CheckEncoding(decoded.rows, format);
+  }
+
+  // Rows of records at even places.
+  static int64_t RowsOfGood(const ArrowBatch& rows) {
+    const ArrayReader offsets = rows.column("__SOURCE_OFFSET__");
+    int64_t count = 0;
+    for (int64_t row = 0; row < rows.rows(); ++row) count += *offsets.Numbers<int64_t>(row) % 2 == 0 ? 1 : 0;
+    return count;
   }
 
   static void CheckEncoding(const ArrowBatch& rows, Format format) {
@@ -235,14 +248,18 @@ class Fuzzer {
     Expect(reader.Open(batch.schema), "the schema does not open");
     const std::string good = R"({"id":12,"items":[1,22,333],"text":"phone","more":{"x":-1.5e3},"last":null})";
     const std::string plain = R"({"id":-7,"text":"a b","value":1.5,"items":[]})";
-    const std::string changed = Changed(draw->Below(2) == 0 ? good : plain, plain, draw);
-    const bool first = reader.Add(SpanOf(plain)), second = reader.Add(SpanOf(changed)),
-               third = reader.Add(SpanOf(plain));
-    Expect(first && third, "a plain object is not taken");
+    Expect(reader.Add(SpanOf(plain)), "a plain object is not taken");
+    int64_t taken = 0;
+    for (int i = 0; i < kChangedPerRun; ++i) {
+      const std::string changed = Changed(draw->Below(2) == 0 ? good : plain, plain, draw);
+      taken += reader.Add(SpanOf(changed)) ? 1 : 0;
+      Expect(reader.Add(SpanOf(plain)), "a plain object is not taken");
+    }
     reader.Export(&batch.array);
     Expect(batch.fault().empty(), "JSON rows: " + batch.fault());
-    Expect(batch.rows() == (second ? 3 : 2), "JSON rows are lost");
-    ++(second ? plain_ : odd_);
+    Expect(batch.rows() == kChangedPerRun + 1 + taken, "JSON rows are lost");
+    plain_ += static_cast<uint64_t>(taken);
+    odd_ += static_cast<uint64_t>(kChangedPerRun - taken);
   }
 
   uint64_t refused_ = 0, accepted_ = 0, plain_ = 0, odd_ = 0;

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from runtime.errors import UserError
 from tests.reference.file_batches import raw_block
-from transforms.beam_decode import DecodeAvro, DecodeTfExamples, Deframe
+from tests.reference.record_rows import random_rows
+from transforms.beam_codec import DecodeAvro, DecodeRecords, DecodeTfExamples, Deframe, EncodeRecords, encode_block
 from transforms.framing import KAFKA_FRAMES, join_frames
 from transforms.tf_example import TfExampleOptions, encode_tf_examples
 
@@ -73,3 +75,26 @@ def test_steps_show_their_settings() -> None:
         "sparse_features": "item",
         "label": "y",
     }
+
+
+def test_rows_go_to_records_and_back_where_they_came_from() -> None:
+    rows = random_rows(40)
+    with TestPipeline() as pipeline:
+        blocks = pipeline | beam.Create([rows]) | EncodeRecords("example")
+        found = blocks | DecodeRecords("example", features=["user", "price"])
+        assert_that(found["rows"], _holds_rows(rows))
+
+
+def _holds_rows(expected: pa.RecordBatch) -> Callable[[list[pa.RecordBatch]], None]:
+    names = ["user", "price", "__UID__", "__LABEL__", "__SOURCE_PARTITION__", "__SOURCE_OFFSET__", "__SOURCE_ROW__"]
+
+    def check(found: list[pa.RecordBatch]) -> None:
+        rows = [row for batch in found for row in batch.select(names).to_pylist()]
+        assert rows == expected.select(names).to_pylist()
+
+    return check
+
+
+def test_a_format_of_several_rows_a_record_is_not_for_one_record_a_row() -> None:
+    with pytest.raises(ValueError, match="choose example or instance"):
+        encode_block(random_rows(3), "example_batch")
