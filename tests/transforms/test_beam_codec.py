@@ -86,7 +86,7 @@ def test_rows_go_to_records_and_back_where_they_came_from() -> None:
 
 
 def _holds_rows(expected: pa.RecordBatch) -> Callable[[list[pa.RecordBatch]], None]:
-    names = ["user", "price", "__UID__", "__LABEL__", "__SOURCE_PARTITION__", "__SOURCE_OFFSET__", "__SOURCE_ROW__"]
+    names = ["user", "price", "__UID__", "__SOURCE_PARTITION__", "__SOURCE_OFFSET__", "__SOURCE_ROW__"]
 
     def check(found: list[pa.RecordBatch]) -> None:
         rows = [row for batch in found for row in batch.select(names).to_pylist()]
