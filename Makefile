@@ -84,11 +84,12 @@ test-cc: setup  ## run the C++ tests
 	@build/cmake/embedding_test --gtest_brief=1
 	@build/cmake/snapshot_fuzz --runs 20000
 
-fuzz: setup  ## feed changed snapshots and deltas to their readers (RUNS=1000000)
+fuzz: setup  ## feed damaged snapshots, deltas, records and streams to their readers (RUNS=1000000)
 	@cmake -S . -B build/asan-ubsan -G Ninja -DMILLRACE_SANITIZE=address,undefined >/dev/null
 	@cmake --build build/asan-ubsan --target snapshot_fuzz
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/snapshot_fuzz --runs $(RUNS)
 	@$(bin)/python tests/fuzz/fuzz_deltas.py --runs $(RUNS)
+	@$(bin)/python -m tests.fuzz.fuzz_framing --runs $(RUNS)
 
 # The embedding library and its tests only: TensorFlow is not built for sanitizers.
 asan tsan ubsan asan-ubsan: comma := ,

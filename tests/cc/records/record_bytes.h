@@ -20,9 +20,9 @@ inline Span SpanOf(const std::string& bytes) {
 inline std::string Written(const ReverseWriter& writer) { return std::string(writer.written().text()); }
 
 inline std::string VarintBytes(uint64_t number) {
-  ReverseWriter writer;
-  writer.Varint(number);
-  return Written(writer);
+  std::string bytes;
+  for (; number >= 0x80; number >>= 7) bytes += static_cast<char>(number | 0x80);
+  return bytes + static_cast<char>(number);
 }
 
 // A field of bytes, or of a message.
