@@ -80,18 +80,22 @@ test-service: setup  ## run the tests against real servers
 	$(bin)/python -m pytest -m service
 
 test-cc: setup  ## run the C++ tests
-	@cmake --build build/cmake --target embedding_test snapshot_fuzz
+	@cmake --build build/cmake --target embedding_test records_test snapshot_fuzz records_fuzz
 	@build/cmake/embedding_test --gtest_brief=1
+	@build/cmake/records_test --gtest_brief=1
 	@build/cmake/snapshot_fuzz --runs 20000
+	@build/cmake/records_fuzz --runs 10000
 
 fuzz: setup  ## feed damaged snapshots, deltas, records and streams to their readers (RUNS=1000000)
 	@cmake -S . -B build/asan-ubsan -G Ninja -DMILLRACE_SANITIZE=address,undefined >/dev/null
-	@cmake --build build/asan-ubsan --target snapshot_fuzz
+	@cmake --build build/asan-ubsan --target snapshot_fuzz records_fuzz
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/snapshot_fuzz --runs $(RUNS)
+	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/records_fuzz --runs $$(( $(RUNS) / 8 ))
 	@$(bin)/python tests/fuzz/fuzz_deltas.py --runs $(RUNS)
 	@$(bin)/python -m tests.fuzz.fuzz_framing --runs $(RUNS)
+	@$(bin)/python -m tests.fuzz.fuzz_records --runs $(RUNS)
 
-# The embedding library and its tests only: TensorFlow is not built for sanitizers.
+# The libraries without TensorFlow and their tests: TensorFlow is not built for sanitizers.
 asan tsan ubsan asan-ubsan: comma := ,
 asan tsan ubsan asan-ubsan: sanitizer = $(subst asan,address,$(subst tsan,thread,$(subst ubsan,undefined,$(subst -,$(comma),$@))))
 asan: $(stamps)/extras  ## run the C++ tests under AddressSanitizer
@@ -100,12 +104,13 @@ ubsan: $(stamps)/extras  ## ... under UndefinedBehaviorSanitizer
 asan-ubsan: $(stamps)/extras
 asan tsan ubsan asan-ubsan:
 	@cmake -S . -B build/$@ -G Ninja -DMILLRACE_SANITIZE=$(sanitizer) >/dev/null
-	@cmake --build build/$@ --target embedding_test
+	@cmake --build build/$@ --target embedding_test records_test
 	@build/$@/embedding_test --gtest_brief=1
+	@build/$@/records_test --gtest_brief=1
 
 # What passed is remembered by the content of the C++ files, so that nothing runs twice for the same.
 sanitized = $(or $(MILLRACE_CACHE),$(HOME)/.cache/millrace)/sanitized-$(shell cat CMakeLists.txt \
-    $$(find ops/cc/embedding tests/cc -type f | sort) | sha256sum | cut -c1-16)
+    $$(find ops/cc/embedding ops/cc/records tests/cc -type f | sort) | sha256sum | cut -c1-16)
 
 sanitize: $(stamps)/extras  ## ... under all three, unless these very C++ files passed before
 	@test -e $(sanitized) || $(MAKE) --no-print-directory asan-ubsan tsan

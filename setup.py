@@ -1,7 +1,7 @@
-"""Builds what is not Python: protos by grpcio-tools, the C++ library by CMake and Ninja. The rest is pyproject.toml.
+"""Builds what is not Python: protos by grpcio-tools, the C++ libraries by CMake and Ninja. The rest is pyproject.toml.
 
-Also what Beam's `--setup_file` ships to its workers. They need no TensorFlow; without it the C++ library, which is
-compiled against it, is left out, and only `ops/library.py` misses it.
+Also what Beam's `--setup_file` ships to its workers. They need no TensorFlow; without it the library of ops, which is
+compiled against it, is left out, and only `ops/library.py` misses it. The library of records is always built.
 """
 
 import importlib.util
@@ -28,32 +28,37 @@ class BuildProtos(build_py):
 
 
 class BuildLibrary(build_ext):
-    """Runs CMake; the library is loaded by TensorFlow, not imported, so its name carries no Python tag."""
+    """Runs CMake; TensorFlow and ctypes load the libraries, no import does, so their names carry no Python tag."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        if importlib.util.find_spec("tensorflow") is None:
-            print("setup.py: no TensorFlow here, the C++ library is left out", file=sys.stderr)
+        target = ext.name.removeprefix("ops._")
+        has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+        if target == "millrace_ops" and not has_tensorflow:
+            print("setup.py: no TensorFlow here, the library of ops is left out", file=sys.stderr)
             return
         folder = _ROOT / "build" / "cmake"
         configure = ["cmake", "-S", str(_ROOT), "-B", str(folder), "-G", "Ninja"]
         if not (folder / "CMakeCache.txt").exists():
             configure.append("-DMILLRACE_TESTS=OFF")  # `make` turns them on in the same folder
-        subprocess.run([*configure, f"-DPython3_EXECUTABLE={sys.executable}"], check=True)
-        subprocess.run(["cmake", "--build", str(folder), "--target", "millrace_ops"], check=True)
+        configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DMILLRACE_OPS={'ON' if has_tensorflow else 'OFF'}"]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(folder), "--target", target], check=True)
         if not self.inplace:
             library = Path(self.get_ext_fullpath(ext.name))
             library.parent.mkdir(parents=True, exist_ok=True)
-            for suffix in (".so", ".json"):
-                built = _ROOT / "ops" / f"_millrace_ops{suffix}"
-                self.copy_file(str(built), str(library.with_suffix(suffix)))
+            for built in (_ROOT / "ops").glob(f"_{target}.*"):
+                self.copy_file(str(built), str(library.with_suffix(built.suffix)))
 
 
 setup(
     packages=find_packages(include=[pattern for name in _PACKAGES for pattern in (name, f"{name}.*")]),
     package_data={"protos": ["*.proto", "*.pyi"], "runtime": ["poms/*.xml"]},
-    ext_modules=[Extension("ops._millrace_ops", sources=[], optional=True)],
+    ext_modules=[
+        Extension("ops._millrace_records", sources=[], optional=True),
+        Extension("ops._millrace_ops", sources=[], optional=True),
+    ],
     cmdclass={"build_py": BuildProtos, "build_ext": BuildLibrary},
 )

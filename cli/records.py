@@ -140,7 +140,7 @@ def _add_diff(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--limit", type=_at_least_one, default=3, metavar="N", help="examples of each kind (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--records-b", metavar="FORMAT", help="of B, where it is not that of A")
+    parser.add_argument("--records-b", metavar="FORMAT", help="of B (default: by its name, else as A)")
     add_source_flags(parser)
 
 

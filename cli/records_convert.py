@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from cli.records_screen import progress
+from cli.records_screen import count, progress
 from cli.records_source import dest_settings, is_topic, open_source, read_chain
 from pipelines.record_convert import BadRecordsError, Conversion, Converted
 from pipelines.record_format import DEAD_LETTER
@@ -32,13 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.dest, settings
             )
     except BadRecordsError as error:
-        count = error.refused.counts.total()
-        print(
-            f"millrace records: {count} records cannot be read, so nothing was written: {error}; "
-            "--dead-letters FILE sets them apart",
-            file=sys.stderr,
-        )
+        refused = f"{count(error.refused.counts.total())} cannot be read, so nothing was written: {error}"
+        print(f"millrace records: {refused}; --dead-letters FILE sets them apart", file=sys.stderr)
         return 1
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise UserError("DEST", arguments.dest, problem, "choose another place") from error
     print(json.dumps(_facts(converted)) if arguments.json else _describe(converted, arguments.dest))
     return 0
 
@@ -49,6 +48,6 @@ def _facts(converted: Converted) -> dict[str, Any]:
 
 
 def _describe(converted: Converted, dest: str) -> str:
-    refused = f"\n{converted.refused.counts.total():,} records cannot be read: {converted.refused}"
+    refused = f"\n{count(converted.refused.counts.total())} cannot be read: {converted.refused}"
     refused = refused if converted.refused.counts else ""
     return f"{dest}: {converted.rows_written:,} rows of {converted.rows_read:,}{refused}"

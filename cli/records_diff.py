@@ -4,17 +4,18 @@ import argparse
 import json
 from typing import Any
 
-from cli.records_screen import console, progress, table
+from cli.records_screen import console, count, progress, table
 from cli.records_source import open_source
 from pipelines.record_diff import PROVENANCE, Comparison, Difference
+from pipelines.record_format import format_of_path
 
 _EXIT_DIFFERENT = 1
 
 
 def run(arguments: argparse.Namespace) -> int:
     a = open_source(arguments, arguments.a)
-    b = open_source(arguments, arguments.b, arguments.records_b)
-    with progress("comparing", a.size) as advance:
+    b = open_source(arguments, arguments.b, arguments.records_b or format_of_path(arguments.b))
+    with progress("comparing", None) as advance:
         difference = Comparison(a, b, arguments.key or PROVENANCE, advance).run(arguments.limit)
     differs = not difference.equal or (arguments.ordered and difference.same_order is False)
     if arguments.json:
@@ -25,9 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _facts(difference: Difference) -> dict[str, Any]:
-    sides = {"rows": difference.rows, "dead_letters": difference.dead_letters, "only": difference.only}
+    dead_letters = [each.as_json() for each in difference.refused]
+    sides = {"rows": difference.rows, "only": difference.only, "dead_letters": dead_letters}
     facts: dict[str, Any] = {
-        f"{name}_{side}": count for name, pair in sides.items() for side, count in zip("ab", pair, strict=True)
+        f"{name}_{side}": fact for name, pair in sides.items() for side, fact in zip("ab", pair, strict=True)
     }
     examples = [
         {side: json.loads(text) for side, text in zip("ab", each, strict=True) if text is not None}
@@ -41,16 +43,17 @@ def _facts(difference: Difference) -> dict[str, Any]:
 def _show(difference: Difference, a: str, b: str) -> None:
     out = console()
     rows = [
-        ["rows", *(f"{count:,}" for count in difference.rows)],
-        ["not in the other", *(f"{count:,}" for count in difference.only)],
+        ["rows", *(f"{n:,}" for n in difference.rows)],
+        ["not in the other", *(f"{n:,}" for n in difference.only)],
         ["changed", *[f"{difference.changed:,}"] * 2],
     ]
-    if any(difference.dead_letters):
-        rows.append(["records that cannot be read", *(f"{count:,}" for count in difference.dead_letters)])
-    out.print(table("", ("", a, b), rows))
+    out.print(table("A and B", ("", a, b), rows))
+    for name, refused in zip((a, b), difference.refused, strict=True):
+        if refused.counts:
+            out.print(f"\n{name}: {count(refused.counts.total())} cannot be read: {refused}", markup=False)
     if difference.columns:
-        counts = [[name, f"{count:,}"] for name, count in difference.columns.most_common()]
-        out.print(table("\nchanged columns", ("column", "rows"), counts))
+        counts = [[name, f"{n:,}"] for name, n in difference.columns.most_common()]
+        out.print(table("changed columns", ("column", "rows"), counts))
     if difference.examples:
         out.print()
     for each in difference.examples:

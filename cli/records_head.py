@@ -9,7 +9,7 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
-from cli.records_screen import console
+from cli.records_screen import console, count
 from cli.records_source import open_source, read_chain
 from pipelines.record_access import RecordSource, Refused
 from pipelines.record_format import DEAD_LETTER
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if as_table:
         console().print(_table(shown, fids))
     if refused.counts:
-        print(f"{refused.counts.total()} records up to there cannot be read: {refused}", file=sys.stderr)
+        print(f"{count(refused.counts.total())} up to there cannot be read: {refused}", file=sys.stderr)
     return 0
 
 
@@ -72,16 +72,16 @@ def _chosen(rows: pa.RecordBatch, names: list[str] | None) -> pa.RecordBatch:
 def _table(batches: list[pa.RecordBatch], fids: FidText) -> Table:
     """A line a column and a column a row: there are more columns than rows."""
     cells: dict[str, dict[int, str]] = {}
-    count = 0
+    shown = 0
     for batch in batches:
         for field, column in zip(batch.schema, batch.columns, strict=True):
             texts = json_values(field, column, fids).to_pylist()
-            cells.setdefault(field.name, {}).update(enumerate((text or "" for text in texts), count))
-        count += batch.num_rows
+            cells.setdefault(field.name, {}).update(enumerate((text or "" for text in texts), shown))
+        shown += batch.num_rows
     made = Table(box=None, pad_edge=False, header_style="bold")
     made.add_column("column", no_wrap=True, min_width=min(_MAX_NAME, max(map(len, cells), default=0)))
-    for number in range(count):
+    for number in range(shown):
         made.add_column(f"row {number + 1}", overflow="ellipsis", no_wrap=True)
     for name, values in cells.items():
-        made.add_row(name, *(Text(values.get(row, "")) for row in range(count)))
+        made.add_row(name, *(Text(values.get(row, "")) for row in range(shown)))
     return made

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from pipelines.record_access import Progress as Advance
@@ -18,17 +19,18 @@ _PIPE_WIDTH = 160
 
 
 @contextmanager
-def progress(description: str, total: int) -> "Iterator[Advance]":
-    """A line on stderr, if that is a terminal: how much of `total` is read, and how many rows that were."""
+def progress(description: str, total: int | None) -> "Iterator[Advance]":
+    """A line on stderr, if that is a terminal: how much of `total` is read, and how many rows those are."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"))
     stderr = Console(file=sys.stderr)
     with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True, redirect_stdout=False) as bar:
         line = bar.add_task(description, total=total, rows=0)
-        rows = 0
+        rows = before = 0
 
         def advance(done: int, more: int) -> None:
-            nonlocal rows
-            rows = rows + more if done > more else more
+            nonlocal rows, before
+            rows = more if done < before else rows + more  # less than before: a second pass
+            before = done
             bar.update(line, completed=done, rows=rows)
 
         yield advance
@@ -39,15 +41,20 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text, and so are those whose name begins with a blank; others are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False)
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+    """A titled table; the first column is text, and so are those whose name begins with a blank, others are numbers."""
+    made = Table(header_style="", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         is_text = index == 0 or name.startswith(" ")
         made.add_column(name, justify="left" if is_text else "right", no_wrap=index == 0)
     for row in rows:
-        made.add_row(*row)
-    return made
+        made.add_row(*map(Text, row))
+    return Group(Text(f"\n{title}", style="bold"), made)
+
+
+def count(number: int, unit: str = "record") -> str:
+    """`1 record`, `2 records`."""
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def spark(counts: Sequence[int]) -> str:

@@ -78,7 +78,7 @@ def open_source(arguments: argparse.Namespace, name: str, records: str | None = 
     found = resolve_range(
         connection, topic_name(arguments, name), arguments.start, arguments.until, arguments.partition, arguments.group
     )
-    return TopicSource(settings, found)
+    return TopicSource(name, settings, found)
 
 
 def is_topic(name: str) -> bool:

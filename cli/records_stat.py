@@ -43,18 +43,18 @@ def _show(facts: dict[str, Any]) -> None:
     dead = facts["dead_letters"]
     if dead:
         rows = [[reason, f"{each['records']:,}", each["first"]] for reason, each in dead.items()]
-        out.print(table("\ncannot be read", ("reason", "records", " the first"), rows))
+        out.print(table("cannot be read", ("reason", "records", " the first"), rows))
     if facts["partitions"]:
         rows = [_partition(number, each) for number, each in facts["partitions"].items()]
-        out.print(table("\npartitions", ("partition", "records", "first offset", "last offset", "newest"), rows))
+        out.print(table("partitions", ("partition", "records", "first offset", "last offset", "newest"), rows))
     if facts["features"]:
         names = ("column", " type", "rows", "values", "distinct", " range", f" lengths {LENGTHS[0]} to {LENGTHS[-1]}")
         rows = [_feature(name, each, facts["rows"]) for name, each in facts["features"].items()]
-        out.print(table("\ncolumns", names, rows))
+        out.print(table("columns", names, rows))
     for head, counts in enumerate(facts["labels"]):
-        out.print(table(f"\n{record_batch.LABEL} {head}", ("label", "rows", "", " "), bars(counts)))
+        out.print(table(f"{record_batch.LABEL} {head}", ("label", "rows", "", " "), bars(counts)))
     if facts["actions"]:
-        out.print(table("\nactions", ("action", "times", "", " "), bars(facts["actions"])))
+        out.print(table("actions", ("action", "times", "", " "), bars(facts["actions"])))
 
 
 def _time(seconds: float) -> str:
@@ -76,7 +76,7 @@ def _feature(name: str, facts: dict[str, Any], rows: int) -> list[str]:
 
 def _short(type: str) -> str:
     """`fid[]` for `list<fid>`."""
-    return type.replace("list<", "").replace(">", "[]")
+    return f"{_short(type[5:-1])}[]" if type.startswith("list<") else type
 
 
 def _range(facts: dict[str, Any]) -> str:

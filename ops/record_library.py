@@ -31,6 +31,13 @@ def load() -> ctypes.CDLL:
     found = library.millrace_records_version()
     if found != VERSION:
         raise RecordLibraryError(f"{LIBRARY.name} has version {found}, expected {VERSION}; run `make build`")
+    library.millrace_records_lacks.restype = ctypes.c_char_p
+    lacking = library.millrace_records_lacks()
+    if lacking is not None:
+        raise RecordLibraryError(
+            f"{LIBRARY.name} was built for another processor: this one has no {lacking.decode()}; run `make build`, "
+            "with -DMILLRACE_ARCH=x86-64-v2 for CMake where it is built elsewhere"
+        )
     return library
 
 

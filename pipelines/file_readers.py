@@ -27,7 +27,6 @@ Batches = Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]
 """(raw block or canonical rows, dead letters)."""
 
 _BATCH_ROWS = 8192
-_LONGEST_BLANK = 64
 _NONE = record_batch.empty(pa.schema([]))
 _NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
 
@@ -40,9 +39,6 @@ def read_blocks(file: BinaryIO, number: int, path: str, framing: Framing, compre
 
 
 def _not_blank(block: pa.RecordBatch) -> pa.RecordBatch:
-    short = pc.less(pc.binary_length(block.column("value")), _LONGEST_BLANK)
-    if not pc.any(short).as_py():
-        return block
     blank = pc.match_substring_regex(block.column("value"), r"^\s*$")
     return block.filter(pc.invert(blank)) if pc.any(blank).as_py() else block
 

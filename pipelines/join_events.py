@@ -73,6 +73,7 @@ class JoinEvents(beam.PTransform):
       max_pending_rows: rows that a shard holds in memory; the oldest beyond that lie in files of `spill_folder`.
       spill_folder: on a local disk; default: the system's folder of temporary files.
       clock: seconds since the epoch.
+      in_process: as of `pipelines.shard_state.ShardStateDoFn`.
 
     Counters (`millrace.pipelines.join_events`): the fields of `transforms.join.JoinCounters`, `index_loads`.
     """
@@ -87,15 +88,19 @@ class JoinEvents(beam.PTransform):
         max_pending_rows: int | None = None,
         spill_folder: Path | None = None,
         clock: Callable[[], float] = time.time,
+        in_process: str | None = None,
     ) -> None:
         super().__init__()
+        self._in_process = in_process
         self._config, self._streaming, self._then, self._stage = config, streaming, then, rows_stage
         self._spill = SpillSettings(max_pending_rows, spill_folder)
         self._timer_seconds, self._clock = timer_seconds, clock
 
     def expand(self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]) -> Any:
         if self._streaming:
-            join = join_do_fn(self._config, self._timer_seconds, self._then, self._stage, self._spill, self._clock)
+            join = join_do_fn(
+                self._config, self._timer_seconds, self._then, self._stage, self._spill, self._clock, self._in_process
+            )
             return sharded | "JoinInState" >> _with_routes(join)
         grouped = sharded | "GroupShards" >> beam.GroupByKey()
         return grouped | "JoinGroups" >> _with_routes(JoinBoundedDoFn(self._config, self._stage, self._then))
@@ -111,12 +116,13 @@ def join_do_fn(
     rows_stage: Callable[[], RowsStage] | None = None,
     spill: SpillSettings = IN_MEMORY,
     clock: Callable[[], float] = time.time,
+    in_process: str | None = None,
 ) -> ShardStateDoFn:
     """The streaming join, with the arguments of `JoinEvents`."""
     factory: MachineFactory = JoinMachineFactory(config, spill)
     if rows_stage is not None:
         factory = ComposedFactory(factory, rows_stage)
-    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock)
+    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock, in_process=in_process)
 
 
 @dataclass(frozen=True)

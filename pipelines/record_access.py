@@ -25,11 +25,9 @@ from runtime.topic_range import TopicRange, read_messages
 from transforms import dead_letter, record_batch
 from transforms.framing import FrameOptions
 
-TOPIC_MARK = "topic:"
-"""What the name of a source begins with that is a topic and no path."""
-
 _NONE = record_batch.empty(pa.schema([]))
 _NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
+
 Progress = Callable[[int, int], None]
 """Is told how much of a source's `size` was read so far, and how many rows or records came with that."""
 
@@ -145,7 +143,7 @@ class FileSource(RecordSource):
             try:
                 with open_file(path) as file:
                     for batch, dead in read(file, number, path):
-                        yield Part(batch, dead, before + min(size, file.tell()))
+                        yield Part(batch, dead, before + (min(size, file.tell()) if file.seekable() else 0))
             except OSError as error:
                 raise UserError("SOURCE", path, f"cannot be read ({error.strerror or error})", "name files") from error
             before += size
@@ -155,12 +153,9 @@ class FileSource(RecordSource):
 class TopicSource(RecordSource):
     """A range of a topic; `size` is in records."""
 
+    name: str
     settings: RecordSettings
     range: TopicRange
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return TOPIC_MARK + self.range.topic
 
     @property
     def size(self) -> int:

@@ -1,5 +1,6 @@
 """From a source of records to one file, through a recipe if need be; nothing is written unless all is well."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,7 @@ class Conversion:
         schema = None
         while True:
             try:
-                self._run(lambda rows, known=schema: publish(path, _writer(rows, settings, known)))  # type: ignore[misc]
+                self._run(functools.partial(_publish, path, settings, schema))
                 return self.result
             except MoreColumnsError as found:
                 schema = found.schema
@@ -97,8 +98,6 @@ class Conversion:
             raise BadRecordsError(result.refused)
 
 
-def _writer(
-    rows: Iterator[pa.RecordBatch], settings: RecordSettings, schema: pa.Schema | None
-) -> Callable[[BinaryIO], None]:
+def _publish(path: str, settings: RecordSettings, schema: pa.Schema | None, rows: Iterator[pa.RecordBatch]) -> None:
     batches = with_one_schema(rows, schema) if needs_schema(settings) else rows
-    return lambda file: write_rows(file, batches, settings)
+    publish(path, lambda file: write_rows(file, batches, settings))

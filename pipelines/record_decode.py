@@ -33,7 +33,10 @@ def make_decoder(settings: RecordSettings, frames: FrameOptions | None = None) -
 
 
 class _JsonDecoder:
-    """The first block with objects decides about columns and types."""
+    """The first block with objects decides about columns and types.
+
+    An object within an object gives columns `outer.inner`; true and false become 1 and 0, as records hold them.
+    """
 
     def __init__(self, settings: RecordSettings) -> None:
         self._kinds = settings.kinds
@@ -42,7 +45,18 @@ class _JsonDecoder:
     def __call__(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         if not len(self._schema):
             self._schema = json_schema(block, self._kinds)
-        return decode_records(block, "json", DecodeOptions(features=self._schema))
+        rows, dead = decode_records(block, "json", DecodeOptions(features=self._schema))
+        return _as_features(rows), dead
+
+
+def _as_features(rows: pa.RecordBatch) -> pa.RecordBatch:
+    while any(pa.types.is_struct(field.type) for field in rows.schema):
+        table = pa.Table.from_batches([rows]).flatten()
+        rows = record_batch.concat(table.to_batches(), table.schema)
+    for field in rows.schema:
+        if pa.types.is_boolean(field.type) and not record_batch.is_metadata_name(field.name):
+            rows = record_batch.with_column(rows, field.with_type(pa.int64()), rows.column(field.name).cast(pa.int64()))
+    return rows
 
 
 def _tf_example_decoder(settings: RecordSettings) -> Decode:

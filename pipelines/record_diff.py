@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.record_access import Progress, RecordSource
+from pipelines.record_access import Progress, RecordSource, Refused
 from runtime.errors import UserError
 from transforms import record_batch
 from transforms.json_text import json_lines
@@ -34,7 +34,7 @@ class Difference:
 
     Attributes:
       rows: that were compared.
-      dead_letters: records that could not be read.
+      refused: records that could not be read.
       only: rows whose key the other source does not have, or not as often.
       changed: rows of one key and different content.
       columns: {column: rows} that changed, of the first 10,000 changed rows.
@@ -42,7 +42,7 @@ class Difference:
     """
 
     rows: tuple[int, int]
-    dead_letters: tuple[int, int]
+    refused: tuple[Refused, Refused]
     only: tuple[int, int] = (0, 0)
     changed: int = 0
     columns: Counter[str] = field(default_factory=Counter)
@@ -55,11 +55,11 @@ class Difference:
 
 
 class _Digests(NamedTuple):
-    """uint64 [rows] each, in the order of the source: of the key, and of the whole row; and the dead letters."""
+    """uint64 [rows] each, in the order of the source: of the key, and of the whole row."""
 
     keys: np.ndarray
     marks: np.ndarray
-    dead: int
+    refused: Refused
 
 
 class _Leftovers(NamedTuple):
@@ -104,7 +104,7 @@ class Comparison:
         Raises: UserError where a source lacks a column of the key.
         """
         a, b = (self._digests(source) for source in self._sources)
-        result = Difference((len(a.keys), len(b.keys)), (a.dead, b.dead))
+        result = Difference((len(a.keys), len(b.keys)), (a.refused, b.refused))
         leftovers = _leftovers(a, b)
         if not len(leftovers.keys):
             result.same_order = bool(np.array_equal(a.marks, b.marks))
@@ -117,15 +117,15 @@ class Comparison:
         return result
 
     def _digests(self, source: RecordSource) -> _Digests:
-        keys, marks, dead = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], 0
+        keys, marks, refused = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], Refused()
         for part in source.parts():
             self._progress(part.done, part.rows.num_rows)
-            dead += part.dead.num_rows
+            refused.add(part.dead)
             if part.rows.num_rows:
                 of_key, of_row = self._marks(part.rows, source)
                 keys.append(of_key)
                 marks.append(of_row)
-        return _Digests(np.concatenate(keys), np.concatenate(marks), dead)
+        return _Digests(np.concatenate(keys), np.concatenate(marks), refused)
 
     def _marks(self, rows: pa.RecordBatch, source: RecordSource) -> tuple[np.ndarray, np.ndarray]:
         for name in self._key:

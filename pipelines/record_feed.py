@@ -4,6 +4,7 @@ records -> decode -> (by shard, when the recipe has state) recipe, train blocks 
              `-> dead letters
 """
 
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -51,13 +52,16 @@ def check_format(name: str, field: str, files: bool) -> None:
 
 def add_record_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks) -> None:
     """Adds the whole feed of records to `pipeline`."""
-    rows, dead = _read(pipeline, options, plan)
     stage = RowsStageFactory(options.config, options.recipe, joined=False)
+    in_process = uuid.uuid4().hex if options.in_process and stage.stateful else None
+    rows, dead = _read(pipeline, options, plan, in_process)
     if not stage.stateful:
         run: beam.PTransform = beam.ParDo(Chain(_StageDoFn(stage), sinks.rows))
     elif options.streaming:
         factory = ComposedFactory(_PassThroughFactory(), stage)
-        run = beam.ParDo(ShardStateDoFn(factory, _NAMESPACE, options.tuning.timer_seconds, sinks.rows))
+        run = beam.ParDo(
+            ShardStateDoFn(factory, _NAMESPACE, options.tuning.timer_seconds, sinks.rows, in_process=in_process)
+        )
     else:
         run = _RunGrouped(Chain(_GroupedStageDoFn(stage), sinks.rows))
     _ = rows | "RecipeAndWrite" >> run
@@ -65,7 +69,7 @@ def add_record_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPla
 
 
 def _read(
-    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, paced_by: str | None
 ) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
     """((shard, rows), dead letters)."""
     source, tuning = options.source, options.tuning
@@ -79,6 +83,7 @@ def _read(
             splits=tuning.splits,
             poll_seconds=tuning.poll_seconds,
             commit_delay_seconds=plan.commit_delay_seconds,
+            paced_by=paced_by,
         )
         return _decoded(raw, source.records[1], options)
     assert isinstance(source, RecordFiles)

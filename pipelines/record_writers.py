@@ -13,7 +13,7 @@ from transforms.avro_files import write_avro
 from transforms.compression import write_chunks
 from transforms.framing import join_frames
 from transforms.json_text import json_lines
-from transforms.parquet_codec import mark_canonical
+from transforms.parquet_codec import check_columns, mark_canonical
 from transforms.record_codec import encode_records
 
 _SLICE_ROWS = 8192
@@ -105,14 +105,16 @@ class MoreColumnsError(Exception):
 
 
 def with_one_schema(batches: Iterator[pa.RecordBatch], schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
-    """The batches with the columns of `schema`, default: the first one's; one of no rows where there is none.
+    """The batches with the columns of `schema`, default: the first one's; one of no rows where there are none.
 
     Raises:
       MoreColumnsError: other columns turned up. All batches were read by then, to know them.
-      UserError: a column has two types.
+      UserError: a column has two types, or one that no feature has.
     """
     for batch in batches:
         union = _union(schema, batch.schema)
+        if union is not schema:
+            check_columns(union.remove_metadata(), None, {})
         if schema is not None and len(union) > len(schema):
             for rest in batches:
                 union = _union(union, rest.schema)
@@ -120,7 +122,7 @@ def with_one_schema(batches: Iterator[pa.RecordBatch], schema: pa.Schema | None)
         schema = union
         yield _fitted(batch, schema)
     if schema is None:
-        raise UserError("SOURCE", "", "holds no rows, so that its columns are not known", "write another format")
+        yield record_batch.with_provenance(record_batch.empty(pa.schema([])))
 
 
 def _union(known: pa.Schema | None, found: pa.Schema) -> pa.Schema:
@@ -139,7 +141,7 @@ def _union(known: pa.Schema | None, found: pa.Schema) -> pa.Schema:
                 f"in earlier records it is {known.field(index).type}",
                 "convert the records apart, or map the column with --recipe",
             )
-    return pa.schema([*known, *new])
+    return pa.schema([*known, *new]) if new else known
 
 
 def _kind(field: pa.Field) -> tuple[pa.DataType, bytes | None]:

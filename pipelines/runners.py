@@ -87,8 +87,10 @@ def _prism(folder: Path, progress: Progress) -> Iterator[str]:
     """A Prism of our own on a free port; yields its job endpoint."""
     port = free_port()
     command = [str(prism_binary(progress)), f"--job_port={port}", "--serve_http=false", "--log_level=warn"]
-    # Without the job it was started for it is of no use: it ends by itself should this process be killed.
-    process = ChildProcess("prism", [*command, "--idle_shutdown_timeout=60s"], folder, ready=False)
+    # Of a worker that was killed Prism does not always take notice: it would schedule bundles for ever.
+    process = ChildProcess(
+        "prism", [*command, "--idle_shutdown_timeout=60s"], folder, ready=False, ends_with_parent=True
+    )
     process.start()
     try:
         process.wait_listening(port, _PRISM_SECONDS, "--runner", "prism")

@@ -6,6 +6,9 @@ machine took, every time it was told that time has passed, and now and then, in 
 epoch in state, a random number of the last bundle, tells whether the machine in memory is the one that the runner
 committed: if not (a retried bundle, a restart, another worker), it is built again from the log, which is read at no
 other time. Replaying gives the same machine because a machine is deterministic and the log holds the clock.
+
+Prism keeps its state in memory and never retries a bundle, but may show a bundle the state from before the last one:
+there the machine in memory is the truth, and nothing is logged.
 """
 
 import struct
@@ -34,6 +37,7 @@ from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from pipelines.chain import Chain
+from pipelines.pace import progress_of
 from transforms import beam_coder, record_batch  # noqa: F401 (the coder is registered)
 
 ROWS, CLOSE = b"R", b"C"
@@ -43,6 +47,7 @@ _SNAPSHOT = b"S"
 _HEADER = struct.Struct("<cqq")  # kind, number (a bag has no order), processing time in ms
 # Below this size a log is not worth replacing.
 _LOG_BYTES = 1 << 20
+_NEVER_MS = 1 << 62
 
 
 class Machine(Protocol):
@@ -172,16 +177,26 @@ class _ShardCache:
     """Shards between bundles, for all DoFn instances of this process; a bundle takes a shard out while it works."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._shards: dict[tuple[str, int], _Shard] = {}
+        self._lent: set[tuple[str, int]] = set()
 
     def take(self, run_id: str, number: int) -> _Shard | None:
-        with self._lock:
+        with self._changed:
+            return self._shards.pop((run_id, number), None)
+
+    def lend(self, run_id: str, number: int) -> _Shard | None:
+        """Waits while another bundle has it; None when there is none yet."""
+        with self._changed:
+            self._changed.wait_for(lambda: (run_id, number) not in self._lent)
+            self._lent.add((run_id, number))
             return self._shards.pop((run_id, number), None)
 
     def put(self, run_id: str, number: int, shard: _Shard) -> None:
-        with self._lock:
+        with self._changed:
             self._shards[run_id, number] = shard
+            self._lent.discard((run_id, number))
+            self._changed.notify_all()
 
 
 _cache = _ShardCache()
@@ -202,6 +217,8 @@ class ShardStateDoFn(beam.DoFn):
       kind_of: what rows a machine is told to have come.
       clock: seconds since the epoch.
       run_id: of the pipeline; shards in memory are told apart by it.
+      in_process: where runner, readers and this step live and die together (Prism), the feed whose readers are told how
+        far it has come (`pipelines.pace`); nothing is logged then.
     """
 
     _LOG = BagStateSpec("log", coders.BytesCoder())
@@ -217,11 +234,13 @@ class ShardStateDoFn(beam.DoFn):
         kind_of: Callable[[pa.RecordBatch], bytes] = _always_rows,
         clock: Callable[[], float] = time.time,
         run_id: str | None = None,
+        in_process: str | None = None,
     ) -> None:
         self._factory, self._kind_of, self._clock = machine_factory, kind_of, clock
         self._then = then or Chain()
         self._timer_ms = round(timer_seconds * 1000)
         self._run_id = run_id or uuid.uuid4().hex
+        self._in_process = in_process
         self._loads = Metrics.counter(namespace, "index_loads")
 
     def setup(self) -> None:
@@ -232,6 +251,7 @@ class ShardStateDoFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._open: dict[int, _Shard] = {}
+        self._read_at: dict[int, Timestamp] = {}
         self._then.start_bundle()
 
     def process(
@@ -240,10 +260,17 @@ class ShardStateDoFn(beam.DoFn):
         log: BagRuntimeState = beam.DoFn.StateParam(_LOG),  # noqa: B008
         epoch: ReadModifyWriteRuntimeState = beam.DoFn.StateParam(_EPOCH),  # noqa: B008
         timer: RuntimeTimer = beam.DoFn.TimerParam(_TIMER),  # noqa: B008
+        read_at: Timestamp = beam.DoFn.TimestampParam,
     ) -> Iterator[Any]:
         number, rows = element
+        if self._in_process is not None:
+            self._read_at[number] = max(read_at, self._read_at.get(number, read_at))
         shard = self._shard(number, log, epoch)
-        yield from self._apply(number, shard, log, timer, self._kind_of(rows), rows)
+        yield from self._apply(number, shard, log, self._kind_of(rows), rows)
+        # A runner with elements at hand may not come to its timers.
+        if (shard.machine.next_close_ms or _NEVER_MS) <= self._now_ms():
+            yield from self._apply(number, shard, log, CLOSE, None)
+        self._arm(shard, timer)
 
     @on_timer(_TIMER)
     def close(
@@ -255,28 +282,30 @@ class ShardStateDoFn(beam.DoFn):
     ) -> Iterator[Any]:
         shard = self._shard(number, log, epoch)
         shard.timer_ms = None
-        yield from self._apply(number, shard, log, timer, CLOSE, None)
+        yield from self._apply(number, shard, log, CLOSE, None)
+        self._arm(shard, timer)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         yield from self._then.finish_bundle()
         for number, shard in self._open.items():
             shard.machine.publish(number)
+            if self._in_process is not None:
+                due_ms = shard.machine.next_close_ms
+                due = None if due_ms is None else (due_ms - self._now_ms()) / 1000
+                progress_of(self._in_process).reached(number, self._read_at.get(number), due)
             _cache.put(self._run_id, number, shard)
         self._open = {}
 
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
     def _apply(
-        self,
-        number: int,
-        shard: _Shard,
-        log: BagRuntimeState,
-        timer: RuntimeTimer,
-        kind: bytes,
-        rows: pa.RecordBatch | None,
+        self, number: int, shard: _Shard, log: BagRuntimeState, kind: bytes, rows: pa.RecordBatch | None
     ) -> Iterator[Any]:
-        now_ms = int(self._clock() * 1000)
+        now_ms = self._now_ms()
         left = shard.machine.apply(kind, now_ms, rows)
-        _note(shard, log, kind, now_ms, record_batch.encode_ipc(rows) if rows is not None else b"")
-        self._arm(shard, timer, now_ms)
+        if self._in_process is None:
+            _note(shard, log, kind, now_ms, record_batch.encode_ipc(rows) if rows is not None else b"")
         if left.num_rows:
             yield from self._then.process((number, left))
         for tag, side in shard.machine.take_side().items():
@@ -285,7 +314,9 @@ class ShardStateDoFn(beam.DoFn):
     def _shard(self, number: int, log: BagRuntimeState, epoch: ReadModifyWriteRuntimeState) -> _Shard:
         """The shard as the runner committed it; it belongs to this bundle until the bundle ends."""
         shard = self._open.get(number)
-        if shard is None:
+        if shard is None and self._in_process is not None:
+            shard = self._open[number] = _cache.lend(self._run_id, number) or _Shard(self._factory(None))
+        elif shard is None:
             committed = epoch.read() or b""
             shard = _cache.take(self._run_id, number)
             if shard is None or shard.epoch != committed:
@@ -296,11 +327,11 @@ class ShardStateDoFn(beam.DoFn):
             self._open[number] = shard
         return shard
 
-    def _arm(self, shard: _Shard, timer: RuntimeTimer, now_ms: int) -> None:
+    def _arm(self, shard: _Shard, timer: RuntimeTimer) -> None:
         """Keeps one timer set while anything waits."""
         next_ms = shard.machine.next_close_ms
         if next_ms is not None and shard.timer_ms is None:
-            shard.timer_ms = max(next_ms, now_ms + self._timer_ms)
+            shard.timer_ms = max(next_ms, self._now_ms() + self._timer_ms)
             timer.set(Timestamp(micros=shard.timer_ms * 1000))
 
 

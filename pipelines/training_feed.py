@@ -5,6 +5,7 @@ impressions, actions -> decode -> shard by request -> join -> fids, labels, samp
 """
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias
 
@@ -43,7 +44,8 @@ def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) ->
         return
     decode = beam.ParDo(_DecodeDoFn(options.config, plan.topics, options.tuning))
     decode = decode.with_output_types(tuple[int, pa.RecordBatch]).with_outputs(_DEAD_LETTERS, main="rows")
-    decoded = _read(pipeline, options, plan) | "DecodeEvents" >> decode
+    in_process = uuid.uuid4().hex if options.in_process else None
+    decoded = _read(pipeline, options, plan, in_process) | "DecodeEvents" >> decode
     tuning = options.tuning
     join = JoinEvents(
         options.config,
@@ -53,13 +55,16 @@ def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) ->
         rows_stage=RowsStageFactory(options.config, options.recipe),
         max_pending_rows=tuning.max_pending_rows,
         spill_folder=tuning.spill_folder,
+        in_process=in_process,
     )
     joined = decoded.rows | "JoinAndWrite" >> join
     _ = joined[ROUTED_ACTIONS] | "WriteRoutedActions" >> beam.ParDo(sinks.routed_actions)
     _ = decoded[_DEAD_LETTERS] | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
 
 
-def _read(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) -> beam.PCollection[pa.RecordBatch]:
+def _read(
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, paced_by: str | None
+) -> beam.PCollection[pa.RecordBatch]:
     source = options.source
     if isinstance(source, FileSettings):
         impressions = pipeline | "ReadImpressions" >> ReadEventFiles(
@@ -76,6 +81,7 @@ def _read(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) -> beam
         splits=options.tuning.splits,
         poll_seconds=options.tuning.poll_seconds,
         commit_delay_seconds=plan.commit_delay_seconds,
+        paced_by=paced_by,
     )
 
 

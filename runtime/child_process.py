@@ -1,5 +1,6 @@
 """A child process with a log file, a ready file, and a clean end."""
 
+import ctypes
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from runtime.errors import UserError
 
 _TERMINATE_SECONDS = 20.0
 _LOG_TAIL_BYTES = 2000
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_libc = ctypes.CDLL(None)
 
 
 class ChildProcessError(RuntimeError):
@@ -23,11 +26,18 @@ class ChildProcess:
     """Starts `args` with stdout and stderr in `<folder>/<name>.log`.
 
     A process that takes `--ready-file` gets `<folder>/<name>.ready.json`; `ready` holds its content after
-    `wait_ready`. Restarting is `start()` again: the log goes on, the ready file is new.
+    `wait_ready`. Restarting is `start()` again: the log goes on, the ready file is new. With `ends_with_parent` the
+    kernel kills it when the thread that started it ends, by SIGKILL too.
     """
 
     def __init__(
-        self, name: str, args: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, ready: bool = True
+        self,
+        name: str,
+        args: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+        ends_with_parent: bool = False,
     ) -> None:
         self.name = name
         self.log_path = folder / f"{name}.log"
@@ -35,6 +45,7 @@ class ChildProcess:
         self.args = [*args, "--ready-file", str(self.ready_path)] if ready else list(args)
         self.ready: dict[str, object] = {}
         self._env = {**os.environ, **(env or {})}
+        self._before_exec = _end_with_parent if ends_with_parent else None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,7 +68,13 @@ class ChildProcess:
         with open(self.log_path, "ab") as log:
             # A session of its own: a Ctrl-C at the terminal reaches the parent, which stops its children in order.
             self._process = subprocess.Popen(
-                self.args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
+                self.args,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                start_new_session=True,
+                preexec_fn=self._before_exec,
             )
 
     def wait_ready(self, seconds: float) -> dict[str, object]:
@@ -121,3 +138,7 @@ class ChildProcess:
     def log_tail(self) -> str:
         data = self.log_path.read_bytes() if self.log_path.exists() else b""
         return data[-_LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -60,9 +60,10 @@ def _read(value: pa.Buffer | None) -> pa.RecordBatch:
     try:
         batch = record_batch.decode_ipc(value)
         batch.validate(full=True)
+        names = batch.schema.names  # decoded only now: they may be anything but UTF-8
     except (ValueError, pa.ArrowException) as error:
         raise _RefusedError(Reason.MALFORMED_ARROW, str(error)[:200]) from error
-    if len(set(batch.schema.names)) < batch.num_columns:
+    if len(set(names)) < len(names):
         raise _RefusedError(Reason.DUPLICATE_FEATURE, "a column is there twice")
     return batch
 

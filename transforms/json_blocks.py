@@ -43,11 +43,11 @@ def parse(
     values = block.column("value")
     plain = record_library.read_json(values, schema, MAX_VALUE_BYTES)
     if plain is None:
-        return _parse_unusual(values, np.arange(len(values)), schema, refusals, version)
+        return parse_unusual(values, np.arange(len(values)), schema, refusals, version)
     rows, is_plain = plain
     if is_plain.all():
         return rows, np.arange(len(values))
-    others, found = _parse_unusual(values, np.flatnonzero(~is_plain), schema, refusals, version)
+    others, found = parse_unusual(values, np.flatnonzero(~is_plain), schema, refusals, version)
     positions = np.concatenate([np.flatnonzero(is_plain), found])
     if not len(found):
         return rows, positions
@@ -55,10 +55,10 @@ def parse(
     return record_batch.concat([rows, others]).take(pa.array(order)), positions[order]
 
 
-def _parse_unusual(
-    values: pa.BinaryArray, rows: np.ndarray, schema: pa.Schema, refusals: Refusals, version: int | None
+def parse_unusual(
+    values: pa.BinaryArray, rows: np.ndarray, schema: pa.Schema, refusals: Refusals, version: int | None = None
 ) -> tuple[pa.RecordBatch, np.ndarray]:
-    """`parse` for the values at `rows`."""
+    """`parse` for the values at `rows`, by `pyarrow.json` alone."""
     _refuse_unreadable(values, rows, refusals)
     batches, positions, failures = [], [], 0
     todo = _runs(rows[refusals.keep(rows)])

@@ -37,7 +37,7 @@ def wanted_features(features: Sequence[str] | pa.Schema | None) -> pa.Schema | N
     fields = [field for field in schema if field.name not in _METADATA and field.name not in _PROVENANCE]
     for field in fields:
         setting = f"features.{field.name}"
-        if field.name in _RESERVED:
+        if _is_reserved(field.name):
             raise UserError(setting, field.type, "a reserved name", "leave it out: it becomes metadata columns")
         if not pa.types.is_null(field.type) and _stored_type(field.type) != field.type:
             raise UserError(setting, field.type, "records have no such type", _CHOICES)
@@ -65,10 +65,14 @@ def encodable(batch: pa.RecordBatch, is_instance: bool = False) -> pa.RecordBatc
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
+def _is_reserved(name: str) -> bool:
+    return name in _RESERVED or "\0" in name  # where C would end it
+
+
 def _feature_type(field: pa.Field, is_instance: bool) -> pa.DataType:
     name = f"column {field.name}"
     stored = _stored_type(field.type)
-    if field.name in _RESERVED:
+    if _is_reserved(field.name):
         raise UserError(name, field.type, "a reserved name in records", "rename the column")
     if stored is None:
         raise UserError(name, field.type, "records have no such type", _CHOICES)

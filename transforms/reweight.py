@@ -68,8 +68,10 @@ def replicas(
     rows = np.flatnonzero(np.logical_or(*(splits[1:] > splits[:-1] for _, splits in lists)))
     counts, relabelled = np.ones(len(labels), np.int64), labels.astype(np.float32)
     # Rows without values do not change where the lists of the others begin.
-    sides = [_side(values, np.append(splits[:-1][rows], splits[-1]), priority, weights) for values, splits in lists]
-    counts[rows], relabelled[rows] = _compared(*sides, labels[rows])
+    earlier, later = (
+        _side(values, np.append(splits[:-1][rows], splits[-1]), priority, weights) for values, splits in lists
+    )
+    counts[rows], relabelled[rows] = _compared(earlier, later, labels[rows])
     return counts, relabelled
 
 

@@ -77,7 +77,8 @@ def shard_fids(
 
 def shard_with(batch: pa.RecordBatch, layout: ShardLayout, unique: bool) -> ShardedFids:
     """`shard_fids` with the work on the configuration done."""
-    features = [_feature(batch, name) for name in layout.features]
+    indices = [parse.index_of(batch.schema, name) for name in layout.features]
+    features = [_feature(batch, index) for index in indices]
     fids = np.ascontiguousarray(np.concatenate([feature.fids for feature in features]))
     if len(fids) > _MAX_FIDS:
         raise ValueError(f"{len(fids)} fids in one batch, more than {_MAX_FIDS}: use smaller batches")
@@ -101,7 +102,7 @@ def shard_with(batch: pa.RecordBatch, layout: ShardLayout, unique: bool) -> Shar
         nfl_offset=_nfl_offset(features),
         emb_size=emb_size,
         batch_size=batch.num_rows,
-        rows=_other_columns(batch, layout),
+        rows=batch.select(sorted(set(range(batch.num_columns)) - set(indices))),
     )
 
 
@@ -134,12 +135,13 @@ shard_fids:
         return row if batch.num_rows else row.slice(0, 0)
 
 
-def _feature(batch: pa.RecordBatch, name: str) -> _Feature:
-    index = parse.index_of(batch.schema, name)
+def _feature(batch: pa.RecordBatch, index: int | None) -> _Feature:
+    """The feature in this column; one empty entry when there is none."""
     if index is None:
         return _Feature(*parse.no_fids(1), shared=True)
-    values, splits = parse.fids_of(batch.schema.field(index), batch.column(index))
-    marked = (batch.schema.field(index).metadata or {}).get(SHARED_KEY) == b"1"
+    field = batch.schema.field(index)
+    values, splits = parse.fids_of(field, batch.column(index))
+    marked = (field.metadata or {}).get(SHARED_KEY) == b"1"
     if marked and batch.num_rows and _all_equal(values, splits):
         return _Feature(values[: splits[1]], splits[:2], shared=True)
     return _Feature(values, splits, shared=False)
@@ -149,11 +151,6 @@ def _all_equal(values: np.ndarray, splits: np.ndarray) -> bool:
     """Whether all rows have the values of the first."""
     width = int(splits[1])
     return bool((np.diff(splits) == width).all() and (values.reshape(-1, max(width, 1)) == values[:width]).all())
-
-
-def _other_columns(batch: pa.RecordBatch, layout: ShardLayout) -> pa.RecordBatch:
-    sharded = {parse.index_of(batch.schema, name) for name in layout.features}
-    return batch.select([index for index in range(batch.num_columns) if index not in sharded])
 
 
 def _row_splits(layout: ShardLayout, fid_ends: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ from transforms.sampling import positive_rows
 
 _TASK = ("--task", "examples.feed_ranking:FeedRanking")
 _RATES = (10_000, 20_000, 30_000, 40_000, 50_000, 60_000)
-_PEER_RATES = (250, 500, 1000, 2000, 4000)
+_PEER_RATES = (50, 100, 200, 400, 800, 1600)
 _LATE_MS = 2000.0  # rows that are later than this at the end of a step have fallen behind
 _START_SECONDS = 120.0
 _BOUNDED_EVENTS, _PEER_EVENTS = 600_000, 60_000
@@ -96,10 +96,11 @@ class LiveFeed:
         train = self._topics.train(self._train())
         self._reader = BlockReader(kafka, {(train, partition): 0 for partition in range(PARTITIONS)})
 
-    def start(self) -> None:
+    def start(self, rate: float) -> None:
+        """Returns when it has taken `rate` events a second for a while."""
         self.process.start()
         self.process.wait_ready(_START_SECONDS)
-        self.run(500, _WARM_SECONDS)
+        self.run(rate, _WARM_SECONDS)
 
     def run(self, rate: float, seconds: float) -> tuple[np.ndarray, float]:
         """Sends `rate` events a second; returns (ms from click to row, of the second half of the time, rate reached).
@@ -142,7 +143,7 @@ class LiveFeed:
         raise NotImplementedError
 
     def _clicks(self, value: bytes) -> np.ndarray:
-        """Times in ms of the clicks in a train record."""
+        """From when on the rows of a train record with a click could be there, ms."""
         raise NotImplementedError
 
 
@@ -167,7 +168,7 @@ class MillraceFeed(LiveFeed):
 
 
 class PeerFeed(LiveFeed):
-    """`peer_feed.py`; its rows leave when the window closes, so that the window is taken off its latencies."""
+    """`peer_feed.py`; its rows leave when their window closes, so that lateness counts from there."""
 
     kind = "usual-beam"
 
@@ -180,13 +181,13 @@ class PeerFeed(LiveFeed):
 
     def _clicks(self, value: bytes) -> np.ndarray:
         row = json.loads(value)
-        return np.array([row["event_time_ms"] + 1000 * WINDOW_SECONDS] if row["label"] else [])
+        return np.array([row["due_ms"]] if row["label"] else [])
 
 
 def live_cases(feed: LiveFeed, rates: Sequence[int], seconds: float) -> Iterator[Case]:
     """The peak rate, and the latencies at half of it."""
     try:
-        feed.start()
+        feed.start(rates[0])
         peak = find_peak(feed, rates, seconds)
         yield {"case": f"{feed.kind}, {feed.runner}, sustained", "value": peak, "unit": "events/s"}
         if not peak:

@@ -72,6 +72,7 @@ def _rows(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 "hour": impression["context"]["hour"],
                 "label": label,
                 "event_time_ms": clicks.get(item, impression["timestamp_ms"]),
+                "due_ms": impression["timestamp_ms"] + round(1000 * WINDOW_SECONDS),
             }
 
 

@@ -70,7 +70,7 @@ def main() -> int:
 def _soak(feed: LiveFeed, seconds: float, rate: float | None) -> list[str]:
     """Names of the processes that grew."""
     try:
-        feed.start()
+        feed.start(_RATES[0])
         chosen = rate or _SHARE * find_peak(feed, _RATES, _STEP_SECONDS)
         if not chosen:
             raise RuntimeError(f"{feed.runner} keeps up with no rate")

@@ -66,7 +66,7 @@ class _Record:
     def name(self, name: str | bytes) -> str:
         if isinstance(name, bytes):
             raise RefusedError("not_utf8")
-        if name in METADATA - _RESERVED:
+        if name in METADATA - _RESERVED or "\0" in name:
             raise RefusedError("reserved_name")
         if name in self._names:
             raise RefusedError("duplicate_feature")

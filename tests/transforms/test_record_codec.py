@@ -10,7 +10,7 @@ from protos.instance_pb2 import Instance
 from protos.line_id_pb2 import LineId
 from protos.record_pb2 import SHARED, Example, ExampleBatch
 from runtime.errors import UserError
-from tests.transforms.test_record_codec_reference import block_of
+from tests.reference.record_comparison import block_of
 from transforms import fid, line_id, record_batch
 from transforms.dead_letter import Reason
 from transforms.framing import FrameOptions, deframe, join_frames
@@ -190,6 +190,7 @@ _BAD = [
     (_with_fid(1 << 63), "example", Reason.OUT_OF_RANGE, "feature 'f': a fid v2 with bit 63 set at byte 11"),
     (_named("a", twice=True), "example", Reason.DUPLICATE_FEATURE, "feature 'a': given twice at byte 19"),
     (_named("__UID__"), "example", Reason.RESERVED_NAME, "feature '__UID__': the name of a metadata column at byte 4"),
+    (_named("a\0b"), "example", Reason.RESERVED_NAME, "name of a feature: holds a NUL at byte 4"),
     (_with_line_id(b"\x11"), "example", Reason.MALFORMED_LINE_ID, "line id: malformed at byte 21"),
     (_with_line_id(b"\xca\x3e\x01\xff"), "example", Reason.MALFORMED_LINE_ID, "line id: did: not UTF-8 at byte 21"),
     (_sized(1), "example_batch", Reason.BATCH_SIZE_MISMATCH, "feature 'short': 1 features in a batch of 2 at byte 31"),

@@ -65,6 +65,10 @@ NamedColumn* FeatureTable::FindSlowly(std::string_view name, NameProblem* proble
     *problem = NameProblem::kNotUtf8;
     return nullptr;
   }
+  if (name.find('\0') != std::string_view::npos) {
+    *problem = NameProblem::kHasNul;
+    return nullptr;
+  }
   if (columns_.size() < kMaxNames) return Insert(name, infer_ ? Role::kFeature : Role::kSkipped);
   *problem = NameProblem::kTooMany;
   return infer_ ? nullptr : &unknown_;

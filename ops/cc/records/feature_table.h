@@ -18,7 +18,7 @@ namespace millrace {
 // What a name in a list of features stands for.
 enum class Role : uint8_t { kFeature, kSkipped, kLineId, kLabel, kWeight, kMetadata };
 
-enum class NameProblem : uint8_t { kNone, kNotUtf8, kTooMany };
+enum class NameProblem : uint8_t { kNone, kNotUtf8, kHasNul, kTooMany };
 
 struct NamedColumn {
   std::string name;
@@ -40,7 +40,7 @@ class FeatureTable {
   bool Want(const ArrowSchema& wanted, std::string* problem);
 
   void BeginRecord();
-  // Null when the name is not UTF-8, or one more than kMaxNames.
+  // Null when the name is not UTF-8 or has a NUL, which Arrow's C interface would cut, or is one more than kMaxNames.
   NamedColumn* Find(std::string_view name, NameProblem* problem);
   // Gives a column its type.
   void Create(NamedColumn* named, ColumnType type, int32_t id);

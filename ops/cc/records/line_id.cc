@@ -57,8 +57,8 @@ int LineIdIndexOf(uint32_t number) {
 }
 
 void LineIdRow::Clear() {
-  for (size_t i = 0; present_ >> i != 0; ++i) lists_[i].clear();
-  present_ = 0;
+  for (size_t i = 0; touched_ >> i != 0; ++i) lists_[i].clear();
+  present_ = touched_ = 0;
   bad_text_ = nullptr;
 }
 
@@ -98,6 +98,7 @@ bool LineIdRow::ReadField(size_t field, uint32_t tag, WireReader* reader) {
 
 bool LineIdRow::ReadNumbers(size_t field, uint32_t tag, WireReader* reader) {
   uint64_t number;
+  touched_ |= 1u << field;
   if (TypeOf(tag) == kVarint) {
     if (!reader->ReadVarint(&number)) return false;
     lists_[field].push_back(number);

@@ -48,6 +48,7 @@ class LineIdRow {
   bool ReadNumbers(size_t field, uint32_t tag, WireReader* reader);
 
   uint32_t present_ = 0;
+  uint32_t touched_ = 0;  // lists that may have values, those of a message that was refused included
   uint64_t numbers_[kLineIdFieldCount];
   Span texts_[kLineIdFieldCount];
   std::vector<uint64_t> lists_[kLineIdFieldCount];

@@ -122,15 +122,24 @@ bool RecordRows::Fail(const char* reason, const uint8_t* at, const std::string& 
   return false;
 }
 
+bool RecordRows::FailName(NameProblem problem) {
+  switch (problem) {
+    case NameProblem::kTooMany:
+      return Fail(reason::kTooManyFeatures, name_at_,
+                  "more than " + std::to_string(FeatureTable::kMaxNames) + " names of features");
+    case NameProblem::kHasNul:
+      return Fail(reason::kReservedName, name_at_, "name of a feature: holds a NUL");
+    default:
+      return Fail(reason::kNotUtf8, name_at_, "name of a feature: not UTF-8");
+  }
+}
+
 NamedColumn* RecordRows::FindFeature(Span name) {
   NameProblem problem = NameProblem::kNone;
   name_at_ = name.begin;
   NamedColumn* const named = table_.Find(name.text(), &problem);
   if (named == nullptr) {
-    const bool too_many = problem == NameProblem::kTooMany;
-    Fail(too_many ? reason::kTooManyFeatures : reason::kNotUtf8, name.begin,
-         too_many ? "more than " + std::to_string(FeatureTable::kMaxNames) + " names of features"
-                  : "name of a feature: not UTF-8");
+    FailName(problem);
     return nullptr;
   }
   if (named->role == Role::kMetadata) {

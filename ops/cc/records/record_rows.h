@@ -110,6 +110,7 @@ class RecordRows {
   void ExportRefusals(ArrowSchema* schema, ArrowArray* array);
 
  private:
+  bool FailName(NameProblem problem);
   bool WrongType(const std::string& name, const std::string& expected, ColumnType found);
   bool End(bool fits);
   bool AddDataSourceKey(uint32_t key, int64_t row);

@@ -50,6 +50,14 @@ TEST(ExampleDecoder, ARefusedRecordLeavesNothingBehind) {
   EXPECT_EQ(decoded.detail(1), "malformed at byte 0");
 }
 
+TEST(ExampleDecoder, ARefusedLineIdLeavesNothingForTheNext) {
+  const std::string good = BytesField(100, BytesField(6, "\x01"));
+  const Decoded decoded({BytesField(100, BytesField(6, "\x07\x80")), good}, Format::kExample);
+  ASSERT_EQ(decoded.refused.rows(), 1);
+  EXPECT_EQ(decoded.reason(0), reason::kMalformedLineId);
+  EXPECT_EQ(decoded.rows.List<int32_t>("__ACTIONS__", 0), (std::vector<int32_t>{1}));
+}
+
 TEST(ExampleDecoder, MergesPartsOfOneFeatureAndTakesTheLastMember) {
   const std::string part = ListFeature<uint64_t>(kFidV2List, {1}), other = ListFeature<float>(kFloatList, {2});
   const std::string name = BytesField(1, "a");
