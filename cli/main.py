@@ -21,7 +21,7 @@ _COMMANDS = {
     "serve": "serve exported models over gRPC",
     "agent": "drive a model server from Kafka and ZooKeeper",
     "predict": "ask a model server for one prediction",
-    "records": "look at the records of a topic",
+    "records": "look at, count, convert, send and compare records of files and topics",
     "checkpoint": "look into, verify, reshard or export the tables of a checkpoint",
     "events": "generate or replay events",
     "dev": "start and stop Kafka and ZooKeeper for development",

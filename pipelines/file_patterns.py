@@ -110,10 +110,10 @@ def match_files(patterns: str | Sequence[str], field: str = "pattern") -> list[t
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     globs = list(itertools.chain.from_iterable(expand_pattern(pattern, field) for pattern in wanted))
     found = FileSystems.match(globs) if globs else []
-    for match in found:
-        if not match.metadata_list:
-            _LOGGER.warning("no file matches %s", match.pattern)
     paths = sorted({metadata.path for match in found for metadata in match.metadata_list})
     if not paths:
         raise UserError(field, ", ".join(wanted), "no file matches", "check the path and quote its wildcards")
+    for match in found:
+        if not match.metadata_list:
+            _LOGGER.warning("no file matches %s", match.pattern)
     return list(enumerate(paths))

@@ -7,28 +7,35 @@ have no marks to split at, so one worker reads a file; of Parquet files the row 
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.file_patterns import match_files
+from pipelines.file_readers import (
+    BATCH_ROWS,
+    TOPIC,
+    ParquetSettings,
+    StreamSettings,
+    bury_file,
+    open_file,
+    read_arrow,
+    read_avro,
+    read_blocks,
+    read_parquet,
+)
 from runtime import telemetry
 from runtime.errors import UserError
 from transforms import beam_coder, dead_letter, record_batch  # noqa: F401 (the coder is registered)
-from transforms.avro_files import AvroFile
 from transforms.avro_schema import arrow_schema, parse_schema
-from transforms.compression import Compression, compression_of, read_chunks
-from transforms.dead_letter import Reason
-from transforms.frame_stream import BLOCK_BYTES, FrameStream
+from transforms.compression import Compression
+from transforms.frame_stream import BLOCK_BYTES
 from transforms.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, FrameOptions, Framing
-from transforms.parquet_codec import check_columns, to_canonical, with_provenance
+from transforms.parquet_codec import check_columns
 
 __all__ = [
     "DEAD_LETTERS",
@@ -38,25 +45,14 @@ __all__ = [
     "ReadJsonLines",
     "ReadParquetFiles",
     "ReadTfRecordFiles",
-    "open_file",
 ]
 
 DEAD_LETTERS = "dead_letters"
 ROWS = "rows"
 
-TOPIC = "files"
-"""Topic of raw blocks and dead letters where none is given."""
-
 _NAMESPACE = telemetry.namespace("pipelines", "file_sources")
-_BLOCK_ROWS = 8192
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 _Output: TypeAlias = pa.RecordBatch | _DeadLetters
-
-
-def open_file(path: str) -> BinaryIO:
-    """The bytes of a file as they are stored; of `.bz2`, decompressed."""
-    kind = CompressionTypes.AUTO if path.endswith(".bz2") else CompressionTypes.UNCOMPRESSED
-    return FileSystems.open(path, compression_type=kind)
 
 
 class _ReadFiles(beam.PTransform):
@@ -105,20 +101,6 @@ class _CountingDoFn(beam.DoFn):
                 Metrics.counter(_NAMESPACE, f"dead_letters_{reason}").inc(count)
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
 
-    def bury_file(self, number: int, path: str, offset: int, error: Exception) -> Iterator[_Output]:
-        """One dead letter for the rest of a file that is not what it should be."""
-        row = {
-            "value": b"",
-            "topic": TOPIC,
-            "partition": number,
-            "offset": offset,
-            "reason": Reason.MALFORMED_FRAME.value,
-            "detail": f"{path}: {error}"[:500],
-            "truncated_from": None,
-        }
-        dead = pa.RecordBatch.from_pylist([row], schema=dead_letter.SCHEMA)
-        yield from self.give(record_batch.empty(pa.schema([])), dead)
-
 
 class _ReadStreams(_ReadFiles):
     """Files that are streams of records to raw blocks (`record_batch.raw_schema`).
@@ -148,7 +130,7 @@ class _ReadStreams(_ReadFiles):
         first_file: int = 0,
     ) -> None:
         super().__init__(patterns, field, first_file)
-        self._settings = _StreamSettings(self.framing, compression, topic, block_bytes, max_record_bytes)
+        self._settings = StreamSettings(self.framing, compression, topic, block_bytes, max_record_bytes)
 
     def reader(self) -> beam.DoFn:
         return _ReadStreamDoFn(self._settings)
@@ -185,42 +167,17 @@ class ReadJsonLines(_ReadStreams):
     framing = LINES
 
 
-class _StreamSettings(NamedTuple):
-    framing: Framing
-    compression: Compression
-    topic: str
-    block_bytes: int
-    max_record_bytes: int
-
-
 class _ReadStreamDoFn(_CountingDoFn):
-    def __init__(self, settings: _StreamSettings) -> None:
+    def __init__(self, settings: StreamSettings) -> None:
         super().__init__()
         self._settings = settings
 
     def process(self, element: tuple[int, str]) -> Iterator[_Output]:
         number, path = element
-        settings = self._settings
         with open_file(path) as file:
-            chunks = read_chunks(file, compression_of(path, settings.compression))
-            stream = FrameStream(
-                chunks,
-                settings.framing,
-                settings.topic,
-                number,
-                path,
-                block_bytes=settings.block_bytes,
-                max_record_bytes=settings.max_record_bytes,
-            )
-            for block, dead in stream:
-                yield from self.give(_not_blank(block) if settings.framing == LINES else block, dead)
+            for block, dead in read_blocks(file, number, path, self._settings):
+                yield from self.give(block, dead)
         self._files.inc()
-
-
-def _not_blank(block: pa.RecordBatch) -> pa.RecordBatch:
-    """The lines that hold more than white space."""
-    blank = pc.match_substring_regex(block.column("value"), r"^\s*$")
-    return block.filter(pc.invert(blank)) if pc.any(blank).as_py() else block
 
 
 class ReadParquetFiles(_ReadFiles):
@@ -241,24 +198,22 @@ class ReadParquetFiles(_ReadFiles):
         patterns: str | Sequence[str],
         columns: Sequence[str] | None = None,
         column_types: Mapping[str, str] | None = None,
-        batch_rows: int = _BLOCK_ROWS,
+        batch_rows: int = BATCH_ROWS,
         field: str = "patterns",
         first_file: int = 0,
     ) -> None:
         super().__init__(patterns, field, first_file)
-        self._columns = None if columns is None else list(columns)
-        self._kinds = dict(column_types or {})
-        self._batch_rows = batch_rows
+        self._settings = ParquetSettings(columns and list(columns), dict(column_types or {}), batch_rows)
         with open_file(self._files[0][1]) as file:
             try:
                 schema = pq.read_schema(file)
             except (pa.ArrowException, OSError) as error:
                 path = self._files[0][1]
                 raise UserError(field, path, f"is no Parquet file ({error})", "narrow the pattern") from error
-        check_columns(schema, columns, self._kinds)
+        check_columns(schema, columns, self._settings.kinds)
 
     def reader(self) -> beam.DoFn:
-        return _ReadRowGroupDoFn(self._columns, self._kinds, self._batch_rows)
+        return _ReadRowGroupDoFn(self._settings)
 
     @no_annotations  # Beam knows no hints of several outputs
     def expand(self, begin: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
@@ -271,7 +226,7 @@ class ReadParquetFiles(_ReadFiles):
         return {ROWS: read[ROWS], DEAD_LETTERS: dead}
 
     def display_data(self) -> dict[str, Any]:
-        return super().display_data() | {"columns": ", ".join(self._columns or ["all"])}
+        return super().display_data() | {"columns": ", ".join(self._settings.columns or ["all"])}
 
 
 class _RowGroup(NamedTuple):
@@ -290,7 +245,7 @@ class _ListRowGroupsDoFn(_CountingDoFn):
             with open_file(path) as file:
                 metadata = pq.read_metadata(file)
         except pa.ArrowException as error:
-            yield from self.bury_file(number, path, 0, error)
+            yield from self.give(record_batch.empty(pa.schema([])), bury_file(number, path, 0, error))
             return
         first_row = 0
         for group in range(metadata.num_row_groups):
@@ -300,23 +255,15 @@ class _ListRowGroupsDoFn(_CountingDoFn):
 
 
 class _ReadRowGroupDoFn(_CountingDoFn):
-    def __init__(self, columns: list[str] | None, kinds: dict[str, str], batch_rows: int) -> None:
+    def __init__(self, settings: ParquetSettings) -> None:
         super().__init__()
-        self._columns, self._kinds, self._batch_rows = columns, kinds, batch_rows
+        self._settings = settings
 
     def process(self, element: _RowGroup) -> Iterator[_Output]:
-        row = element.first_row
-        with open_file(element.path) as opened:
-            try:
-                file = pq.ParquetFile(opened)
-                columns = check_columns(file.schema_arrow, self._columns, self._kinds)
-                for batch in file.iter_batches(self._batch_rows, row_groups=[element.group], columns=columns):
-                    ordered = batch.select(columns)
-                    rows = with_provenance(to_canonical(ordered, self._kinds), element.number, row)
-                    row += batch.num_rows
-                    yield from self.give(rows, record_batch.empty(dead_letter.SCHEMA))
-            except (pa.ArrowException, OSError, UserError) as error:
-                yield from self.bury_file(element.number, element.path, row, error)
+        with open_file(element.path) as file:
+            read = read_parquet(file, element.number, element.path, self._settings, [element.group], element.first_row)
+            for rows, dead in read:
+                yield from self.give(rows, dead)
 
 
 class ReadAvroFiles(_ReadFiles):
@@ -354,12 +301,7 @@ class _ReadAvroDoFn(_CountingDoFn):
     def process(self, element: tuple[int, str]) -> Iterator[_Output]:
         number, path = element
         with open_file(path) as file:
-            try:
-                blocks = AvroFile(file, self._schema, TOPIC, number, path)
-            except (ValueError, UserError) as error:
-                yield from self.bury_file(number, path, 0, error)
-                return
-            for rows, dead in blocks:
+            for rows, dead in read_avro(file, number, path, self._schema):
                 yield from self.give(rows, dead)
         self._files.inc()
 
@@ -384,24 +326,7 @@ class ReadArrowFiles(_ReadFiles):
 class _ReadArrowDoFn(_CountingDoFn):
     def process(self, element: tuple[int, str]) -> Iterator[_Output]:
         number, path = element
-        row = 0
         with open_file(path) as file:
-            try:
-                for batch in _arrow_batches(file):
-                    rows = with_provenance(to_canonical(batch), number, row)
-                    row += batch.num_rows
-                    yield from self.give(rows, record_batch.empty(dead_letter.SCHEMA))
-            except (pa.ArrowException, OSError, UserError) as error:
-                yield from self.bury_file(number, path, row, error)
+            for rows, dead in read_arrow(file, number, path):
+                yield from self.give(rows, dead)
         self._files.inc()
-
-
-def _arrow_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
-    magic = file.read(6)
-    file.seek(0)
-    if magic == b"ARROW1":
-        reader = pa.ipc.open_file(file)
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
-        return
-    yield from pa.ipc.open_stream(file)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -127,7 +128,10 @@ class _Job:
         except Exception:  # a cancelled job may be gone
             return {}
         ours = [each for each in found if each.key.metric.namespace.startswith("millrace.")]
-        return {each.key.metric.name: each.result or 0 for each in ours}
+        sums: Counter[str] = Counter()  # several steps may count alike: there are three sinks
+        for each in ours:
+            sums[each.key.metric.name] += each.result or 0
+        return dict(sums)
 
     def _run(self) -> None:
         try:

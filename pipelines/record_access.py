@@ -16,7 +16,7 @@ from confluent_kafka import Message
 
 from pipelines import file_readers
 from pipelines.file_patterns import match_files
-from pipelines.file_sources import open_file
+from pipelines.file_readers import ParquetSettings, StreamSettings, open_file
 from pipelines.record_decode import make_decoder
 from pipelines.record_format import DEAD_LETTER, RecordSettings
 from runtime.errors import UserError
@@ -125,8 +125,9 @@ class FileSource(RecordSource):
             yield Part(_NONE, dead, done, block)
 
     def _row_reader(self) -> _ReadFile:
+        parquet = ParquetSettings(kinds=self.settings.kinds)
         readers: dict[str, _ReadFile] = {
-            "parquet": lambda file, number, path: file_readers.read_parquet(file, number, path, self.settings.kinds),
+            "parquet": lambda file, number, path: file_readers.read_parquet(file, number, path, parquet),
             "avro": file_readers.read_avro,
             "arrow": file_readers.read_arrow,
             DEAD_LETTER: file_readers.read_dead_letters,
@@ -135,7 +136,8 @@ class FileSource(RecordSource):
 
     def _read_blocks(self, file: BinaryIO, number: int, path: str) -> file_readers.Batches:
         assert self.settings.framing is not None
-        return file_readers.read_blocks(file, number, path, self.settings.framing, self.settings.compression)
+        settings = StreamSettings(self.settings.framing, self.settings.compression)
+        return file_readers.read_blocks(file, number, path, settings)
 
     def _read(self, read: _ReadFile) -> Iterator[Part]:
         before = 0

@@ -21,26 +21,23 @@ from pipelines.feed_sinks import Sinks
 from pipelines.kafka_io import ReadFromKafka
 from pipelines.options import FeedOptions, KafkaSettings, RecordFiles, RecordFormat
 from pipelines.read_plan import ReadPlan
+from pipelines.record_decode import decode_block
+from pipelines.record_format import CONTAINERS
 from pipelines.rows_stage import RowsStageFactory, TrainRowsStage
 from pipelines.shard_state import ComposedFactory, ShardStateDoFn
 from runtime import telemetry
 from runtime.errors import UserError
 from transforms import dead_letter, record_batch
 from transforms.drop_guard import DropRatioGuard
-from transforms.framing import FILE_FRAMES, FrameOptions, deframe
-from transforms.record_codec import FORMATS, DecodeOptions, decode_records
+from transforms.framing import FILE_FRAMES
+from transforms.record_codec import FORMATS
 
-__all__ = ["CONTAINERS", "add_record_feed", "check_format"]
-
-CONTAINERS = ("parquet", "avro", "arrow")
-"""Formats of files that hold rows and no records."""
+__all__ = ["add_record_feed", "check_format"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "record_feed")
 _DEAD = telemetry.counter("feed_records_refused", "Records that could not be read.", ("reason",))
 _DEAD_LETTERS = "dead_letters"
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
-# Offsets of one Kafka record when its rows may be more than the 64 that provenance can tell apart.
-_ROW_STRIDE = 16
 
 
 def check_format(name: str, field: str, files: bool) -> None:
@@ -140,31 +137,6 @@ class _DecodeRecordsDoFn(beam.DoFn):
                 Metrics.counter(_NAMESPACE, f"dead_letters_{reason}").inc(count)
                 _DEAD.labels(reason).inc(count)
             yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)
-
-
-def decode_block(
-    block: pa.RecordBatch, format: str, frames: FrameOptions | None = None
-) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """(canonical rows, dead letters) of a raw block, deframed first where values hold frames.
-
-    An ExampleBatch may have 1,024 rows: its rows' source offsets are 16 times those of their records.
-    """
-    dead_frames = record_batch.empty(dead_letter.SCHEMA)
-    values = block
-    if frames is not None:
-        values, dead_frames = deframe(block, frames)
-    if format != "example_batch":
-        rows, dead = decode_records(values, format)
-    else:
-        rows, dead = decode_records(_spaced(values, _ROW_STRIDE, 1), format, DecodeOptions(row_stride=_ROW_STRIDE))
-        dead = _spaced(dead, 1, _ROW_STRIDE)
-    return rows, record_batch.concat([dead_frames, dead]) if dead_frames.num_rows else dead
-
-
-def _spaced(batch: pa.RecordBatch, times: int, over: int) -> pa.RecordBatch:
-    """`batch` with its offsets multiplied and divided."""
-    offsets = pa.array(record_batch.numpy_column(batch, "offset") * times // over)
-    return record_batch.with_column(batch, batch.schema.field("offset"), offsets)
 
 
 def split_by_partition(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -99,10 +99,27 @@ def raw_topic(batch: pa.RecordBatch) -> str:
 
 def encode_ipc(batch: pa.RecordBatch) -> bytes:
     """One Arrow IPC stream with one batch. Of a slice only the visible rows are written."""
+    batch = _without_hidden_values(batch)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
+
+
+def _without_hidden_values(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """`batch` whose slices of empty lists own no values: of those the writer would write every offset."""
+    for index, field in enumerate(batch.schema):
+        column = batch.column(index)
+        if pa.types.is_list(field.type) and not pa.types.is_primitive(field.type.value_type) and len(column):
+            first, last = column.offsets[0].as_py(), column.offsets[-1].as_py()
+            if first == last and len(column.values):
+                empty_rows = pa.array(np.zeros(len(column) + 1, np.int32))
+                mask = column.is_null() if column.null_count else None
+                values = pa.array([], field.type.value_type)
+                batch = batch.set_column(
+                    index, field, pa.ListArray.from_arrays(empty_rows, values, field.type, mask=mask)
+                )
+    return batch
 
 
 def decode_ipc(data: bytes | memoryview | pa.Buffer) -> pa.RecordBatch:

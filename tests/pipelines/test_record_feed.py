@@ -10,7 +10,8 @@ import pytest
 from cli import main
 from pipelines.launch import FeedFailedError, run_feed
 from pipelines.options import FeedOptions, RecordFiles, RecordFormat, Tuning
-from pipelines.record_feed import decode_block, split_by_partition
+from pipelines.record_decode import decode_block
+from pipelines.record_feed import split_by_partition
 from tests.reference.record_rows import random_rows
 from transforms import record_batch
 from transforms.feature_list import FeedConfig, FidFeature, LabelRule

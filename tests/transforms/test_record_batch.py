@@ -101,3 +101,13 @@ def test_a_wrong_batch_is_refused_by_column(change: object, message: str) -> Non
 
 def _replace(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
     return batch.set_column(batch.schema.get_field_index(name), name, column)
+
+
+def test_a_slice_of_empty_lists_is_as_small_as_it_looks() -> None:
+    names = pa.array([["click"]] * 10_000 + [[]] * 3 + [None], pa.list_(pa.string()))
+    nested = pa.array([[["a"], []]] * 10_000 + [[]] * 3 + [None], pa.list_(pa.list_(pa.string())))
+    batch = pa.record_batch({"names": names, "nested": nested})
+    rows = batch.slice(10_000)
+    data = record_batch.encode_ipc(rows)
+    assert len(data) < 1500
+    assert record_batch.decode_ipc(data).to_pylist() == rows.to_pylist()
