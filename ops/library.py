@@ -1,6 +1,5 @@
 """The only place that loads the C++ library; says how to rebuild one that does not fit."""
 
-import ctypes
 import functools
 import json
 import os
@@ -9,10 +8,10 @@ from types import ModuleType
 
 import tensorflow as tf
 
+from ops.record_library import keep_freed_memory
+
 LIBRARY = Path(__file__).with_name("_millrace_ops.so")
 BUILD_FACTS = LIBRARY.with_suffix(".json")  # what CMake built it for
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 REBUILD = "run `make build` with the virtual environment that runs this program"
 
@@ -52,14 +51,6 @@ def check_build(facts: dict) -> None:
         )
 
 
-def _keep_freed_memory() -> None:
-    """A step frees the megabytes that the next one needs: glibc would return them, and each page be fetched anew."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
-
-
 @functools.lru_cache(maxsize=1)
 def load() -> ModuleType:
     """Loads the library once; returns the module of its raw ops (`millrace_lookup`, ...).
@@ -73,7 +64,7 @@ def load() -> ModuleType:
         missing = LIBRARY if not LIBRARY.exists() else BUILD_FACTS
         raise LibraryError(f"{missing.name} is not built for {_describe_tensorflow()}; {REBUILD}")
     check_build(json.loads(BUILD_FACTS.read_text()))
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         return tf.load_op_library(str(LIBRARY))
     except tf.errors.NotFoundError as error:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from transforms import fid, list_columns, record_batch
+from transforms.find_fids import FIDS, MOST, find_fids
 from transforms.value_ops import FEW, find, have_all, rows_of
 
 _NONE = np.zeros(0, np.int64)
@@ -46,10 +47,16 @@ def keep_by_fids(batch: pa.RecordBatch, has: np.ndarray, none_of: np.ndarray, al
     Args:
       has, none_of, all_of: raw fids, int64.
     """
-    kept = np.ones(batch.num_rows, bool)
     wanted = np.unique(np.concatenate([has, none_of, all_of]))
     if not len(wanted):
-        return kept
+        return np.ones(batch.num_rows, bool)
+    features = batch.select([index for index, field in enumerate(batch.schema) if _holds_fids(field)])
+    if len(wanted) <= MOST and all(type == FIDS for type in features.schema.types):
+        found = find_fids(features, wanted)
+        has_bits, none_bits, all_bits = (_bits(wanted, each) for each in (has, none_of, all_of))
+        kept = (found & none_bits == 0) & (found & all_bits == all_bits)
+        return kept & (found & has_bits != 0) if len(has) else kept
+    kept = np.ones(batch.num_rows, bool)
     pairs = [(feature, *_find_fids(feature.fids(), wanted)) for feature in sparse_features(batch)]
     rows, codes = _joined(pairs)
     if len(has):
@@ -74,15 +81,25 @@ def keep_by_slots(batch: pa.RecordBatch, slots: Sequence[int]) -> np.ndarray:
 def sparse_features(batch: pa.RecordBatch) -> Iterator[SparseFeature]:
     """The columns of fids v2 and of fids v1."""
     for index, field in enumerate(batch.schema):
-        v1 = record_batch.is_fid_v1_field(field)
-        if v1 or record_batch.is_fid_field(field):
-            yield SparseFeature(batch.column(index), v1)
+        if _holds_fids(field):
+            yield SparseFeature(batch.column(index), record_batch.is_fid_v1_field(field))
+
+
+def _holds_fids(field: pa.Field) -> bool:
+    return (field.metadata or {}).get(record_batch.KIND_KEY) in (b"fid", b"fid_v1")
+
+
+def _bits(wanted: np.ndarray, chosen: np.ndarray) -> np.uint8:
+    """The bits that `find_fids` sets for fids of `wanted` that are in `chosen`."""
+    return np.uint8(sum(1 << k for k, each in enumerate(wanted.tolist()) if each in chosen))
 
 
 def _find_fids(fids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`find`, which looks closer only at fids whose upper 16 bits, in both layouts the slot, some wanted fid has."""
+    if len(wanted) <= FEW:
+        return find(fids, wanted)
     prefixes = np.unique(_upper_bits(wanted))
-    if len(wanted) <= FEW or len(prefixes) > FEW:
+    if len(prefixes) > FEW:
         return find(fids, wanted)
     candidates, _ = find(_upper_bits(fids), prefixes)
     positions, codes = find(fids[candidates], wanted)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ops import record_library
 from transforms import record_batch
-from transforms.take_rows import take_rows
+from transforms.take_rows import take_rows, take_rows_of
 
 MAX_CHANNELS = 1 << 16
 """Pools at most: items of further channels are refused and counted."""
@@ -72,7 +72,7 @@ class Draws(NamedTuple):
 
     Attributes:
       rows: int64 [n], rows that drew.
-      positions: int64 [n], items that were drawn, for `ItemPool.gather` before the next push.
+      positions: int64 [n], items that were drawn, in `ItemPool.store` before the next push.
       recency: float64 [n], (index + 1) / size of the pool: 1 for its newest item.
       times: int64 [n], how often the item has been drawn, this time included.
       easy: bool [n], whether the pool was drawn too.
@@ -169,9 +169,10 @@ class ItemPool:
         refused = int(np.count_nonzero(flags == _REFUSED))
         return Draws(drawn_rows, positions, recency, times, easy.astype(bool), len(added), refused)
 
-    def gather(self, positions: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
-        """(items, index int64 [n]): row index[i] of `items` is the item at positions[i]."""
-        return self._store.gather(positions)
+    @property
+    def store(self) -> Sequence[pa.RecordBatch]:
+        """The items by position, numbered through, in one batch or several; those that have left among them."""
+        return self._store.batches or [record_batch.empty(self.schema)]
 
     def contents(self) -> Contents:
         """Everything that the pools hold."""
@@ -179,8 +180,7 @@ class ItemPool:
         columns = [np.empty(size, dtype) for dtype in (np.int64, np.uint64, np.int64, np.int64, np.int64)]
         self._library.millrace_item_pool_export(self._books, *map(_pointer, columns))
         channels, keys, positions, pushed, drawn = columns
-        items, index = self.gather(positions)
-        return Contents(channels, keys, pushed, drawn, items.take(pa.array(index)))
+        return Contents(channels, keys, pushed, drawn, take_rows_of(self.store, positions))
 
     def merge(self, contents: Contents) -> None:
         """Adds items with their counters, in order: of items that are there the counters add up.
@@ -228,41 +228,28 @@ class _ItemStore:
 
     def __init__(self) -> None:
         self.schema = pa.schema([])
-        self._batches: list[pa.RecordBatch] = []
+        self.batches: list[pa.RecordBatch] = []
 
     def __len__(self) -> int:
-        return sum(batch.num_rows for batch in self._batches)
+        return sum(batch.num_rows for batch in self.batches)
 
     def extend_schema(self, schema: pa.Schema) -> None:
         """Takes columns that are new: earlier rows have nulls there. ValueError naming a column of another type."""
         new = [field for field in schema if not self._has(field)]
         if new:
             self.schema = pa.schema([*self.schema, *new])
-            self._batches = [self._aligned(batch) for batch in self._batches]
+            self.batches = [self._aligned(batch) for batch in self.batches]
 
     def append(self, rows: pa.RecordBatch) -> None:
         """Rows of a schema that `extend_schema` has seen."""
         if not rows.num_rows:
             return
-        self._batches.append(self._aligned(rows))
-        while len(self._batches) > 1 and 2 * self._batches[-1].num_rows >= self._batches[-2].num_rows:
-            self._batches[-2:] = [pa.concat_batches(self._batches[-2:])]
+        self.batches.append(self._aligned(rows))
+        while len(self.batches) > 1 and 2 * self.batches[-1].num_rows >= self.batches[-2].num_rows:
+            self.batches[-2:] = [pa.concat_batches(self.batches[-2:])]
 
     def replace(self, rows: pa.RecordBatch) -> None:
-        self._batches = [rows]
-
-    def gather(self, positions: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
-        """(rows, index int64 [n]): row index[i] is the one at positions[i]."""
-        ends = np.cumsum([batch.num_rows for batch in self._batches])
-        found = np.searchsorted(ends, positions, side="right")
-        index = np.empty(len(positions), np.int64)
-        pieces, taken = [], 0
-        for number, (batch, end) in enumerate(zip(self._batches, ends.tolist(), strict=True)):
-            here = np.flatnonzero(found == number)
-            index[here] = taken + np.arange(len(here))
-            pieces.append(take_rows(batch, positions[here] - (end - batch.num_rows)))
-            taken += len(here)
-        return record_batch.concat(pieces, self.schema), index
+        self.batches = [rows]
 
     def _has(self, field: pa.Field) -> bool:
         index = self.schema.get_field_index(field.name)

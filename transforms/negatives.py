@@ -14,7 +14,7 @@ from transforms.item_pool import DrawRule, Draws, ItemPool
 from transforms.labels import label_at, label_column, set_label_at, with_labels
 from transforms.list_columns import any_in, list_array, one_each, row_of_value, splits_of, values_and_splits
 from transforms.step import Counts, StatefulStep, StepContext
-from transforms.take_rows import take_rows
+from transforms.take_rows import take_rows, take_rows_of
 
 DEFAULT_CHANNEL = 3
 """Channel of a row that names none."""
@@ -96,7 +96,7 @@ generate_negatives:
         keep = np.full(batch.num_rows, not config.throw_origin) & (roles.positive | (not config.throw_origin_neg))
         _count(counts, roles, draws, keep, config.neg_num)
         layout = Layout.of(draws.rows, keep)
-        rows = expand(batch, layout, *self._pool.gather(draws.positions))
+        rows = expand(batch, layout, self._pool.store, draws.positions)
         rows = with_label(rows, layout.generated, config.label_index, _given(config, "negative_label", -1.0))
         if config.HasField("negative_action"):
             rows = with_action(rows, layout.generated, config.negative_action)
@@ -314,34 +314,36 @@ def action_lists(batch: pa.RecordBatch) -> pa.ListArray:
     return actions
 
 
-def expand(batch: pa.RecordBatch, layout: Layout, items: pa.RecordBatch, index: np.ndarray) -> pa.RecordBatch:
+def expand(
+    batch: pa.RecordBatch, layout: Layout, store: Sequence[pa.RecordBatch], positions: np.ndarray
+) -> pa.RecordBatch:
     """The output's rows with the item columns of negatives exchanged; all else is as in the row that they come from.
 
     Args:
-      items, index: the i-th negative has the item columns of row index[i] of `items`. A column that `batch` lacks is
-        null in original rows.
+      store, positions: the i-th negative has the item columns of row positions[i] of the batches `store`, numbered
+        through. A column that `batch` lacks is null in original rows.
     """
-    source = layout.parent.copy()
-    source[layout.generated] = batch.num_rows + index
     rows = take_rows(batch, layout.parent)
     for field in batch.schema:
         if (field.metadata or {}).get(record_batch.KIND_KEY) == b"raw":
             column = batch.column(field.name).take(pa.array(layout.parent, mask=layout.generated))
             rows = record_batch.with_column(rows, field, column)
-    exchanged = take_rows(_joined(batch, items), source)
+    source = layout.parent.copy()
+    source[layout.generated] = batch.num_rows + positions
+    exchanged = take_rows_of([_own_items(batch, store[0].schema), *store], source)
     for field, column in zip(exchanged.schema, exchanged.columns, strict=True):
         rows = record_batch.with_column(rows, field, column)
     return rows
 
 
-def _joined(batch: pa.RecordBatch, items: pa.RecordBatch) -> pa.RecordBatch:
-    """The item columns of `batch`, null where it has none such, and below them those of `items`."""
-    fields, columns = [], []
-    for field, column in zip(items.schema, items.columns, strict=True):
-        place = batch.schema.get_field_index(field.name)
-        own = batch.column(place) if place >= 0 else pa.nulls(batch.num_rows, field.type)
-        fields.append(batch.schema.field(place) if place >= 0 else field)
-        columns.append(pa.concat_arrays([own, column]))
+def _own_items(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of `schema`, null where `batch` has none such; fields that it has are its own."""
+    places = [batch.schema.get_field_index(field.name) for field in schema]
+    columns = [
+        batch.column(place) if place >= 0 else pa.nulls(batch.num_rows, field.type)
+        for place, field in zip(places, schema, strict=True)
+    ]
+    fields = [batch.schema.field(place) if place >= 0 else field for place, field in zip(places, schema, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 

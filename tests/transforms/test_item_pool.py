@@ -10,6 +10,7 @@ from tests.reference.negatives_reference import weight_of
 from transforms import item_pool, record_batch
 from transforms.item_pool import DrawRule, Draws, ItemPool
 from transforms.negatives import sampled_weights
+from transforms.take_rows import take_rows_of
 
 
 def items_of(keys: np.ndarray) -> pa.RecordBatch:
@@ -45,8 +46,7 @@ def test_draws_tell_recency_and_how_often_the_item_was_drawn() -> None:
     pool = ItemPool(start_num=9, max_item_num=10)
     assert not len(feed(pool, range(9)).rows)
     draws = feed(pool, [9], draws=200, own=True)
-    items, index = pool.gather(draws.positions)
-    drawn = items.column("item").to_numpy()[index]
+    drawn = take_rows_of(pool.store, draws.positions).column("item").to_numpy()
     assert sorted(set(drawn.tolist())) == list(range(10))
     np.testing.assert_allclose(draws.recency, (drawn + 1) / 10)
     for key in range(10):
@@ -73,9 +73,9 @@ def test_gathered_items_are_those_of_their_keys_whatever_the_store_has_forgotten
         patch.setattr(item_pool, "_MIN_WASTE", 2)
         for number, keys in enumerate(steps):
             draws = feed(pool, keys, draws=2, seed=number)
-            items, index = pool.gather(draws.positions)
-            tags = items.column("tags").take(pa.array(index)).to_pylist()
-            assert [[each] * 3 for each in items.column("item").take(pa.array(index)).to_pylist()] == tags
+            items = take_rows_of(pool.store, draws.positions)
+            tags = items.column("tags").to_pylist()
+            assert [[each] * 3 for each in items.column("item").to_pylist()] == tags
             contents = pool.contents()
             assert contents.items.column("item").to_numpy().tolist() == contents.keys.tolist()
             assert len(pool._store) <= 2 * len(pool) + 2 + len(keys)
@@ -87,7 +87,7 @@ def test_the_store_holds_few_batches_and_forgets_what_has_left() -> None:
         feed(pool, range(100 * step, 100 * step + 100), draws=1, seed=step)
     assert len(pool) == 1000
     assert len(pool._store) <= 2 * 1000 + 4096 + 200
-    assert len(pool._store._batches) < 16
+    assert len(pool.store) < 16
 
 
 def test_items_of_too_many_channels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference.filter_batches import batches
-from transforms.take_rows import take_rows
+from transforms.take_rows import take_rows, take_rows_of
 
 
 @given(st.data(), batches())
-def test_rows_are_those_of_pyarrow(data: st.DataObject, batch: pa.RecordBatch) -> None:
+def test_rows_of_one_batch_or_two_are_those_of_pyarrow(data: st.DataObject, batch: pa.RecordBatch) -> None:
     # A dictionary column is taken by pyarrow itself.
     names = [field.name for field in batch.schema if not pa.types.is_dictionary(field.type)]
     for case in (batch, batch.select(names)):
         index = st.integers(0, max(case.num_rows - 1, 0))
         rows = np.array(data.draw(st.lists(index, max_size=20 if case.num_rows else 0)), np.int64)
-        taken = take_rows(case, rows)
+        cut = data.draw(st.integers(0, case.num_rows))
+        taken = take_rows_of([case.slice(0, cut), case.slice(cut)], rows)
         taken.validate(full=True)
         assert taken.schema.equals(case.schema, check_metadata=True)
         # As text: not a number is not equal to itself.
@@ -40,7 +41,14 @@ def test_lists_are_counted_without_the_values_that_nulls_hide() -> None:
     assert taken.flatten().to_pylist() == [3, 4]
 
 
+def test_where_one_batch_has_nulls_and_another_has_not_the_nulls_are_its_own() -> None:
+    batches = [pa.record_batch({"number": pa.array(values, pa.int64())}) for values in ([1, None], [2, 3])]
+    taken = take_rows_of(batches, np.array([3, 1, 0, 2])).column("number")
+    assert taken.to_pylist() == [3, None, 1, 2]
+    assert taken.null_count == 1
+
+
 @pytest.mark.parametrize("row", [-1, 2])
 def test_a_row_out_of_range_is_an_error(row: int) -> None:
-    with pytest.raises(IndexError, match="of a batch of 2"):
+    with pytest.raises(IndexError, match="of 2 rows"):
         take_rows(pa.record_batch({"number": pa.array([1, 2])}), np.array([0, row]))

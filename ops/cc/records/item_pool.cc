@@ -53,7 +53,35 @@ int64_t SizeTree::Covering(int64_t point) const {
   return index;
 }
 
-size_t ItemPool::KeyHash::operator()(uint64_t key) const { return Mix64(key); }
+size_t KeyNumbers::HomeOf(uint64_t key) const { return Mix64(key) & Mask(); }
+
+size_t KeyNumbers::PlaceOf(uint64_t key) const {
+  size_t at = HomeOf(key);
+  while (slots_[at].number != kNone && slots_[at].key != key) at = (at + 1) & Mask();
+  return at;
+}
+
+void KeyNumbers::Add(uint64_t key, int64_t number) {
+  slots_[PlaceOf(key)] = {key, number};
+  if (2 * ++used_ <= slots_.size()) return;
+  std::vector<Slot> old(2 * slots_.size());
+  old.swap(slots_);
+  for (const Slot& slot : old) {
+    if (slot.number != kNone) slots_[PlaceOf(slot.key)] = slot;
+  }
+}
+
+void KeyNumbers::Erase(uint64_t key) {
+  size_t hole = PlaceOf(key);
+  for (size_t at = (hole + 1) & Mask(); slots_[at].number != kNone; at = (at + 1) & Mask()) {
+    // What begins its search at the hole or before it moves there.
+    if (((at - HomeOf(slots_[at].key)) & Mask()) < ((at - hole) & Mask())) continue;
+    slots_[hole] = slots_[at];
+    hole = at;
+  }
+  slots_[hole] = Slot();
+  --used_;
+}
 
 ItemPool::Pool* ItemPool::Find(int64_t channel) {
   const auto found = pool_of_channel_.find(channel);
@@ -73,18 +101,19 @@ ItemPool::Pushed ItemPool::Add(int64_t channel, uint64_t key, int64_t pushed, in
   const int64_t index = static_cast<int64_t>(entry->second);
   Pool& pool = pools_[index];
   const int64_t number = pool.evicted + static_cast<int64_t>(pool.items.size());
-  const auto [known, added] = pool.numbers.try_emplace(key, number);
-  if (!added) {
-    Item& item = pool.items[known->second - pool.evicted];
+  const int64_t known = pool.numbers.Find(key);
+  if (known != KeyNumbers::kNone) {
+    Item& item = pool.items[known - pool.evicted];
     item.pushed += pushed;
     item.drawn += drawn;
     return kNothing;
   }
+  pool.numbers.Add(key, number);
   pool.items.push_back({key, next_position_++, pushed, drawn});
   if (static_cast<int64_t>(pool.items.size()) <= max_items_) {
     sizes_.Increment(index);
   } else {
-    pool.numbers.erase(pool.items.front().key);
+    pool.numbers.Erase(pool.items.front().key);
     pool.items.pop_front();
     ++pool.evicted;
   }
@@ -112,8 +141,8 @@ bool ItemPool::Draw(const Rows& rows, int64_t row, int64_t number, const DrawRul
   if (size <= start_num_) return false;
   int64_t own = size;
   if (!rule.allow_own) {
-    const auto found = pool->numbers.find(rows.keys[row]);
-    if (found != pool->numbers.end()) own = found->second - pool->evicted;
+    const int64_t number_of_own = pool->numbers.Find(rows.keys[row]);
+    if (number_of_own != KeyNumbers::kNone) own = number_of_own - pool->evicted;
   }
   const int64_t choices = own < size ? size - 1 : size;
   if (choices == 0) return false;

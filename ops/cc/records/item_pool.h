@@ -25,6 +25,34 @@ class SizeTree {
   int64_t total_ = 0;
 };
 
+// Numbers by key: a hash table with linear probing and without tombstones, as a row looks up a key or two.
+class KeyNumbers {
+ public:
+  static constexpr int64_t kNone = -1;
+
+  // The number of the key, kNone if it has none.
+  int64_t Find(uint64_t key) const { return slots_[PlaceOf(key)].number; }
+  // Requires that the key has none.
+  void Add(uint64_t key, int64_t number);
+  // Requires that the key has one.
+  void Erase(uint64_t key);
+
+ private:
+  struct Slot {
+    uint64_t key = 0;
+    int64_t number = kNone;
+  };
+  static constexpr size_t kFirstSlots = 16;
+
+  size_t Mask() const { return slots_.size() - 1; }
+  size_t HomeOf(uint64_t key) const;
+  // The slot that holds the key, or the free one that it would get.
+  size_t PlaceOf(uint64_t key) const;
+
+  std::vector<Slot> slots_ = std::vector<Slot>(kFirstSlots);
+  size_t used_ = 0;
+};
+
 // One first-in-first-out pool a channel. Not thread-safe.
 class ItemPool {
  public:
@@ -80,14 +108,11 @@ class ItemPool {
   int64_t next_position() const { return next_position_; }
 
  private:
-  struct KeyHash {
-    size_t operator()(uint64_t key) const;
-  };
   struct Pool {
     int64_t channel;
     std::deque<Item> items;
-    int64_t evicted = 0;                                     // number of the oldest item
-    std::unordered_map<uint64_t, int64_t, KeyHash> numbers;  // key to number, counted from the pool's first item
+    int64_t evicted = 0;  // number of the oldest item
+    KeyNumbers numbers;   // counted from the pool's first item
   };
 
   Pool* Find(int64_t channel);

@@ -11,6 +11,13 @@ namespace {
 
 constexpr int kShardShift = 32;
 
+// Both halves of a product, xored: quicker than HashFid, which the look-up waits for after each fid that is new.
+uint64_t Fold(int64_t fid) {
+  const auto product =
+      static_cast<unsigned __int128>(static_cast<uint64_t>(fid) ^ 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
+
 // Numbers of the distinct fids of one feature after another. Linear probing; a slot of another feature is free.
 class FirstSeen {
  public:
@@ -24,7 +31,7 @@ class FirstSeen {
     if (slot.feature == feature_) return slot.number;
     const auto number = static_cast<uint32_t>((*next)++);
     slot = {fid, feature, number};
-    if (2 * ++used_ > slots_.size()) Grow();
+    if (4 * ++used_ > slots_.size()) Grow();
     return number;
   }
 
@@ -34,10 +41,10 @@ class FirstSeen {
     int32_t feature = -1;
     uint32_t number = 0;
   };
-  static constexpr size_t kFirstSlots = 1024;
+  static constexpr size_t kFirstSlots = 8192;
 
   Slot& Find(int64_t fid) {
-    size_t at = HashFid(fid) & (slots_.size() - 1);
+    size_t at = Fold(fid) & (slots_.size() - 1);
     while (slots_[at].feature == feature_ && slots_[at].fid != fid) at = (at + 1) & (slots_.size() - 1);
     return slots_[at];
   }

@@ -1,5 +1,6 @@
 #include "ops/cc/records/take_rows.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -8,28 +9,31 @@
 #include <vector>
 
 #include "ops/cc/records/arrow_export.h"
-#include "ops/cc/records/arrow_reader.h"
 #include "ops/cc/records/buffer.h"
 #include "ops/cc/records/c_api.h"
 
 namespace millrace {
 namespace {
 
+using Arrays = std::vector<const ArrowArray*>;
+
 struct Range {
+  Range(size_t source, int64_t begin, int64_t end) : source(source), begin(begin), end(end) {}
+  size_t source;
   int64_t begin, end;
 };
 
-// What to take of an array, in order.
+// What to take of several arrays, in order.
 struct Selection {
   std::vector<Range> ranges;
   int64_t length = 0;
 
-  void Add(int64_t begin, int64_t end) {
+  void Add(size_t source, int64_t begin, int64_t end) {
     if (begin == end) return;
-    if (!ranges.empty() && ranges.back().end == begin) {
+    if (!ranges.empty() && ranges.back().source == source && ranges.back().end == begin) {
       ranges.back().end = end;
     } else {
-      ranges.push_back({begin, end});
+      ranges.emplace_back(source, begin, end);
     }
     length += end - begin;
   }
@@ -55,14 +59,16 @@ Type TypeOf(const ArrowSchema& schema) {
   return {Layout::kOther, 0};
 }
 
-Buffer TakeBits(const void* buffer, int64_t offset, const Selection& chosen, int64_t* zeros) {
-  const auto* const bits = static_cast<const uint8_t*>(buffer);
+// Bits of buffer `number`; all are set where an array has no such buffer.
+Buffer TakeBits(const Arrays& arrays, size_t number, const Selection& chosen, int64_t* zeros) {
   Buffer taken;
   taken.ExtendZero(static_cast<size_t>((chosen.length + 7) / 8));
   int64_t at = 0, ones = 0;
   for (const Range& range : chosen.ranges) {
-    for (int64_t i = offset + range.begin; i < offset + range.end; ++i, ++at) {
-      const uint8_t bit = bits[i / 8] >> i % 8 & 1;
+    const ArrowArray& array = *arrays[range.source];
+    const auto* const bits = static_cast<const uint8_t*>(array.buffers[number]);
+    for (int64_t i = array.offset + range.begin; i < array.offset + range.end; ++i, ++at) {
+      const uint8_t bit = bits == nullptr ? 1 : bits[i / 8] >> i % 8 & 1;
       taken.data()[at / 8] |= static_cast<uint8_t>(bit << at % 8);
       ones += bit;
     }
@@ -71,97 +77,134 @@ Buffer TakeBits(const void* buffer, int64_t offset, const Selection& chosen, int
   return taken;
 }
 
+// Where the numbers of each array begin.
 template <typename Number>
-Buffer TakeNumbers(const void* buffer, int64_t offset, const Selection& chosen) {
-  constexpr int64_t kFew = 4;  // fewer are copied before memcpy is called
-  const Number* const numbers = static_cast<const Number*>(buffer) + offset;
+std::vector<const Number*> FirstsOf(const Arrays& arrays) {
+  std::vector<const Number*> firsts;
+  for (const ArrowArray* array : arrays) {
+    firsts.push_back(static_cast<const Number*>(array->buffers[1]) + array->offset);
+  }
+  return firsts;
+}
+
+template <typename Number>
+Buffer TakeNumbers(const std::vector<const Number*>& firsts, const Selection& chosen) {
+  constexpr int64_t kFew = 4;  // so many are copied before memcpy is called
   Buffer taken;
   auto* to = reinterpret_cast<Number*>(taken.Extend(static_cast<size_t>(chosen.length) * sizeof(Number)));
   for (const Range& range : chosen.ranges) {
+    const Number* const from = firsts[range.source] + range.begin;
     const int64_t count = range.end - range.begin;
     if (count > kFew) {
-      std::memcpy(to, numbers + range.begin, static_cast<size_t>(count) * sizeof(Number));
+      std::memcpy(to, from, static_cast<size_t>(count) * sizeof(Number));
     } else {
-      for (int64_t i = 0; i < count; ++i) to[i] = numbers[range.begin + i];
+      for (int64_t i = 0; i < count; ++i) to[i] = from[i];
     }
     to += count;
   }
   return taken;
 }
 
-Buffer TakeValues(const ArrowArray& array, Type type, const Selection& chosen) {
-  switch (type.width) {
+template <typename Number>
+Buffer TakeNumbers(const Arrays& arrays, const Selection& chosen) {
+  return TakeNumbers(FirstsOf<Number>(arrays), chosen);
+}
+
+Buffer TakeValues(const Arrays& arrays, size_t width, const Selection& chosen) {
+  switch (width) {
     case 1:
-      return TakeNumbers<uint8_t>(array.buffers[1], array.offset, chosen);
+      return TakeNumbers<uint8_t>(arrays, chosen);
     case 2:
-      return TakeNumbers<uint16_t>(array.buffers[1], array.offset, chosen);
+      return TakeNumbers<uint16_t>(arrays, chosen);
     case 4:
-      return TakeNumbers<uint32_t>(array.buffers[1], array.offset, chosen);
+      return TakeNumbers<uint32_t>(arrays, chosen);
     default:
-      return TakeNumbers<uint64_t>(array.buffers[1], array.offset, chosen);
+      return TakeNumbers<uint64_t>(arrays, chosen);
   }
 }
 
 // The offsets of lists; `values` becomes what they hold.
-Buffer TakeOffsets(const int32_t* offsets, const Selection& chosen, Selection* values) {
+Buffer TakeOffsets(const Arrays& arrays, const Selection& chosen, Selection* values) {
   Buffer taken;
   auto* to = reinterpret_cast<int32_t*>(taken.Extend(static_cast<size_t>(chosen.length + 1) * sizeof(int32_t)));
   *to++ = 0;
   values->ranges.reserve(chosen.ranges.size());
+  const auto firsts = FirstsOf<int32_t>(arrays);
   for (const Range& range : chosen.ranges) {
+    const int32_t* const offsets = firsts[range.source];
     const int32_t begin = offsets[range.begin], end = offsets[range.end];
     // Wraps where the values are too many, which the caller refuses.
     const uint32_t moved = static_cast<uint32_t>(values->length) - static_cast<uint32_t>(begin);
     for (int64_t i = range.begin; i < range.end; ++i) *to++ = static_cast<int32_t>(offsets[i + 1] + moved);
-    values->Add(begin, end);
+    values->Add(range.source, begin, end);
   }
   return taken;
 }
 
-// False, with nothing taken, when the array is of another type or its offsets would not fit.
-bool Take(const ArrowSchema& schema, const ArrowArray& array, const Selection& rows, ArrowArray* taken) {
+bool HasNulls(const ArrowArray* array) { return array->null_count != 0 && array->buffers[0] != nullptr; }
+
+Arrays ChildrenOf(const Arrays& arrays, int64_t number) {
+  Arrays children;
+  for (const ArrowArray* array : arrays) children.push_back(array->children[number]);
+  return children;
+}
+
+// False, with nothing taken, when the arrays are of another type or the offsets would not fit.
+bool Take(const ArrowSchema& schema, const Arrays& arrays, const Selection& rows, ArrowArray* taken) {
   const Type type = TypeOf(schema);
   if (type.layout == Layout::kOther) return false;
   std::vector<Buffer> buffers(1);
   std::vector<ArrowArray> children;
   int64_t nulls = 0, zeros = 0;
-  if (array.null_count != 0 && array.buffers[0] != nullptr) {
-    buffers[0] = TakeBits(array.buffers[0], array.offset, rows, &nulls);
-  }
+  if (std::any_of(arrays.begin(), arrays.end(), HasNulls)) buffers[0] = TakeBits(arrays, 0, rows, &nulls);
   if (type.layout == Layout::kBits) {
-    buffers.push_back(TakeBits(array.buffers[1], array.offset, rows, &zeros));
+    buffers.push_back(TakeBits(arrays, 1, rows, &zeros));
   } else if (type.layout == Layout::kNumbers) {
-    buffers.push_back(TakeValues(array, type, rows));
+    buffers.push_back(TakeValues(arrays, type.width, rows));
   } else {
     Selection values;
-    const int32_t none = 0;
-    const auto* const offsets = static_cast<const int32_t*>(array.buffers[1]);
-    buffers.push_back(TakeOffsets(offsets != nullptr ? offsets + array.offset : &none, rows, &values));
+    buffers.push_back(TakeOffsets(arrays, rows, &values));
     if (values.length > std::numeric_limits<int32_t>::max()) return false;
     if (type.layout == Layout::kBytes) {
-      buffers.push_back(TakeNumbers<uint8_t>(array.buffers[2], 0, values));
+      std::vector<const uint8_t*> bytes;
+      for (const ArrowArray* array : arrays) bytes.push_back(static_cast<const uint8_t*>(array->buffers[2]));
+      buffers.push_back(TakeNumbers(bytes, values));
     } else {
       children.emplace_back();
-      if (!Take(*schema.children[0], *array.children[0], values, &children[0])) return false;
+      if (!Take(*schema.children[0], ChildrenOf(arrays, 0), values, &children[0])) return false;
     }
   }
   ExportArray(rows.length, nulls, std::move(buffers), std::move(children), taken);
   return true;
 }
 
+// False when a row is out of range.
+bool Select(const Arrays& batches, const int64_t* rows, int64_t count, Selection* chosen) {
+  std::vector<int64_t> ends;
+  for (const ArrowArray* batch : batches) ends.push_back((ends.empty() ? 0 : ends.back()) + batch->length);
+  for (int64_t i = 0; i < count;) {
+    const int64_t first = rows[i];
+    if (first < 0 || first >= ends.back()) return false;
+    size_t source = 0;
+    while (first >= ends[source]) ++source;
+    int64_t length = 1;
+    while (++i < count && rows[i] == first + length && rows[i] < ends[source]) ++length;
+    const int64_t begin = first - (ends[source] - batches[source]->length) + batches[source]->offset;
+    chosen->Add(source, begin, begin + length);
+  }
+  return true;
+}
+
 }  // namespace
 
-Taken TakeRows(const ArrowSchema& schema, const ArrowArray& batch, const int64_t* rows, int64_t count,
-               ArrowArray* taken) {
+Taken TakeRows(const ArrowSchema& schema, const std::vector<const ArrowArray*>& batches, const int64_t* rows,
+               int64_t count, ArrowArray* taken) {
   Selection chosen;
-  for (int64_t i = 0; i < count; ++i) {
-    if (rows[i] < 0 || rows[i] >= batch.length) return Taken::kOutOfRange;
-    chosen.Add(batch.offset + rows[i], batch.offset + rows[i] + 1);
-  }
+  if (!Select(batches, rows, count, &chosen)) return Taken::kOutOfRange;
   std::vector<ArrowArray> columns;
-  for (int64_t c = 0; c < batch.n_children; ++c) {
+  for (int64_t c = 0; c < schema.n_children; ++c) {
     columns.emplace_back();
-    if (Take(*schema.children[c], *batch.children[c], chosen, &columns.back())) continue;
+    if (Take(*schema.children[c], ChildrenOf(batches, c), chosen, &columns.back())) continue;
     columns.pop_back();
     for (ArrowArray& column : columns) column.release(&column);
     return Taken::kUnsupported;
@@ -172,15 +215,15 @@ Taken TakeRows(const ArrowSchema& schema, const ArrowArray& batch, const int64_t
 
 }  // namespace millrace
 
-// Returns a millrace::Taken. `schema` and `batch` are released.
-MILLRACE_C_API int32_t millrace_take_rows(ArrowSchema* schema, ArrowArray* batch, const int64_t* rows, int64_t count,
-                                          ArrowArray* taken) {
-  const millrace::ArrayOwner owner(batch);
+// Rows of `batches`, numbered through. Returns a millrace::Taken. `schema` and the batches are released.
+MILLRACE_C_API int32_t millrace_take_rows(ArrowSchema* schema, ArrowArray* const* batches, int64_t batch_count,
+                                          const int64_t* rows, int64_t count, ArrowArray* taken) {
   auto status = millrace::Taken::kOutOfMemory;
   try {
-    status = millrace::TakeRows(*schema, *batch, rows, count, taken);
+    status = millrace::TakeRows(*schema, {batches, batches + batch_count}, rows, count, taken);
   } catch (const std::bad_alloc&) {
   }
+  for (int64_t b = 0; b < batch_count; ++b) batches[b]->release(batches[b]);
   schema->release(schema);
   return static_cast<int32_t>(status);
 }
