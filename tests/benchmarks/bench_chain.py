@@ -22,7 +22,7 @@ from transforms.recipe import TransformChain, make_step
 from transforms.recipe_text import parse_recipe
 from transforms.step import Counts
 
-_ROWS = 4096
+_ROWS = 8192  # as blocks of files have
 _BATCHES = 8
 
 

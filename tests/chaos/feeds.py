@@ -97,6 +97,7 @@ class FlinkFeed(Feed):
         super().__init__(kafka, topics, folder, flags)
         self._checkpoints = folder / "checkpoints"
         self._pool = self._stack.enter_context(WorkerPool(folder / "workers"))
+        self._server: FlinkJobServer | None = None
 
     def kill_worker(self) -> None:
         """SIGKILL of a Beam worker; returns when there is another one."""
@@ -106,7 +107,10 @@ class FlinkFeed(Feed):
         wait_until(lambda: bool(set(self._pool.worker_pids()) - set(killed)), _START_SECONDS, "another worker")
 
     def _runner_flags(self) -> tuple[str, ...]:
-        server = self._stack.enter_context(FlinkJobServer(self._folder / f"flink-{self._starts}", heap="1g"))
+        if self._server is not None:
+            self._server.stop()  # a cancelled job goes on for a moment, and may discard the checkpoint to begin from
+        self._server = server = FlinkJobServer(self._folder / f"flink-{self._starts}", heap="1g")
+        self._stack.enter_context(server)
         return (
             "--runner", "flink", "--start", "earliest", f"--job_endpoint={server.job_endpoint}",
             "--environment_type=EXTERNAL", f"--environment_config={self._pool.address}",
