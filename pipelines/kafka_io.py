@@ -25,6 +25,7 @@ from apache_beam.io.unbounded_source import (
 )
 from apache_beam.transforms.display import DisplayDataItem
 
+from pipelines.kafka_align import DEFAULT_ALIGN_MS
 from pipelines.kafka_reader import (
     FIRST_POLL,
     HEARTBEAT,
@@ -81,9 +82,13 @@ class ReadFromKafka(beam.PTransform):
         takes them over from their first offset. None: it reads what `start` names.
       paced_by: name of the feed whose stateful step, in the same process, sets the pace (`pipelines.pace`): for runners
         that hold any number of elements. Time stamps are then processing times.
+      align_ms: an unbounded read gives no record whose time stamp is further ahead, in ms, of a partition of its split
+        that has more to read; so that a feed that catches up sees events nearly in the order in which they happened. A
+        partition at its end holds nobody back, nor one that gives nothing for 5 s (`silent_partitions` counts those).
 
-    Counters (`millrace.pipelines.kafka_io`): `records_read`, `bytes_read`, `blocks_read`; gauge `lag_records`, per
-    split. On `/metrics`: `millrace_feed_records_read_total{topic}`, `millrace_feed_lag_records{topic,partition}`.
+    Counters (`millrace.pipelines.kafka_io`): `records_read`, `bytes_read`, `blocks_read`, `silent_partitions`; gauge
+    `lag_records`, per split. On `/metrics`: `millrace_feed_records_read_total{topic}`,
+    `millrace_feed_lag_records{topic,partition}`, `millrace_feed_silent_partitions_total{topic}`.
 
     Raises, while it runs:
       KafkaReadError: an offset is not there any more, a partition has disappeared, or the topic has no append times.
@@ -108,6 +113,7 @@ class ReadFromKafka(beam.PTransform):
         timestamp_policy: TimestampPolicy = "record_time",
         metadata_seconds: float | None = DEFAULT_METADATA_SECONDS,
         paced_by: str | None = None,
+        align_ms: int = DEFAULT_ALIGN_MS,
     ) -> None:
         super().__init__()
         if not start:
@@ -116,6 +122,8 @@ class ReadFromKafka(beam.PTransform):
             raise ValueError(f"out of range: {splits=}, {max_records=}, {poll_seconds=}, {commit_delay_seconds=}")
         if metadata_seconds is not None and metadata_seconds <= 0:
             raise ValueError(f"out of range: {metadata_seconds=}")
+        if align_ms < 0:
+            raise ValueError(f"out of range: {align_ms=}")
         if timestamp_policy not in POLICIES:
             raise UserError("timestamp_policy", timestamp_policy, "unknown", f"choose {', '.join(POLICIES)}")
         if end is not None and set(end) != set(start):
@@ -123,7 +131,7 @@ class ReadFromKafka(beam.PTransform):
         self._connection, self._start, self._end = connection, dict(start), end
         self._group_id, self._splits, self._poll_seconds = group_id, splits, poll_seconds
         policy = timestamp_policy if paced_by is None else "processing_time"
-        self._settings = ReaderSettings(max_records, commit_delay_seconds, policy, metadata_seconds, paced_by)
+        self._settings = ReaderSettings(max_records, commit_delay_seconds, policy, metadata_seconds, paced_by, align_ms)
 
     @classmethod
     def of_topics(

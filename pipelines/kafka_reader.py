@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader
 from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
+from pipelines.kafka_align import DEFAULT_ALIGN_MS, SILENT_SECONDS, PartitionAligner
 from pipelines.kafka_watermark import PartitionWatermarks, TimestampPolicy, record_times
 from pipelines.kafka_write import unfinished
 from pipelines.pace import UnderWay, progress_of
@@ -22,6 +24,8 @@ from runtime.kafka_blocks import Block, BlockReader, KafkaReadError, Positions
 from transforms import record_batch
 
 __all__ = ["FIRST_POLL", "HEARTBEAT", "KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "raw_batch"]
+
+_LOG = logging.getLogger(__name__)
 
 _NAMESPACE = telemetry.namespace("pipelines", "kafka_io")
 _READ_SECONDS = 0.001
@@ -32,7 +36,10 @@ _MAX_UNDER_WAY = 40_000
 _METADATA_SECONDS = 1.0  # a request waits for no longer; the next one comes soon enough
 
 _READ = telemetry.counter("feed_records_read", "Records read from Kafka.", ("topic",))
-_LAG = telemetry.gauge("feed_lag_records", "Records in Kafka that were not read yet.", ("topic", "partition"))
+_LAG = telemetry.gauge("feed_lag_records", "Records in Kafka that were not given yet.", ("topic", "partition"))
+_SILENT = telemetry.counter(
+    "feed_silent_partitions", "Times that others waited in vain for a partition that has more.", ("topic",)
+)
 
 HEARTBEAT = telemetry.Heartbeat("reading from Kafka")
 """Beats when a reader of this process is asked for more."""
@@ -96,6 +103,7 @@ class ReaderSettings:
 
     Args:
       paced_by: the feed whose stateful step sets the pace (`pipelines.pace`); None: the runner does.
+      align_ms: how far a record may be ahead of the partitions that have more to read (`pipelines.kafka_align`).
       splits, index: this split reads the new partitions whose number modulo `splits` is `index`.
     """
 
@@ -104,12 +112,13 @@ class ReaderSettings:
     timestamp_policy: TimestampPolicy = "record_time"
     metadata_seconds: float | None = None
     paced_by: str | None = None
+    align_ms: int = DEFAULT_ALIGN_MS
     splits: int = 1
     index: int = 0
 
 
 class KafkaBlockReader(UnboundedReader):
-    """Gives one block per advance, without waiting.
+    """Gives one block per advance, without waiting; holds back what is ahead of other partitions.
 
     A read that was not full is the last of its bundle: at any rate of records there are a few more a moment later, and
     small blocks cost as much as large ones.
@@ -154,7 +163,11 @@ class KafkaBlockReader(UnboundedReader):
         self._commits = _TrailingCommits(
             self._reader.commit, self._settings.commit_delay_seconds, self._clock, unfinished.oldest, self._under_way
         )
-        self._read: deque[Block] = deque()  # blocks not given yet: the mark does not cover them
+        # What these hold was not given yet: the mark does not cover it.
+        self._aligner = PartitionAligner(
+            self._given, self._settings.align_ms, self._settings.max_records, self._clock, self._wall_clock
+        )
+        self._read: deque[Block] = deque()
 
     def successor(self) -> "KafkaBlockReader":
         """A reader that goes on with this one's client; this one opens another should it ever be resumed."""
@@ -175,14 +188,33 @@ class KafkaBlockReader(UnboundedReader):
         if not self._read and not self._bundle_done:
             if self._under_way is not None and self._under_way.records() >= _MAX_UNDER_WAY:
                 return False
-            self._look_around(self._reader)
-            self._read.extend(self._reader.read(self._settings.max_records, _READ_SECONDS))
-            self._bundle_done = sum(len(block.values) for block in self._read) < self._settings.max_records
-            FIRST_POLL.set()
+            self._fill(self._reader)
         if not self._read:
             return False
         self._give(self._read.popleft())
         return True
+
+    def _fill(self, reader: BlockReader) -> None:
+        """What is next: of what is held, else of what can be read."""
+        self._read.extend(self._aligner.give())
+        while not self._read and not self._bundle_done:
+            self._look_around(reader)
+            self._throttle(reader)
+            blocks = reader.read(self._settings.max_records, _READ_SECONDS)
+            FIRST_POLL.set()
+            self._bundle_done = sum(len(block.values) for block in blocks) < self._settings.max_records
+            for topic, partition in self._aligner.take(blocks, reader.lags()):
+                _LOG.warning("%s[%d] gives nothing for %g s: others go on", topic, partition, SILENT_SECONDS)
+                _SILENT.labels(topic).inc()
+                Metrics.counter(_NAMESPACE, "silent_partitions").inc()
+            self._read.extend(self._aligner.give())
+
+    def _throttle(self, reader: BlockReader) -> None:
+        full, drained = self._aligner.throttle()
+        if full:
+            reader.pause(full)
+        if drained:
+            reader.resume(drained)
 
     def _give(self, block: Block) -> None:
         for partition, offset in dict(zip(block.partitions, block.offsets, strict=True)).items():
@@ -195,7 +227,7 @@ class KafkaBlockReader(UnboundedReader):
         self._block = raw_batch(block)
 
     def _look_around(self, reader: BlockReader) -> None:
-        """Now and then: how far behind the ends, and which partitions are new. Everything read was given."""
+        """Now and then: how far behind the ends, and which partitions are new."""
         now = self._clock()
         if now >= self._next_lag:
             self._next_lag = now + _LAG_INTERVAL_SECONDS
@@ -208,7 +240,7 @@ class KafkaBlockReader(UnboundedReader):
             self._next_metadata = now + every
 
     def _measure_lags(self, reader: BlockReader) -> None:
-        lags = reader.lags()
+        lags = {key: None if lag is None else lag + self._aligner.held(key) for key, lag in reader.lags().items()}
         for key, lag in lags.items():
             self._watermarks.caught_up(key, lag == 0)
             if lag is not None:
@@ -241,6 +273,7 @@ class KafkaBlockReader(UnboundedReader):
         start = {(topic, partition): first}
         reader.add(start)
         self._watermarks.add(start)
+        self._aligner.add(start)
         self._given |= start
 
     def get_current(self) -> pa.RecordBatch:

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import chain, compress, repeat
 from operator import eq, itemgetter
 from typing import NoReturn
 
@@ -43,6 +43,56 @@ class Block:
     timestamps_ms: list[int] = field(default_factory=list)
     append_times: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return sum(map(len, filter(None, self.values)))
+
+    def slice(self, start: int, stop: int | None = None) -> "Block":
+        """The records at these places."""
+        at = slice(start, stop)
+        return Block(
+            self.topic,
+            self.values[at],
+            self.partitions[at],
+            self.offsets[at],
+            self.timestamps_ms[at],
+            self.append_times,
+        )
+
+    def by_partition(self) -> dict[int, "Block"]:
+        """{partition: its records}."""
+        numbers = dict.fromkeys(self.partitions)
+        if len(numbers) == 1:
+            return dict.fromkeys(numbers, self)
+        return {number: self._of_partition(number) for number in numbers}
+
+    def _of_partition(self, number: int) -> "Block":
+        mine = list(map(eq, self.partitions, repeat(number)))
+        return Block(
+            self.topic,
+            list(compress(self.values, mine)),
+            [number] * sum(mine),
+            list(compress(self.offsets, mine)),
+            list(compress(self.timestamps_ms, mine)),
+            self.append_times,
+        )
+
+
+def join_blocks(blocks: Sequence[Block]) -> Block:
+    """The records of all blocks, of which there is at least one, in this order; all are of one topic."""
+    some = [block for block in blocks if block.values] or blocks[:1]
+    if len(some) == 1:
+        return some[0]
+    return Block(
+        some[0].topic,
+        list(chain.from_iterable(block.values for block in some)),
+        list(chain.from_iterable(block.partitions for block in some)),
+        list(chain.from_iterable(block.offsets for block in some)),
+        list(chain.from_iterable(block.timestamps_ms for block in some)),
+        all(block.append_times for block in some),
+    )
+
 
 class BlockReader:
     """Reads partitions from explicit offsets on, several topics through one client; never joins a consumer group.
@@ -77,6 +127,14 @@ class BlockReader:
         """Reads these partitions as well."""
         self._next |= start
         self._consumer.incremental_assign([TopicPartition(*key, offset) for key, offset in start.items()])
+
+    def pause(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Reads nothing of these until `resume`; what the client has fetched of them already it will fetch again."""
+        self._consumer.pause([TopicPartition(*key) for key in partitions])
+
+    def resume(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Reads these again, on from where they were paused."""
+        self._consumer.resume([TopicPartition(*key) for key in partitions])
 
     def read(self, max_records: int, seconds: float) -> list[Block]:
         """What is there, one block a topic, waiting at most `seconds` for `max_records`; [] when nothing is.

@@ -39,17 +39,25 @@ class _Clock:
 
 
 class _FakeBlockReader:
-    """Gives `reads` one after the other; `brokers` knows what partitions there are, none when it is down."""
+    """Gives `reads` one after the other, at the end of every partition unless `behind` says something else.
+
+    `brokers` knows what partitions there are, none when it is down.
+    """
 
     def __init__(self, reads: list[list[Block]], brokers: dict[str, list[int]] | None = None) -> None:
         self.reads, self.commits, self.closed = reads, [], False
         self.brokers, self.added, self.behind = brokers or {}, {}, {}
+        self.start: Positions = {}
+
+    def opened(self, positions: Positions) -> "_FakeBlockReader":
+        self.start = positions
+        return self
 
     def read(self, max_records: int, seconds: float) -> list[Block]:
         return self.reads.pop(0) if self.reads else []
 
     def lags(self) -> dict[tuple[str, int], int | None]:
-        return self.behind
+        return dict.fromkeys({**self.start, **self.added}, 0) | self.behind
 
     def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
         return self.brokers
@@ -76,7 +84,7 @@ def _reader(
     reads: list[list[Block]], start: Positions, settings: ReaderSettings = SETTINGS
 ) -> tuple[KafkaBlockReader, _FakeBlockReader, _Clock]:
     fake, clock = _FakeBlockReader(reads), _Clock()
-    return KafkaBlockReader(lambda _: fake, start, settings, ("a", "b"), "g", clock, clock), fake, clock
+    return KafkaBlockReader(fake.opened, start, settings, ("a", "b"), "g", clock, clock), fake, clock
 
 
 START = {("a", 0): 5, ("b", 0): 0}
@@ -197,7 +205,7 @@ def test_finalising_after_the_reader_was_closed_does_nothing() -> None:
 
 
 def _source(monkeypatch: pytest.MonkeyPatch, clients: list[_FakeBlockReader]) -> KafkaSource:
-    monkeypatch.setattr("pipelines.kafka_io.BlockReader", lambda *_: clients.pop(0))
+    monkeypatch.setattr("pipelines.kafka_io.BlockReader", lambda _, start, __: clients.pop(0).opened(start))
     return KafkaSource(CONNECTION, tuple(START.items()), "resting", SETTINGS)
 
 
@@ -291,6 +299,7 @@ def test_ranges_cover_every_offset_once(first: int, count: int, size: int) -> No
         {"start": START, "splits": 0},
         {"start": START, "poll_seconds": 0},
         {"start": START, "metadata_seconds": 0},
+        {"start": START, "align_ms": -1},
         {"start": START, "end": {}},
     ],
 )
