@@ -16,7 +16,9 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 # Beam flags by runner; a user's own flag of the same name beats each of them.
 _COMMON = {"max_cache_memory_usage_mb": "512"}
 _DIRECT = {"runner": "apache_beam.runners.portability.fn_api_runner.FnApiRunner"}
-_PRISM = {"runner": "PrismRunner", "environment_type": "LOOPBACK"}
+# Beam asks Prism for the job's states with this time-out, 300 s by default: no feed would outlive it.
+_TEN_YEARS_SECONDS = "315360000"
+_PRISM = {"runner": "PrismRunner", "environment_type": "LOOPBACK", "job_server_timeout": _TEN_YEARS_SECONDS}
 _FLINK = {
     "runner": "PortableRunner",
     "environment_type": "LOOPBACK",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
 from pipelines import runners
 from pipelines.options import FeedOptions, FileSettings, KafkaSettings, Tuning
@@ -38,6 +39,12 @@ def test_a_job_server_that_the_user_names_is_used_and_none_is_started(tmp_path: 
     flags = _flags("prism", True, "--job_endpoint=localhost:1", folder=tmp_path)
     assert [flag for flag in flags if flag.startswith("--job_endpoint")] == ["--job_endpoint=localhost:1"]
     assert not list(tmp_path.glob("*.log"))
+
+
+def test_a_feed_on_prism_may_run_for_longer_than_beam_waits_for_an_answer(tmp_path: Path) -> None:
+    flags = _flags("prism", True, "--job_endpoint=localhost:1", folder=tmp_path)
+    options = PipelineOptions(flags).view_as(PortableOptions)
+    assert options.job_server_timeout > 365 * 86_400
 
 
 def test_dataflow_names_the_flag_that_it_lacks(tmp_path: Path) -> None:
