@@ -128,10 +128,10 @@ class _Job:
         except Exception:  # a cancelled job may be gone
             return {}
         ours = [each for each in found if each.key.metric.namespace.startswith("millrace.")]
-        sums: Counter[str] = Counter()  # several steps may count alike: there are three sinks
+        sums: Counter[tuple[str, str]] = Counter()  # several steps may count alike: there are three sinks
         for each in ours:
-            sums[each.key.metric.name] += each.result or 0
-        return dict(sums)
+            sums[each.key.metric.namespace, each.key.metric.name] += each.result or 0
+        return {name: count for (_, name), count in sums.items()}
 
     def _run(self) -> None:
         try:
