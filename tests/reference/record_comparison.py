@@ -26,12 +26,20 @@ def block_of(values: list[bytes | None]) -> pa.RecordBatch:
 
 
 def assert_as_reference(values: list[bytes | None], format: str, as_is: bool) -> None:
-    """The same rows, the same types and the same records refused."""
+    """The same rows, the same types and the same records refused.
+
+    But for one case: a text that another one replaces later in the record may be no UTF-8 for Protobuf, here it may not.
+    """
     options = DecodeOptions(fids="as_is" if as_is else "v2", pruning="as_is")
     batch, dead = decode_records(block_of(values), format, options)
     batch.validate(full=True)
     rows, types, refused = record_reference.decode(values, format, as_is, keep_raw=True)
-    assert {offset - FIRST_OFFSET for offset in dead["offset"].to_pylist()} == set(refused), dead.to_pylist()
+    ours = {row["offset"] - FIRST_OFFSET: row["detail"] for row in dead.to_pylist()}
+    stricter = {index for index, detail in ours.items() if index not in refused and "not UTF-8" in detail}
+    if stricter:
+        assert_as_reference([None if i in stricter else value for i, value in enumerate(values)], format, as_is)
+        return
+    assert set(ours) == set(refused), dead.to_pylist()
     assert feature_types(batch) == types
     assert plain_rows(batch) == [{name: _plain(value) for name, value in row.items()} for row in rows]
 
