@@ -28,7 +28,7 @@ def block_of(values: list[bytes | None]) -> pa.RecordBatch:
 def assert_as_reference(values: list[bytes | None], format: str, as_is: bool) -> None:
     """The same rows, the same types and the same records refused.
 
-    But for one case: a text that another one replaces later in the record may be no UTF-8 for Protobuf, here it may not.
+    But for one case: text that a later one in the record replaces may be no UTF-8 for Protobuf; here it may not.
     """
     options = DecodeOptions(fids="as_is" if as_is else "v2", pruning="as_is")
     batch, dead = decode_records(block_of(values), format, options)
