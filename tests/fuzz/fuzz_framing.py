@@ -112,7 +112,9 @@ def _check_survivors(
     assert found[:before] == values[:before], "a record before the damage is lost"
     if options == TF_RECORDS:
         assert set(found) <= set(values), "a record that nobody wrote"
-    if options != LINES and sum(map(len, found)) < sum(map(len, values)) and len(damaged) == len(whole):
+    # A damaged size of a sort id may swallow records, and nothing in the format tells.
+    tells = options in (KAFKA_FRAMES, TF_RECORDS)
+    if tells and sum(map(len, found)) < sum(map(len, values)) and len(damaged) == len(whole):
         assert dead, "records are lost without a dead letter"
 
 
