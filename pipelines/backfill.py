@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
 from pipelines.file_io import SUCCESS, mark_success
@@ -230,6 +231,7 @@ def _run_apart(backfill: Backfill, unit: Unit, parent: int) -> None:
 
 def _run_unit(backfill: Backfill, unit: Unit, stop: threading.Event) -> bool:
     """Writes the unit's folder beside and renames it; False when it was stopped."""
+    pa.set_cpu_count(1)  # a worker is a core: who has more takes more workers
     final = backfill.output / unit.name
     beside = final.with_name(f".{final.name}.unfinished")
     for rest in (beside, final):
