@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from runtime.artifacts import cache_folder
@@ -23,6 +24,11 @@ _CLI_SECONDS = 60
 
 StartProcess = Callable[..., ChildProcess]
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+# A busy machine is no failure: no test asserts a wall-clock time.
+hypothesis.settings.register_profile("millrace", deadline=None)
+hypothesis.settings.load_profile("millrace")
 
 
 def pytest_configure() -> None:
