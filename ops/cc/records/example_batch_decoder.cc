@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "ops/cc/records/record_decoder.h"
+#include "ops/cc/records/utf8.h"
 
 namespace millrace {
 namespace {
@@ -84,7 +85,7 @@ class ExampleBatchDecoder : public RecordDecoder {
       bool is_good = reader.ReadTag(&tag);
       if (!is_good) return rows_.Malformed(start);
       if (tag == TagOf(1, kBytes)) {
-        is_good = reader.ReadBytes(&list->name);
+        is_good = IsUtf8(list->name) && reader.ReadBytes(&list->name);  // a name that is replaced counts too
       } else if (tag == TagOf(2, kBytes)) {
         is_good = reader.ReadBytes(&feature);
         features_.push_back(feature);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops/cc/records/record_decoder.h"
+#include "ops/cc/records/utf8.h"
 
 namespace millrace {
 namespace {
@@ -94,7 +95,7 @@ class ExampleDecoder : public RecordDecoder {
       bool is_good = reader.ReadTag(&tag);
       if (!is_good) return rows_.Malformed(start);
       if (tag == TagOf(1, kBytes)) {
-        is_good = reader.ReadBytes(&named->name);
+        is_good = IsUtf8(named->name) && reader.ReadBytes(&named->name);  // a name that is replaced counts too
       } else if (tag == TagOf(2, kBytes)) {
         is_good = reader.ReadBytes(&content);
         named->content = has_content ? Merge(named->content, content) : content;
