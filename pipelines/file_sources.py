@@ -32,6 +32,7 @@ from runtime import telemetry
 from runtime.errors import UserError
 from transforms import beam_coder, dead_letter, record_batch  # noqa: F401 (the coder is registered)
 from transforms.avro_schema import arrow_schema, parse_schema
+from transforms.beam_dead_letters import count_dead_letters
 from transforms.compression import Compression
 from transforms.frame_stream import BLOCK_BYTES
 from transforms.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, FrameOptions, Framing
@@ -97,8 +98,7 @@ class _CountingDoFn(beam.DoFn):
             self._rows.inc(rows.num_rows)
             yield rows
         if dead.num_rows:
-            for reason, count in dead_letter.count_by_reason(dead).items():
-                Metrics.counter(_NAMESPACE, f"dead_letters_{reason}").inc(count)
+            count_dead_letters(_NAMESPACE, dead)
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
 
 

@@ -18,7 +18,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from pipelines import file_sources
 from pipelines.chain import Chain
 from pipelines.feed_sinks import Sinks
-from pipelines.kafka_io import ReadFromKafka
+from pipelines.feed_source import DeadLetterWatch, read_topics
 from pipelines.options import FeedOptions, KafkaSettings, RecordFiles, RecordFormat
 from pipelines.read_plan import ReadPlan
 from pipelines.record_decode import decode_block
@@ -27,15 +27,13 @@ from pipelines.rows_stage import RowsStageFactory, TrainRowsStage
 from pipelines.shard_state import ComposedFactory, ShardStateDoFn
 from runtime import telemetry
 from runtime.errors import UserError
-from transforms import dead_letter, record_batch
-from transforms.drop_guard import DropRatioGuard
+from transforms import record_batch
 from transforms.framing import FILE_FRAMES
 from transforms.record_codec import FORMATS
 
 __all__ = ["add_record_feed", "check_format"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "record_feed")
-_DEAD = telemetry.counter("feed_records_refused", "Records that could not be read.", ("reason",))
 _DEAD_LETTERS = "dead_letters"
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
@@ -50,9 +48,10 @@ def check_format(name: str, field: str, files: bool) -> None:
 def add_record_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks) -> None:
     """Adds the whole feed of records to `pipeline`."""
     stage = RowsStageFactory(options.config, options.recipe, joined=False)
-    in_process = uuid.uuid4().hex if options.in_process and stage.stateful else None
+    stateful = stage.stateful
+    in_process = uuid.uuid4().hex if options.in_process and stateful else None
     rows, dead = _read(pipeline, options, plan, in_process)
-    if not stage.stateful:
+    if not stateful:
         run: beam.PTransform = beam.ParDo(Chain(_StageDoFn(stage), sinks.rows))
     elif options.streaming:
         factory = ComposedFactory(_PassThroughFactory(), stage)
@@ -69,24 +68,17 @@ def _read(
     pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, paced_by: str | None
 ) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
     """((shard, rows), dead letters)."""
-    source, tuning = options.source, options.tuning
+    source = options.source
     if isinstance(source, KafkaSettings):
         assert source.records is not None
-        raw = pipeline | "ReadRecords" >> ReadFromKafka(
-            source.connection,
-            plan.start,
-            plan.end,
-            group_id=source.group,
-            splits=tuning.splits,
-            poll_seconds=tuning.poll_seconds,
-            commit_delay_seconds=plan.commit_delay_seconds,
-            paced_by=paced_by,
-        )
+        raw = pipeline | "ReadRecords" >> read_topics(options, plan, paced_by)
         return _decoded(raw, source.records[1], options)
     assert isinstance(source, RecordFiles)
     read = pipeline | "ReadFiles" >> _file_source(source)
     if source.format.name in CONTAINERS:
-        rows = read["rows"] | "ToShards" >> beam.ParDo(_ToShardDoFn(tuning.join_shards)).with_output_types(_SHARDED)
+        rows = read["rows"] | "ToShards" >> beam.ParDo(_ToShardDoFn(options.tuning.join_shards)).with_output_types(
+            _SHARDED
+        )
         return rows, read[file_sources.DEAD_LETTERS]
     rows, dead = _decoded(read["rows"], RecordFormat(source.format.name), options)
     return rows, (dead, read[file_sources.DEAD_LETTERS]) | "AllDeadLetters" >> beam.Flatten()
@@ -124,18 +116,15 @@ class _DecodeRecordsDoFn(beam.DoFn):
 
     def __init__(self, format: RecordFormat, shards: int, max_drop_ratio: float) -> None:
         self._format, self._shards = format, shards
-        self._guard = DropRatioGuard(max_drop_ratio)
+        self._watch = DeadLetterWatch(_NAMESPACE, max_drop_ratio)
         self._rows = Metrics.counter(_NAMESPACE, "record_rows")
 
     def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | _DeadLetters]:
         rows, dead = decode_block(block, self._format.name, self._format.frames)
-        self._guard.observe(block, dead)
+        self._watch.observe(block, dead)
         self._rows.inc(rows.num_rows)
         yield from split_by_partition(rows, self._shards)
         if dead.num_rows:
-            for reason, count in dead_letter.count_by_reason(dead).items():
-                Metrics.counter(_NAMESPACE, f"dead_letters_{reason}").inc(count)
-                _DEAD.labels(reason).inc(count)
             yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)
 
 

@@ -14,17 +14,16 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from pipelines.feed_sinks import sinks_of
+from pipelines.feed_source import DeadLetterWatch, read_topics
 from pipelines.file_io import ReadEventFiles
 from pipelines.join_events import ROUTED_ACTIONS, JoinEvents, split_by_shard
-from pipelines.kafka_io import ReadFromKafka
-from pipelines.options import FeedOptions, FileSettings, KafkaSettings, Tuning
+from pipelines.options import FeedOptions, FileSettings, Tuning
 from pipelines.read_plan import ReadPlan
 from pipelines.record_feed import add_record_feed
 from pipelines.rows_stage import RowsStageFactory
 from runtime import telemetry
 from runtime.topics import Topics
-from transforms import dead_letter, record_batch
-from transforms.drop_guard import DropRatioGuard
+from transforms import record_batch
 from transforms.event_codec import decode_actions, decode_impressions
 from transforms.feature_list import FeedConfig
 
@@ -33,7 +32,6 @@ __all__ = ["build_feed"]
 _NAMESPACE = telemetry.namespace("pipelines", "training_feed")
 _DEAD_LETTERS = "dead_letters"
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
-_DEAD = telemetry.counter("feed_dead_letters", "Records that could not be read.", ("reason",))
 
 
 def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) -> None:
@@ -72,17 +70,7 @@ def _read(
         )
         actions = pipeline | "ReadActions" >> ReadEventFiles(source.actions, plan.topics.actions, "--action-files")
         return (impressions, actions) | "BothKinds" >> beam.Flatten()
-    assert isinstance(source, KafkaSettings)
-    return pipeline | "ReadEvents" >> ReadFromKafka(
-        source.connection,
-        plan.start,
-        plan.end,
-        group_id=source.group,
-        splits=options.tuning.splits,
-        poll_seconds=options.tuning.poll_seconds,
-        commit_delay_seconds=plan.commit_delay_seconds,
-        paced_by=paced_by,
-    )
+    return pipeline | "ReadEvents" >> read_topics(options, plan, paced_by)
 
 
 class _DecodeDoFn(beam.DoFn):
@@ -98,7 +86,7 @@ class _DecodeDoFn(beam.DoFn):
     ) -> None:
         self._context_fields, self._topics, self._clock = config.context_fields(), topics, clock
         self._shards = tuning.join_shards
-        self._guard = DropRatioGuard(tuning.max_drop_ratio)
+        self._watch = DeadLetterWatch(_NAMESPACE, tuning.max_drop_ratio)
         self._rows = Metrics.counter(_NAMESPACE, "impression_rows")
         self._actions = Metrics.counter(_NAMESPACE, "actions")
 
@@ -110,11 +98,8 @@ class _DecodeDoFn(beam.DoFn):
         else:
             rows, dead = decode_impressions(block, self._context_fields, now_ms)
             self._rows.inc(rows.num_rows)
-        self._guard.observe(block, dead)
+        self._watch.observe(block, dead)
         if rows.num_rows:
             yield from split_by_shard(rows, self._shards)
         if dead.num_rows:
-            for reason, count in dead_letter.count_by_reason(dead).items():
-                Metrics.counter(_NAMESPACE, f"dead_letters_{reason}").inc(count)
-                _DEAD.labels(reason).inc(count)
             yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)

@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from runtime.schema_registry import RegistrySettings, SchemaRegistry
 from transforms import beam_coder, dead_letter, record_batch  # noqa: F401 (the coder is registered)
 from transforms.avro_codec import AvroCodec, RegistryAvroCodec
+from transforms.beam_dead_letters import count_dead_letters
 from transforms.framing import KAFKA_FRAMES, MAX_RECORD_BYTES, FrameOptions, deframe
 from transforms.record_codec import DecodeOptions, FidLayout, decode_records, encode_records
 from transforms.step import provenance
@@ -70,8 +71,7 @@ class _DecodeDoFn(beam.DoFn):
         if rows.num_rows:
             yield rows
         if dead.num_rows:
-            for reason, count in dead_letter.count_by_reason(dead).items():
-                Metrics.counter(self._namespace, f"dead_letters_{reason}").inc(count)
+            count_dead_letters(self._namespace, dead)
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
 
 

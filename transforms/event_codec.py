@@ -15,9 +15,9 @@ from apache_beam.metrics import Metrics
 from runtime import telemetry
 from transforms import (
     beam_coder,  # noqa: F401 (registers the coder)
-    dead_letter,
     json_blocks,
 )
+from transforms.beam_dead_letters import count_dead_letters
 from transforms.dead_letter import Reason, Refusals
 from transforms.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
 from transforms.feature_list import CONTEXT_PREFIX
@@ -107,8 +107,7 @@ class _DecodeDoFn(beam.DoFn):
             yield rows
         if dead.num_rows:
             self._dead.inc(dead.num_rows)
-            for reason, count in dead_letter.count_by_reason(dead).items():
-                Metrics.counter(_NAMESPACE, f"{self._kind}_dead_letters_{reason}").inc(count)
+            count_dead_letters(_NAMESPACE, dead, f"{self._kind}_dead_letters")
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
 
 
