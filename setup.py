@@ -55,7 +55,7 @@ class BuildLibrary(build_ext):
 
 setup(
     packages=find_packages(include=[pattern for name in _PACKAGES for pattern in (name, f"{name}.*")]),
-    package_data={"protos": ["*.proto", "*.pyi"], "runtime": ["poms/*.xml"]},
+    package_data={"protos": ["*.proto", "*.pyi"], "runtime": ["poms/*.xml", "patches/*/*.java"]},
     ext_modules=[
         Extension("ops._millrace_records", sources=[], optional=True),
         Extension("ops._millrace_ops", sources=[], optional=True),

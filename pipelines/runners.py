@@ -14,7 +14,8 @@ _PRISM_SECONDS = 30.0
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Beam flags by runner; a user's own flag of the same name beats each of them.
-_COMMON = {"max_cache_memory_usage_mb": "512"}
+# A cache of state would hold, and measure at each write, the log of a shard, which nobody reads (`shard_state`).
+_COMMON = {"max_cache_memory_usage_mb": "0"}
 _DIRECT = {"runner": "apache_beam.runners.portability.fn_api_runner.FnApiRunner"}
 # Beam asks Prism for the job's states with this time-out, 300 s by default: no feed would outlive it.
 _TEN_YEARS_SECONDS = "315360000"

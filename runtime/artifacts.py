@@ -19,6 +19,8 @@ PRISM_VERSION = "2.77.0"
 _COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 _FETCH_SECONDS = 1800
 _POMS = Path(__file__).with_name("poms")
+# Java classes that stand before those of the jars, by name of the pom.
+_PATCHES = Path(__file__).with_name("patches")
 
 Progress = Callable[[str], None]
 
@@ -31,7 +33,8 @@ class _Tool:
     remedy: str
 
 
-_JAVA = _Tool("java", "install JDK 17 (Debian: apt-get install openjdk-17-jdk-headless)")
+_JDK = "install JDK 17 (Debian: apt-get install openjdk-17-jdk-headless)"
+_JAVA, _JAVAC = _Tool("java", _JDK), _Tool("javac", _JDK)
 _MAVEN = _Tool("mvn", "install Maven (Debian: apt-get install maven)")
 _GO = _Tool("go", "install Go 1.21 or newer (Debian: apt-get install golang-go, or https://go.dev/dl)")
 
@@ -57,7 +60,7 @@ def java_program() -> str:
 
 
 def maven_jars(name: str, progress: Progress = print) -> Path:
-    """Folder with the jars of runtime/poms/<name>.xml, fetched on first use.
+    """Folder with the jars of runtime/poms/<name>.xml, fetched on first use; below it `classes`, of patches/<name>.
 
     Args:
       name: "kafka", "zookeeper" or "flink".
@@ -67,7 +70,8 @@ def maven_jars(name: str, progress: Progress = print) -> Path:
       UserError: Java or Maven is missing, or the download fails.
     """
     pom = _POMS / f"{name}.xml"
-    digest = hashlib.sha256(pom.read_bytes()).hexdigest()[:12]
+    patches = sorted((_PATCHES / name).glob("*.java"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in (pom, *patches))).hexdigest()[:12]
     _find(_JAVA)
 
     def fetch(folder: Path) -> None:
@@ -75,6 +79,9 @@ def maven_jars(name: str, progress: Progress = print) -> Path:
         shutil.copy(pom, folder / "pom.xml")
         command = [_find(_MAVEN), "-B", "-q", "-ntp", "-f", str(folder / "pom.xml")]
         _run([*command, _COPY_DEPENDENCIES, f"-DoutputDirectory={folder}"], "maven", _MAVEN_SETS[name], {})
+        if patches:
+            command = [_find(_JAVAC), "-nowarn", "-cp", f"{folder}/*", "-d", str(folder / "classes")]
+            _run([*command, *map(str, patches)], "javac", f"classes before those of {name}", {})
 
     return _cached(f"{name}-{digest}", _MAVEN_SETS[name], fetch, progress)
 

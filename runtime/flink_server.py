@@ -52,7 +52,7 @@ class FlinkJobServer:
             f"-Djava.io.tmpdir={temporary}",
             *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED_PACKAGES),
             "-cp",
-            f"{jars}/*",
+            f"{jars}/classes:{jars}/*",
             "org.apache.beam.runners.flink.FlinkJobServerDriver",
             f"--flink-master={self._master}",
             "--job-host=localhost",

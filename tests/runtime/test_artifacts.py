@@ -65,6 +65,24 @@ def test_a_failed_download_leaves_nothing_and_says_why(tool: Callable[[str, str]
     assert (artifacts.maven_jars("zookeeper", lambda _: None) / "a.jar").exists()
 
 
+def test_patches_of_a_server_are_compiled_against_its_jars(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    tool("mvn", _MAVEN)
+    tool("javac", f"#!/bin/sh\necho \"$@\" >{tmp_path}/javac\n")
+    artifacts.maven_jars("flink", lambda _: None)
+    arguments = (tmp_path / "javac").read_text().split()
+    assert arguments[arguments.index("-cp") + 1].endswith("/*")
+    assert arguments[arguments.index("-d") + 1].endswith("/classes")
+    assert [Path(file).name for file in arguments if file.endswith(".java")] == ["BundleCheckpointHandlers.java"]
+
+
+def test_a_patch_that_does_not_compile_leaves_nothing(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    tool("mvn", _MAVEN)
+    tool("javac", "#!/bin/sh\necho 'A.java:1: error: cannot find symbol'\nexit 1\n")
+    with pytest.raises(UserError, match="classes before those of flink.*cannot find symbol"):
+        artifacts.maven_jars("flink", lambda _: None)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
 def test_an_interrupted_download_is_never_half_used(tool: Callable[[str, str], None], tmp_path: Path) -> None:
     """SIGKILL in the middle: the partial folder has another name, and the next call fetches again."""
     tool("mvn", _MAVEN + "kill -9 $PPID\nsleep 0.2\n")
