@@ -67,7 +67,7 @@ def test_a_failed_download_leaves_nothing_and_says_why(tool: Callable[[str, str]
 
 def test_patches_of_a_server_are_compiled_against_its_jars(tool: Callable[[str, str], None], tmp_path: Path) -> None:
     tool("mvn", _MAVEN)
-    tool("javac", f"#!/bin/sh\necho \"$@\" >{tmp_path}/javac\n")
+    tool("javac", f'#!/bin/sh\necho "$@" >{tmp_path}/javac\n')
     artifacts.maven_jars("flink", lambda _: None)
     arguments = (tmp_path / "javac").read_text().split()
     assert arguments[arguments.index("-cp") + 1].endswith("/*")
