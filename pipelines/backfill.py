@@ -26,6 +26,7 @@ from pipelines.file_patterns import expand_pattern
 from pipelines.launch import run_feed
 from pipelines.options import FeedOptions, FileSettings, KafkaSettings, RecordFiles
 from runtime.atomic_file import sync_folder
+from runtime.child_process import end_with_parent
 from runtime.errors import UserError
 from runtime.kafka_blocks import resolve_start
 from runtime.kafka_client import check_broker
@@ -196,8 +197,10 @@ def _run_all(backfill: Backfill, units: list[Unit], stop: threading.Event) -> It
             yield unit.name
         return
     context = multiprocessing.get_context("spawn")  # Beam's and librdkafka's threads do not survive a fork
-    with concurrent.futures.ProcessPoolExecutor(backfill.workers, context) as pool:
-        waiting = {pool.submit(_run_apart, backfill, unit, os.getpid()): unit for unit in units}
+    with concurrent.futures.ProcessPoolExecutor(
+        backfill.workers, context, initializer=end_with_parent, initargs=(os.getpid(),)
+    ) as pool:
+        waiting = {pool.submit(_run_apart, backfill, unit): unit for unit in units}
         try:
             while waiting and not stop.is_set():
                 ended, _ = concurrent.futures.wait(
@@ -212,21 +215,9 @@ def _run_all(backfill: Backfill, units: list[Unit], stop: threading.Event) -> It
                 future.cancel()
 
 
-def _run_apart(backfill: Backfill, unit: Unit, parent: int) -> None:
-    """A unit in a process of the pool, which ends with the process that asked for it."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            if os.getppid() != parent:
-                os._exit(1)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        _run_unit(backfill, unit, threading.Event())
-    finally:
-        stop.set()
+def _run_apart(backfill: Backfill, unit: Unit) -> None:
+    """A unit in a process of the pool; it cannot be stopped, only killed."""
+    _run_unit(backfill, unit, threading.Event())
 
 
 def _run_unit(backfill: Backfill, unit: Unit, stop: threading.Event) -> bool:

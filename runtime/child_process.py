@@ -45,7 +45,7 @@ class ChildProcess:
         self.args = [*args, "--ready-file", str(self.ready_path)] if ready else list(args)
         self.ready: dict[str, object] = {}
         self._env = {**os.environ, **(env or {})}
-        self._before_exec = _end_with_parent if ends_with_parent else None
+        self._before_exec = end_with_parent if ends_with_parent else None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -140,5 +140,12 @@ class ChildProcess:
         return data[-_LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
 
 
-def _end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
+    """From now on the kernel kills this process when the thread that started it ends, by SIGKILL too.
+
+    Args:
+      parent: pid of the process that started it: this one ends at once if that has ended already.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)

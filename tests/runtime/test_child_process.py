@@ -8,6 +8,7 @@ import pytest
 
 from runtime.child_process import ChildProcess, ChildProcessError
 from runtime.daemon import free_port, start_time
+from runtime.deadline import wait_until
 from runtime.errors import UserError
 
 _READY = """
@@ -87,3 +88,21 @@ def test_a_child_that_never_listens_is_stopped(script) -> None:
     with pytest.raises(UserError, match="child on port"):
         child.wait_listening(free_port(), 0.3, "--runner", "prism")
     assert not child.running()
+
+
+def test_workers_of_a_pool_end_when_their_parent_is_killed(script, tmp_path: Path) -> None:
+    pool = (
+        "import concurrent.futures, multiprocessing, os, time\n"
+        "from runtime.child_process import end_with_parent\n"
+        "pool = concurrent.futures.ProcessPoolExecutor(\n"
+        "    1, multiprocessing.get_context('spawn'), initializer=end_with_parent, initargs=(os.getpid(),))\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "pool.submit(time.sleep, 60)\n"
+        "time.sleep(60)\n"
+    )
+    child = script(pool, ready=False)
+    wait_until(lambda: child.log_tail().isdigit(), 30.0, "a worker")
+    worker = int(child.log_tail())
+    assert start_time(worker) is not None
+    child.kill()
+    wait_until(lambda: start_time(worker) is None, 10.0, "the end of the worker")
