@@ -265,9 +265,10 @@ class _ReadRangeDoFn(beam.DoFn):
         else:
             self._reader.assign({key: wanted.start})
         give_up = time.monotonic() + _QUIET_SECONDS
-        while self._reader.positions()[key] < wanted.end:
+        while (left := wanted.end - self._reader.positions()[key]) > 0:
             HEARTBEAT.beat()
-            for block in self._reader.read(self._max_records, 0.2):
+            # The client waits for as many as it is asked for: more than there are would cost the whole wait.
+            for block in self._reader.read(min(self._max_records, left), 0.2):
                 give_up = time.monotonic() + _QUIET_SECONDS
                 yield _up_to(raw_batch(block), wanted.end)
             if time.monotonic() > give_up:

@@ -20,6 +20,7 @@ from pipelines.read_plan import plan_reads
 from pipelines.training_feed import build_feed
 from runtime.artifacts import Progress
 from runtime.errors import UserError
+from runtime.memory import share_heaps
 
 __all__ = ["FeedFailedError", "run_feed"]
 
@@ -48,6 +49,7 @@ def run_feed(
       UserError: a setting is wrong, or a broker or a runner cannot be reached.
       FeedFailedError: the pipeline failed.
     """
+    share_heaps()
     plan = plan_reads(options)
     if options.parquet is not None:
         prepare_folder(options.parquet, "--output-parquet")

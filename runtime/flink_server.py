@@ -8,6 +8,7 @@ from pathlib import Path
 from runtime.artifacts import Progress, java_program, maven_jars
 from runtime.child_process import ChildProcess
 from runtime.daemon import free_port
+from runtime.memory import WORKER_ENVIRONMENT
 
 _START_SECONDS = 120.0
 # Flink serialises with reflection over these packages.
@@ -99,7 +100,7 @@ class WorkerPool:
         port = free_port()
         command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
         # It starts workers with the `python` on PATH and must find the same packages.
-        environment = {
+        environment = WORKER_ENVIRONMENT | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             "PYTHONPATH": ":".join(path for path in sys.path if path),
         }

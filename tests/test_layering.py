@@ -115,7 +115,12 @@ def test_transforms_import_no_tensorflow_and_nothing_that_needs_it() -> None:
 
 def test_only_ops_library_loads_a_shared_object() -> None:
     loaders = [str(path.relative_to(_ROOT)) for path in _all_sources() if _names(_parse(path)) & _LOADERS]
-    assert set(loaders) <= {"ops/library.py", "ops/record_library.py", "runtime/child_process.py"}  # the last: libc
+    assert set(loaders) <= {
+        "ops/library.py",
+        "ops/record_library.py",
+        "runtime/child_process.py",  # libc
+        "runtime/memory.py",  # libc
+    }
 
 
 def test_only_runtime_makes_kafka_and_zookeeper_clients() -> None:
