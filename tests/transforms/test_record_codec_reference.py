@@ -33,6 +33,20 @@ def test_damaged_records_are_taken_and_refused_as_by_the_protobuf_runtime(
     assert_as_reference(data.draw(st.lists(whole | damaged(format) | st.none(), max_size=4)), format, as_is)
 
 
+@pytest.mark.parametrize("lists", [b"\x0a", b"\x12"], ids=["features", "raw"])
+def test_a_spare_feature_of_a_shared_list_has_to_be_well_formed(lists: bytes) -> None:
+    """Only the first of them counts, but Protobuf reads them all."""
+    name, first, shared, two_rows = b"\x0a\x01e", b"\x12\x00", b"\x18\x01", b"\x18\x02"
+    records = [
+        lists + bytes([len(body)]) + body + two_rows
+        for spare in (b"\x12\x00", b"\x12\x01\x06")
+        for body in [name + first + spare + shared]
+    ]
+    assert_as_reference([*records], "example_batch", True)
+    _, dead = decode_records(block_of([*records]), "example_batch", DecodeOptions(pruning="as_is"))
+    assert dead.column("offset").to_pylist() == [101]
+
+
 @pytest.mark.parametrize("format", _FORMATS)
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)

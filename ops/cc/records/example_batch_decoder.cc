@@ -116,9 +116,22 @@ class ExampleBatchDecoder : public RecordDecoder {
                         "feature " + Quoted(named->name) + ": " + std::to_string(features_.size()) +
                             " features in a batch of " + std::to_string(batch_size_));
     }
+    if (is_shared && !CheckSpare(is_raw, *named)) return false;
     if (is_shared && named->role == Role::kFeature) return PutShared(list, is_raw, named);
     for (int32_t row = 0; row < batch_size_; ++row) {
       if (!Put(features_[is_shared ? 0 : static_cast<size_t>(row)], list, is_raw, row, named)) return false;
+    }
+    return true;
+  }
+
+  // Of a shared list only the first feature counts.
+  bool CheckSpare(bool is_raw, const NamedColumn& named) {
+    for (size_t i = 1; i < features_.size(); ++i) {
+      Span first;
+      bool is_there;
+      const bool is_good =
+          is_raw ? rows_.reader().FirstBytes(features_[i], &first, &is_there) : rows_.reader().Check(features_[i]);
+      if (!is_good) return rows_.FailFeature(named);
     }
     return true;
   }

@@ -100,6 +100,11 @@ bool FeatureReader::FindAmongMany(Span feature, Member* member) {
   return true;
 }
 
+bool FeatureReader::Check(Span feature) {
+  Member member;
+  return Find(feature, &member) && Check(member);
+}
+
 bool FeatureReader::Check(const Member& member) {
   if (member.number == 0 || IsScalar(member.number)) return true;
   Column scratch(TypeOf(member.number));

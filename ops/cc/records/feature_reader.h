@@ -48,6 +48,9 @@ class FeatureReader {
   // False: malformed at `at()`. What `member` points to holds until the next call.
   bool Find(Span feature, Member* member);
 
+  // Whether a Feature that nobody gets is well-formed.
+  bool Check(Span feature);
+
   // Of a member's column; requires number > 0.
   ColumnType TypeOf(uint32_t number) const { return types_[number]; }
 
