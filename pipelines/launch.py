@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,13 +21,14 @@ from pipelines.read_plan import plan_reads
 from pipelines.training_feed import build_feed
 from runtime.artifacts import Progress
 from runtime.errors import UserError
-from runtime.memory import share_heaps
+from runtime.memory import share_heaps, trim_heaps
 
 __all__ = ["FeedFailedError", "run_feed"]
 
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 10.0
+_TRIM_SECONDS = 10.0
 
 
 class FeedFailedError(RuntimeError):
@@ -59,8 +61,11 @@ def run_feed(
         build_feed(pipeline, options, plan)
         job = _Job(pipeline)
         try:
-            ready = False
+            ready, next_trim = False, 0.0
             while not stop.wait(_POLL_SECONDS) and not job.ended:
+                if time.monotonic() >= next_trim:
+                    trim_heaps()
+                    next_trim = time.monotonic() + _TRIM_SECONDS
                 if not ready and job.reading():
                     ready = True
                     on_ready()

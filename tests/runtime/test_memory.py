@@ -30,6 +30,19 @@ def test_threads_take_no_more_than_two_arenas_once_heaps_are_shared() -> None:
     assert 1 <= done.stderr.count("Arena ") <= 2
 
 
+def test_what_is_free_goes_back_to_the_system() -> None:
+    code = (
+        "import ctypes, sys; from runtime.memory import trim_heaps\n"
+        "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p; libc.free.argtypes = [ctypes.c_void_p]\n"
+        "held = [libc.malloc(ctypes.c_size_t(60_000)) for _ in range(1000)]\n"
+        "for each in held: ctypes.memset(ctypes.c_void_p(each), 1, 60_000)\n"
+        "for each in held[:-1]: libc.free(each)\n"  # the last one keeps the heap from shrinking
+        "before = resident(); trim_heaps(); print(before - resident() > 30_000_000)\n"
+    )
+    assert _printed(code) == "True"
+
+
 def _printed(code: str, environment: dict[str, str] | None = None) -> str:
     command = [sys.executable, "-c", code]
     return subprocess.run(
