@@ -18,6 +18,8 @@ ENTRYPOINT ["millrace"]
 
 # A Beam SDK harness: runners start it with `--id`, `--logging_endpoint` and the like.
 FROM base AS beam-worker
+# Threads share two heaps (runtime/memory.py).
+ENV ARROW_DEFAULT_MEMORY_POOL=system MALLOC_ARENA_MAX=2
 COPY --from=apache/beam_python3.11_sdk:2.77.0 /opt/apache/beam /opt/apache/beam
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir --no-deps /wheels/millrace-*.whl
