@@ -47,6 +47,37 @@ def test_a_spare_feature_of_a_shared_list_has_to_be_well_formed(lists: bytes) ->
     assert dead.column("offset").to_pylist() == [101]
 
 
+_RESERVED_FID = b"\x0a\x08" + bytes(7) + b"\x80"
+
+
+@pytest.mark.parametrize("as_is", [True, False], ids=["as is", "v2"])
+@pytest.mark.parametrize(
+    ("bad", "is_malformed"),
+    [
+        (b"\x12\x0a" + _RESERVED_FID, False),
+        (b"\x12\x0b" + _RESERVED_FID + b"\x06", True),
+        (b"\x3a\x0c\x0a\x0a" + _RESERVED_FID, False),
+        (b"\x3a\x0d\x0a\x0a" + _RESERVED_FID + b"\x06", True),
+    ],
+    ids=["fids", "malformed fids", "lists", "malformed lists"],
+)
+def test_what_follows_a_reserved_fid_that_nobody_gets_has_to_be_well_formed(
+    bad: bytes, is_malformed: bool, as_is: bool
+) -> None:
+    """Such a fid is in a feature that another one replaces, or is spare in a shared list."""
+
+    def field(tag: bytes, content: bytes) -> bytes:
+        return tag + bytes([len(content)]) + content
+
+    name, floats = b"\x0a\x01e", b"\x1a\x00"
+    replaced = field(b"\x0a", name + field(b"\x12", bad + floats))
+    shared = field(b"\x0a", name + field(b"\x12", floats) + field(b"\x12", bad) + b"\x18\x01") + b"\x18\x02"
+    for record, format in ((replaced, "example"), (shared, "example_batch")):
+        assert_as_reference([record], format, as_is)
+        _, dead = decode_records(block_of([record]), format, DecodeOptions(fids="as_is" if as_is else "v2"))
+        assert dead.num_rows == is_malformed
+
+
 @pytest.mark.parametrize("format", _FORMATS)
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)

@@ -108,7 +108,9 @@ bool FeatureReader::Check(Span feature) {
 bool FeatureReader::Check(const Member& member) {
   if (member.number == 0 || IsScalar(member.number)) return true;
   Column scratch(TypeOf(member.number));
-  return AddTo(member, &scratch) || reserved_bit_;  // a fid that nobody gets may be any
+  const Element element = elements_[member.number];
+  // A fid that nobody gets may be any, but what follows it is checked too.
+  return AddMessage(member.bytes, element == Element::kFidV2 ? Element::kFidAsIs : element, &scratch);
 }
 
 bool FeatureReader::AddTo(const Member& member, Column* column) {
@@ -126,8 +128,11 @@ bool FeatureReader::AddTo(const Member& member, Column* column) {
     default:
       break;
   }
-  const Element element = elements_[member.number];
-  return column->type().depth == 1 ? AddList(member.bytes, element, column) : AddLists(member.bytes, element, column);
+  return AddMessage(member.bytes, elements_[member.number], column);
+}
+
+bool FeatureReader::AddMessage(Span message, Element element, Column* column) {
+  return column->type().depth == 1 ? AddList(message, element, column) : AddLists(message, element, column);
 }
 
 bool FeatureReader::AddFields(Span message, Element element, Column* column) {

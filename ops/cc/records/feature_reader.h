@@ -84,6 +84,8 @@ class FeatureReader {
   bool FindAmongMany(Span feature, Member* member);
   // Whether a member that another one replaces is well-formed.
   bool Check(const Member& member);
+  // Adds a list, or lists, as deep as the column's type.
+  bool AddMessage(Span message, Element element, Column* column);
   bool AddLists(Span message, Element element, Column* column);
   bool AddFields(Span message, Element element, Column* column);
   bool AddPacked(Span packed, Element element, Column* column);
