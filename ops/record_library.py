@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from runtime.memory import keep_freed_memory
+
 LIBRARY = Path(__file__).with_name("_millrace_records.so")
 VERSION = 3  # of ops/cc/records/version.cc
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 _SCHEMA_BYTES, _ARRAY_BYTES = 72, 80  # of the structs of the C data interface
 _OUT_OF_MEMORY, _BAD_SCHEMA = 1, 2
@@ -42,14 +42,6 @@ def load() -> ctypes.CDLL:
         )
     keep_freed_memory()
     return library
-
-
-def keep_freed_memory() -> None:
-    """A batch frees the megabytes that the next one needs: glibc would return them, and each page be fetched anew."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 class CBatch:

@@ -90,7 +90,7 @@ def test_a_child_that_never_listens_is_stopped(script) -> None:
     assert not child.running()
 
 
-def test_workers_of_a_pool_end_when_their_parent_is_killed(script, tmp_path: Path) -> None:
+def test_workers_of_a_pool_end_when_their_parent_is_killed(script) -> None:
     pool = (
         "import concurrent.futures, multiprocessing, os, time\n"
         "from runtime.child_process import end_with_parent\n"
