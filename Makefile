@@ -46,7 +46,7 @@ $(stamps)/packages: constraints.txt build_tools/install_packages | $(stamps)/too
 
 $(stamps)/protos: $(protos) $(stamps)/packages
 	@echo "setup: compiling protos"
-	@$(bin)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(protos)
+	@$(bin)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(addprefix millrace/,$(protos))
 	@touch $@
 
 $(library): $(library_sources) $(stamps)/packages | $(stamps)/extras

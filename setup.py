@@ -14,14 +14,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 _ROOT = Path(__file__).resolve().parent
-_PACKAGES = ("protos", "runtime", "ops", "transforms", "training", "pipelines", "serving", "cli", "examples")
 
 
 class BuildProtos(build_py):
-    """Compiles protos/*.proto beside themselves first."""
+    """Compiles millrace/protos/*.proto beside themselves first."""
 
     def run(self) -> None:
-        protos = sorted(str(path.relative_to(_ROOT)) for path in (_ROOT / "protos").glob("*.proto"))
+        protos = sorted(str(path.relative_to(_ROOT)) for path in (_ROOT / "millrace" / "protos").glob("*.proto"))
         compiler = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "--python_out=.", "--pyi_out=."]
         subprocess.run([*compiler, *protos], cwd=_ROOT, check=True)
         super().run()
@@ -34,7 +33,7 @@ class BuildLibrary(build_ext):
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        target = ext.name.removeprefix("ops._")
+        target = ext.name.removeprefix("millrace.ops._")
         has_tensorflow = importlib.util.find_spec("tensorflow") is not None
         if target == "millrace_ops" and not has_tensorflow:
             print("setup.py: no TensorFlow here, the library of ops is left out", file=sys.stderr)
@@ -54,11 +53,15 @@ class BuildLibrary(build_ext):
 
 
 setup(
-    packages=find_packages(include=[pattern for name in _PACKAGES for pattern in (name, f"{name}.*")]),
-    package_data={"protos": ["*.proto", "*.pyi"], "runtime": ["poms/*.xml", "patches/*/*.java"]},
+    packages=find_packages(include=["millrace", "millrace.*"]),
+    package_data={
+        "millrace.protos": ["*.proto", "*.pyi"],
+        "millrace.pipelines": ["*.yaml"],
+        "millrace.runtime": ["poms/*.xml", "patches/*/*.java"],
+    },
     ext_modules=[
-        Extension("ops._millrace_records", sources=[], optional=True),
-        Extension("ops._millrace_ops", sources=[], optional=True),
+        Extension("millrace.ops._millrace_records", sources=[], optional=True),
+        Extension("millrace.ops._millrace_ops", sources=[], optional=True),
     ],
     cmdclass={"build_py": BuildProtos, "build_ext": BuildLibrary},
 )

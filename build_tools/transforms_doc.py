@@ -14,13 +14,13 @@ from pathlib import Path
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 
-from protos import transform_config_pb2 as pb
-from transforms.recipe import STEPS
-from transforms.step import StatefulStep, Step
+from millrace.protos import transform_config_pb2 as pb
+from millrace.transforms.recipe.chain import STEPS
+from millrace.transforms.steps.step import StatefulStep, Step
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PAGE = _ROOT / "docs" / "transforms.md"
-_PROTOS = ("protos/transform_config.proto", "protos/sharded_batch.proto")
+_PROTOS = ("millrace/protos/transform_config.proto", "millrace/protos/sharded_batch.proto")
 _HEAD = """\
 # Transforms
 
@@ -28,7 +28,7 @@ The steps of a recipe: what each does, its settings, an example, its counters. W
 test refuses a page that is out of date. What flows through a chain: [transforms/README.md](../transforms/README.md).
 
 A recipe is YAML or JSON. `millrace feed --recipe FILE` checks it before anything starts and names a wrong setting with
-its line; the same steps are PTransforms in `transforms/ptransforms.py` and, in Beam YAML, of the provider
+its line; the same steps are PTransforms in `transforms/beam/ptransforms.py` and, in Beam YAML, of the provider
 `pipelines/beam_yaml.yaml`.
 
     seed: 7                            # of every random choice

@@ -4,7 +4,7 @@ import argparse
 import socket
 from collections.abc import Callable
 
-from cli import common
+from millrace.cli import common
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,9 +31,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
-    from serving.agent import AgentConfig
-    from serving.registry import check_name
+    from millrace.runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
+    from millrace.serving.agent.agent import AgentConfig
+    from millrace.serving.agent.registry import check_name
 
     stop = common.stop_on_signals()
     setup_logging("agent", arguments.log_level)
@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     connection, zookeeper = common.kafka_connection(arguments), common.zookeeper_address(arguments)
     with common.tensorflow_import():
-        from serving.agent_process import run_agent
+        from millrace.serving.agent.agent_process import run_agent
 
     heartbeat = Heartbeat("reconciling")
     metrics = MetricsEndpoint(arguments.metrics_port, heartbeat.reason)

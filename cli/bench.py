@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli.common import add_command
-from runtime.errors import UserError
+from millrace.cli.common import add_command
+from millrace.runtime.errors import UserError
 
-_FOLDER = Path(__file__).resolve().parent.parent / "tests" / "benchmarks"
+_FOLDER = Path(__file__).resolve().parents[1] / "tests" / "benchmarks"
 _LIMIT_SECONDS = 600.0
 _VERSIONS = ("tensorflow", "keras", "apache-beam", "pyarrow", "numpy", "confluent-kafka", "grpcio")
 

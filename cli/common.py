@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.atomic_file import write_text
-from runtime.errors import UserError
-from runtime.kafka_client import KafkaConnection, check_broker
-from runtime.topics import Topics
+from millrace.runtime.atomic_file import write_text
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import KafkaConnection, check_broker
+from millrace.runtime.topics import Topics
 
 _ADDRESS = re.compile(r"[^\s:,]+:\d{1,5}")
 _NOTEBOOK_PACKAGES = ("matplotlib", "sklearn")
@@ -107,7 +107,7 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
 
 def _address(arguments: argparse.Namespace, name: str) -> str:
     """Address of server `name` from the flag, the environment or the development servers."""
-    from runtime.dev_servers import running_address
+    from millrace.runtime.dev_servers import running_address
 
     variable = f"MILLRACE_{name.upper()}"
     given = getattr(arguments, name) or os.environ.get(variable) or running_address(name)

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from cli.common import add_command
-from runtime.errors import UserError
+from millrace.cli.common import add_command
+from millrace.runtime.errors import UserError
 
 _RATE = 1300.0  # events a second of the generated world: above 1,000 with room for a slow second
 _REPLAY_RATE = 2400.0  # two events a rating: 100,000 ratings in 84 s
@@ -34,9 +34,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from cli.loop import scenario
-    from cli.loop.run import LoopOptions, LoopRun, print_summary
-    from runtime.child_process import ChildProcessError
+    from millrace.cli.loop import scenario
+    from millrace.cli.loop.run import LoopOptions, LoopRun, print_summary
+    from millrace.runtime.child_process import ChildProcessError
 
     if arguments.rate is not None and not arguments.rate > 0:
         raise UserError("--rate", arguments.rate, "not positive", "give events a second, such as 1000")

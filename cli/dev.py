@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
-from cli.common import add_command, stop_on_signals
-from runtime.artifacts import maven_jars, prism_binary
-from runtime.dev_servers import DevServers, ServerStatus, default_state_folder
-from runtime.errors import UserError
+from millrace.cli.common import add_command, stop_on_signals
+from millrace.runtime.artifacts import maven_jars, prism_binary
+from millrace.runtime.dev_servers import DevServers, ServerStatus, default_state_folder
+from millrace.runtime.errors import UserError
 
 _EXAMPLE = """\
 millrace dev up

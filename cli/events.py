@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import common
+from millrace.cli import common
 
 if TYPE_CHECKING:
-    from pipelines.event_source import EventSource
+    from millrace.pipelines.traffic.source import EventSource
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -83,8 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_generate(arguments: argparse.Namespace) -> int:
-    from pipelines.event_source import ActionModel, GeneratedSource
-    from pipelines.event_world import EventWorld, WorldConfig
+    from millrace.pipelines.traffic.source import ActionModel, GeneratedSource
+    from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 
     world = EventWorld(
         WorldConfig(arguments.users, arguments.items, arguments.items_per_impression, seed=arguments.seed)
@@ -93,14 +93,14 @@ def _run_generate(arguments: argparse.Namespace) -> int:
 
 
 def _run_replay(arguments: argparse.Namespace) -> int:
-    from pipelines.movielens import MovieLensSource
+    from millrace.pipelines.traffic.movielens import MovieLensSource
 
     return _send(arguments, MovieLensSource(arguments.path, arguments.seed))
 
 
 def _send(arguments: argparse.Namespace, source: "EventSource") -> int:
-    from pipelines.event_producer import EventProducer, ProducerConfig, describe, to_json
-    from runtime.telemetry import MetricsEndpoint, setup_logging
+    from millrace.pipelines.traffic.producer import EventProducer, ProducerConfig, describe, to_json
+    from millrace.runtime.telemetry import MetricsEndpoint, setup_logging
 
     stop = common.stop_on_signals()
     setup_logging("events", arguments.log_level)

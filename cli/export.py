@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from cli.common import add_command
-from runtime.errors import UserError
+from millrace.cli.common import add_command
+from millrace.runtime.errors import UserError
 
-_EXAMPLE = "millrace export --task examples.feed_ranking:FeedRanking --model-dir /tmp/feed --json"
+_EXAMPLE = "millrace export --task millrace.examples.feed_ranking:FeedRanking --model-dir /tmp/feed --json"
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -25,13 +25,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from training.task import load_task
+    from millrace.training.task.task import load_task
 
     task = load_task(arguments.task)
     if not (arguments.model_dir / "checkpoints").is_dir():
         raise UserError("--model-dir", arguments.model_dir, "holds no checkpoints", "name the folder of a trainer")
 
-    from training.exporter import export_checkpoint
+    from millrace.training.publish.exporter import export_checkpoint
 
     export = export_checkpoint(task, arguments.model_dir)
     if arguments.json:

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from runtime.errors import UserError
+from millrace.runtime.errors import UserError
 
-# Sub-command -> one-line summary. The command lives in cli/<name>.py, with _ for a blank, imported only when it is
-# chosen: `--help` and `millrace dev` must not pay for TensorFlow or Beam.
+# Sub-command -> one-line summary. The command lives in cli/<name>.py or
+# cli/<name>/command.py; a second word is a module of that wing.
+# It is imported only when it is chosen: `--help` and `millrace dev` must not pay for TensorFlow or Beam.
 _COMMANDS = {
     "feed": "turn live events into training batches (Apache Beam)",
     "feed backfill": "turn stored events into training batches, hour by hour",
@@ -42,7 +43,13 @@ def _available() -> dict[str, str]:
 
 
 def _module(command: str) -> str:
-    return f"cli.{command.replace(' ', '_')}"
+    wing, _, member = command.partition(" ")
+    name = f"millrace.cli.{wing}"
+    if member:
+        return f"{name}.{member}"
+    spec = importlib.util.find_spec(name)
+    is_wing = spec is not None and spec.submodule_search_locations is not None
+    return f"{name}.command" if is_wing else name
 
 
 def _make_parser(chosen: str | None) -> _Parser:

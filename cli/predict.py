@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from cli import common
+from millrace.cli import common
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _run(arguments: argparse.Namespace) -> int:
     with common.tensorflow_import():
-        from serving.shell_predict import PredictOptions, predict_once
+        from millrace.serving.shell_predict import PredictOptions, predict_once
 
     answer = predict_once(
         PredictOptions(

@@ -4,11 +4,11 @@ import argparse
 import threading
 from typing import TYPE_CHECKING
 
-from cli import common
-from runtime.errors import UserError
+from millrace.cli import common
+from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from serving.model_server import ServerConfig
+    from millrace.serving.server.model_server import ServerConfig
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -44,7 +44,7 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from runtime.telemetry import setup_logging
+    from millrace.runtime.telemetry import setup_logging
 
     stop = common.stop_on_signals()
     setup_logging("serve", arguments.log_level)
@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     base_path = _existing_folder(arguments.base_path)
 
     with common.tensorflow_import():
-        from serving.model_server import ServerConfig, limit_tensorflow_threads
+        from millrace.serving.server.model_server import ServerConfig, limit_tensorflow_threads
 
     limit_tensorflow_threads(arguments.tensorflow_threads)
     config = ServerConfig(
@@ -68,8 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threading.Event) -> int:
-    from runtime.telemetry import MetricsEndpoint
-    from serving.model_server import ModelServer
+    from millrace.runtime.telemetry import MetricsEndpoint
+    from millrace.serving.server.model_server import ModelServer
 
     server = ModelServer(config)
     server.start()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.common import (
+from millrace.cli.common import (
     add_command,
     add_kafka_flags,
     add_process_flags,
@@ -17,13 +17,16 @@ from cli.common import (
     tensorflow_import,
     topics,
 )
-from runtime.errors import UserError
+from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from training.task import Task
+    from millrace.training.task.task import Task
 
-_ONLINE = "millrace train --task examples.feed_ranking:FeedRanking --online --create-topics --model-dir /tmp/feed"
-_OFFLINE = "millrace train --task examples.movies:MovieRanking --offline --input ../shared/data/movielens-latest-small"
+_ONLINE = (
+    "millrace train --task millrace.examples.feed_ranking:FeedRanking --online --create-topics --model-dir /tmp/feed"
+)
+_OFFLINE = """millrace train --task millrace.examples.movies:MovieRanking --offline \\
+  --input ../shared/data/movielens-latest-small"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -65,7 +68,7 @@ def _add_offline_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from training.task import load_task
+    from millrace.training.task.task import load_task
 
     task = load_task(arguments.task)
     if arguments.online:
@@ -78,8 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
-    from runtime.kafka_client import partitions_of
-    from runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
+    from millrace.runtime.kafka_client import partitions_of
+    from millrace.runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
 
     connection, names = kafka_connection(arguments), topics(arguments)
     if not arguments.create_topics:
@@ -88,8 +91,8 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     stop = stop_on_signals()
 
     with tensorflow_import():
-        from training.online_trainer import OnlineOptions, train_online
-        from training.train_step import limit_threads
+        from millrace.training.online_trainer import OnlineOptions, train_online
+        from millrace.training.step.train_step import limit_threads
 
     limit_threads()
     options = OnlineOptions(
@@ -120,8 +123,8 @@ def _train_offline(arguments: argparse.Namespace, task: "Task") -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     with tensorflow_import():
-        from training.offline_trainer import read_input, train
-        from training.train_step import limit_threads
+        from millrace.training.offline_trainer import read_input, train
+        from millrace.training.step.train_step import limit_threads
 
     limit_threads()
     data = read_input(arguments.input, task)

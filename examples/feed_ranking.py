@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ops.table_config import Adagrad, RandomUniform
-from training.task import Head, SparseFeature, Task
-from transforms.feature_list import LabelRule
+from millrace.ops.table_config import Adagrad, RandomUniform
+from millrace.training.task.task import Head, SparseFeature, Task
+from millrace.transforms.feed.config import LabelRule
 
 _FACTORS = 8
 _FACTOR_RULE = Adagrad(0.05, initial_accumulator_value=0.5)

@@ -7,7 +7,7 @@ optimizer goes on with the full weights.
 import dataclasses
 from typing import ClassVar
 
-from ops.rule_checks import check_count, check_flag, check_positive
+from millrace.ops.rule_checks import check_count, check_flag, check_positive
 
 
 @dataclasses.dataclass(frozen=True)

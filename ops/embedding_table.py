@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from ops import library
-from ops.store_checkpoint import CheckpointedStore
-from ops.table_config import PooledFeature, TableConfig
+from millrace.ops import library
+from millrace.ops.store_checkpoint import CheckpointedStore
+from millrace.ops.table_config import PooledFeature, TableConfig
 
 __all__ = ["NOW", "Cut", "EmbeddingStore", "Entries", "FusedLookup", "TableStats", "TouchedKeys"]
 

@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from ops.embedding_table import EmbeddingStore, Entries
-from ops.table_config import Adagrad, Segment, TableConfig
-from protos.embedding_table_pb2 import EntryDump, SingleOptimizerDump
+from millrace.ops.embedding_table import EmbeddingStore, Entries
+from millrace.ops.table_config import Adagrad, Segment, TableConfig
+from millrace.protos.embedding_table_pb2 import EntryDump, SingleOptimizerDump
 
 __all__ = [
     "complete_file_set",

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from ops.rule_checks import check, check_number
+from millrace.ops.rule_checks import check, check_number
 
 
 @dataclasses.dataclass(frozen=True)

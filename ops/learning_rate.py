@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-from ops.rule_checks import check_count, check_flag, check_number
+from millrace.ops.rule_checks import check_count, check_flag, check_number
 
 # A number, or a function of the global step, such as a PolynomialDecay or a Keras LearningRateSchedule.
 LearningRate = float | Callable[[Any], Any]

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import tensorflow as tf
 
-from runtime.memory import keep_freed_memory
+from millrace.runtime.memory import keep_freed_memory
 
 LIBRARY = Path(__file__).with_name("_millrace_ops.so")
 BUILD_FACTS = LIBRARY.with_suffix(".json")  # what CMake built it for

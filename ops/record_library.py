@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from runtime.memory import keep_freed_memory
+from millrace.runtime.memory import keep_freed_memory
 
 LIBRARY = Path(__file__).with_name("_millrace_records.so")
 VERSION = 3  # of ops/cc/records/version.cc
@@ -86,10 +86,10 @@ def decode_records(
     row_stride: int,
     wanted: pa.Schema | None,
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """(rows, refused) of `millrace_decode_records` (ops/cc/records/decode_api.cc), which describes the arguments.
+    """(rows, refused) of `millrace_decode_records`: ops/cc/records/decode/decode_api.cc says what the arguments are.
 
     Args:
-      block: the columns that `BlockReader` (ops/cc/records/arrow_reader.h) reads.
+      block: the columns that `BlockReader` (ops/cc/records/arrow/arrow_reader.h) reads.
 
     Raises: ValueError when `wanted` has a type or a name that no feature can have.
     """
@@ -119,7 +119,7 @@ def decode_records(
 
 
 def encode_records(batch: pa.RecordBatch, format: int, rows_per_record: int) -> pa.BinaryArray:
-    """The records of `millrace_encode_records` (ops/cc/records/encode_api.cc), which describes the arguments.
+    """The records of `millrace_encode_records` (ops/cc/records/encode/encode_api.cc), which describes the arguments.
 
     Raises: ValueError when a column has a type that the format has not.
     """
@@ -134,7 +134,7 @@ def encode_records(batch: pa.RecordBatch, format: int, rows_per_record: int) -> 
 
 
 def read_json(values: pa.BinaryArray, schema: pa.Schema, max_bytes: int) -> tuple[pa.RecordBatch, np.ndarray] | None:
-    """Rows of the plain JSON objects among `values`, as `JsonReader` (ops/cc/records/json_reader.h) reads them.
+    """Rows of the plain JSON objects among `values`, as `JsonReader` (ops/cc/records/json/json_reader.h) reads them.
 
     Returns: (rows with the columns of `schema`, bool [values]: which became a row), or None when the schema has a type
       that is not read so.
@@ -154,7 +154,7 @@ def read_json(values: pa.BinaryArray, schema: pa.Schema, max_bytes: int) -> tupl
 
 
 def siphash24(offsets: np.ndarray, data: np.ndarray, key: bytes) -> np.ndarray:
-    """uint64 [n] hashes of `millrace_siphash24` (ops/cc/records/siphash.cc).
+    """uint64 [n] hashes of `millrace_siphash24` (ops/cc/records/rows/siphash.cc).
 
     Args:
       offsets: int64 [n + 1] into `data`, uint8, both contiguous.

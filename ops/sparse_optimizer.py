@@ -8,8 +8,8 @@ epsilon of 0.01 and the `+ 1` of RmsProp are meant.
 import dataclasses
 from typing import ClassVar
 
-from ops.learning_rate import LearningRate
-from ops.rule_checks import check_optimizer
+from millrace.ops.learning_rate import LearningRate
+from millrace.ops.rule_checks import check_optimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ import tensorflow as tf
 # The registry of savers has no public name.
 from tensorflow.python.saved_model import registration
 
-from ops import library
+from millrace.ops import library
 
 _SAVER = ("Millrace", "EmbeddingStore")
 _CHILD = "tables"

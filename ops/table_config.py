@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ops.compressor import COMPRESSORS, Bf16, Compressor, Fp16, Fp32, Int8, OneBit
-from ops.initializer import INITIALIZERS, Constant, Initializer, Ones, RandomUniform, Zeros
-from ops.learning_rate import LearningRate, PolynomialDecay, learning_rate_of
-from ops.occurrence_filter import FILTERS, CountingFilter, Occurrence, ProbabilisticFilter, SlidingFilter
-from ops.rule_checks import check_count, check_flag, check_number
-from ops.sparse_optimizer import (
+from millrace.ops.compressor import COMPRESSORS, Bf16, Compressor, Fp16, Fp32, Int8, OneBit
+from millrace.ops.initializer import INITIALIZERS, Constant, Initializer, Ones, RandomUniform, Zeros
+from millrace.ops.learning_rate import LearningRate, PolynomialDecay, learning_rate_of
+from millrace.ops.occurrence_filter import FILTERS, CountingFilter, Occurrence, ProbabilisticFilter, SlidingFilter
+from millrace.ops.rule_checks import check_count, check_flag, check_number
+from millrace.ops.sparse_optimizer import (
     OPTIMIZERS,
     Adadelta,
     Adagrad,

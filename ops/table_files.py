@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from ops import library
+from millrace.ops import library
 
 _PAGE_FLOATS = 1 << 22
 _MAX_PAGE_ROWS = 1 << 16
@@ -60,7 +60,7 @@ class TableFile:
 
     @classmethod
     def from_header(cls, path: Path, text: str) -> "TableFile":
-        """Of the header's `key=value;...`; ops/cc/embedding/table_snapshot.h lists its fields."""
+        """Of the header's `key=value;...`; ops/cc/embedding/snapshot/table_snapshot.h lists its fields."""
         fields = dict(part.split("=", 1) for part in text.split(";"))
         numbers = {key: int(fields[key]) for key in ("shard", "num_shards", "part", "num_parts", "newest_timestamp")}
         segments = tuple(

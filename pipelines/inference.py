@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.ml.inference.base import ModelHandler
 
-from runtime import telemetry
-from runtime.errors import UserError
-from transforms import beam_coder, record_batch  # noqa: F401 (the coder is registered)
+from millrace.runtime import telemetry
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
+from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 
 SCORE = "score."
 _SIGNATURE = "serving_default"
@@ -48,7 +49,7 @@ class ExportedModel:
     def __init__(self, folder: Path) -> None:
         import tensorflow as tf
 
-        from ops import library
+        from millrace.ops import library
 
         library.load()
         try:

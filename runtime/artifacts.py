@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import UserError
+from millrace.runtime.errors import UserError
 
 # Equal to the apache-beam of constraints.txt: runner and SDK are released together.
 PRISM_VERSION = "2.77.0"

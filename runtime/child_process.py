@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.deadline import wait_until
-from runtime.errors import UserError
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.errors import UserError
 
 _TERMINATE_SECONDS = 20.0
 _LOG_TAIL_BYTES = 2000

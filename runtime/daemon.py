@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.atomic_file import write_text
-from runtime.deadline import wait_until
+from millrace.runtime.atomic_file import write_text
+from millrace.runtime.deadline import wait_until
 
 # Below the range from which Linux takes the local port of outgoing connections: a server that restarts finds its
 # former port free.

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.artifacts import Progress, java_program, maven_jars
-from runtime.atomic_file import write_text
-from runtime.daemon import Daemon, free_port, port_is_free
-from runtime.deadline import wait_until
-from runtime.errors import UserError
+from millrace.runtime.artifacts import Progress, java_program, maven_jars
+from millrace.runtime.atomic_file import write_text
+from millrace.runtime.daemon import Daemon, free_port, port_is_free
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.errors import UserError
 
 _START_SECONDS = 90.0
 _START_ATTEMPTS = 3
@@ -212,7 +212,7 @@ class KafkaServer(DevServer):
             raise UserError("kafka", self.data, "its storage could not be formatted", f"read {self.log}")
 
     def _answers(self, address: str) -> bool:
-        from runtime.kafka_client import KafkaConnection, check_broker
+        from millrace.runtime.kafka_client import KafkaConnection, check_broker
 
         try:
             check_broker(KafkaConnection(address), seconds=2.0)

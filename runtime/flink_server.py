@@ -5,10 +5,10 @@ import signal
 import sys
 from pathlib import Path
 
-from runtime.artifacts import Progress, java_program, maven_jars
-from runtime.child_process import ChildProcess
-from runtime.daemon import free_port
-from runtime.memory import WORKER_ENVIRONMENT
+from millrace.runtime.artifacts import Progress, java_program, maven_jars
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.daemon import free_port
+from millrace.runtime.memory import WORKER_ENVIRONMENT
 
 _START_SECONDS = 120.0
 # Flink serialises with reflection over these packages.

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from runtime.errors import UserError
-from runtime.kafka_client import KafkaConnection, make_consumer, partitions_of, watermark_offsets
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import KafkaConnection, make_consumer, partitions_of, watermark_offsets
 
 _REQUEST_SECONDS = 10.0
 _BEYOND_END = 1 << 62

@@ -12,8 +12,8 @@ from typing import TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from runtime.deadline import Deadline, wait_until
-from runtime.errors import UserError
+from millrace.runtime.deadline import Deadline, wait_until
+from millrace.runtime.errors import UserError
 
 MAX_MESSAGE_BYTES = 8_000_000
 """What a producer sends at most, uncompressed."""

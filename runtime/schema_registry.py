@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from runtime.errors import UserError
+from millrace.runtime.errors import UserError
 
 _SECONDS = 10.0
 _MAX_BYTES = 1 << 20

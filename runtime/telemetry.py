@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import prometheus_client
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from runtime.errors import UserError
+from millrace.runtime.errors import UserError
 
 _LOG_FORMAT = "%(asctime)s %(levelname).1s {role} %(name)s: %(message)s"
 

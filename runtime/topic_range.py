@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, Message, TopicPartition
 
-from runtime.errors import UserError
-from runtime.kafka_blocks import KafkaReadError, resolve_start
-from runtime.kafka_client import KafkaConnection, make_consumer
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_blocks import KafkaReadError, resolve_start
+from millrace.runtime.kafka_client import KafkaConnection, make_consumer
 
 _SILENT_SECONDS = 30.0
 _GROUP = "millrace-records"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from runtime.kafka_client import KafkaConnection, make_consumer
+from millrace.runtime.kafka_client import KafkaConnection, make_consumer
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02

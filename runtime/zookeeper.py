@@ -13,7 +13,7 @@ from kazoo.exceptions import KazooException, NodeExistsError, NoNodeError
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.retry import KazooRetry
 
-from runtime.errors import UserError
+from millrace.runtime.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 # Watches wake the session at once; this often it looks without being told, so that nothing rests on one lost event.

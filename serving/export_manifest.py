@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.checksum import crc32c_of_file
-from serving.errors import ExportError
+from millrace.runtime.checksum import crc32c_of_file
+from millrace.serving.server.errors import ExportError
 
 MANIFEST_PATH = Path("assets.extra/millrace.json")
 _SCHEMA_VERSION = 1

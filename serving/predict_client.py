@@ -8,7 +8,7 @@ import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from serving import tensors
+from millrace.serving.server import tensors
 
 _MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 # A server that restarts is asked again within a second, not after gRPC's default of up to two minutes.

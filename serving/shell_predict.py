@@ -10,8 +10,8 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_shape_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from runtime.errors import UserError
-from serving.predict_client import PredictClient
+from millrace.runtime.errors import UserError
+from millrace.serving.predict_client import PredictClient
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from runtime.artifacts import cache_folder
-from runtime.child_process import ChildProcess
-from runtime.dev_servers import DevServers
-from runtime.kafka_client import KafkaConnection, make_admin
-from runtime.topics import Topics
+from millrace.runtime.artifacts import cache_folder
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.dev_servers import DevServers
+from millrace.runtime.kafka_client import KafkaConnection, make_admin
+from millrace.runtime.topics import Topics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _CLI_SECONDS = 60
@@ -140,7 +140,7 @@ def start_millrace(start_process: StartProcess) -> StartProcess:
     def start(
         command: str, *flags: str, name: str = "", env: Mapping[str, str] | None = None, ready: bool = True
     ) -> ChildProcess:
-        return start_process([sys.executable, "-m", "cli.main", command, *flags], name or command, env, ready)
+        return start_process([sys.executable, "-m", "millrace.cli.main", command, *flags], name or command, env, ready)
 
     return start
 
@@ -163,7 +163,7 @@ def run_millrace(tmp_path: Path) -> RunCli:
             **(env or {}),
         }
         return subprocess.run(
-            [sys.executable, "-m", "cli.main", *args],
+            [sys.executable, "-m", "millrace.cli.main", *args],
             cwd=tmp_path,
             env=base,
             stdin=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from runtime.artifacts import PRISM_VERSION
+from millrace.runtime.artifacts import PRISM_VERSION
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DOCKERFILE = (_ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
@@ -49,8 +49,8 @@ def test_every_command_of_the_dockerfile_exists() -> None:
         for command in re.split(r"&&|;", line):
             assert command.split()[0] in _IMAGE_COMMANDS, command
     for line in _instructions("CMD"):
-        assert importlib.util.find_spec(f"cli.{json.loads(line)[0]}") is not None, line
-    assert _PROJECT["project"]["scripts"]["millrace"] == "cli.main:run"
+        assert importlib.util.find_spec(f"millrace.cli.{json.loads(line)[0]}") is not None, line
+    assert _PROJECT["project"]["scripts"]["millrace"] == "millrace.cli.main:run"
     entries = {json.loads(line)[0] for line in _instructions("ENTRYPOINT")}
     assert entries == {"millrace", "/opt/apache/beam/boot"}
 

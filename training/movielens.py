@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from runtime.errors import UserError
-from training.task import Task
-from transforms import record_batch
-from transforms.feature_list import FeedConfig, LabelRule, extract_fids
+from millrace.runtime.errors import UserError
+from millrace.training.task.task import Task
+from millrace.transforms.batch import record_batch
+from millrace.transforms.feed.config import FeedConfig, LabelRule, extract_fids
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 _RATE = "rate"

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from runtime.errors import UserError
-from training.example_stream import FeedQueue, Layout, Ticket, invalid_rows
-from training.metrics import auc, calibration, last_third, log_loss
-from training.movielens import is_movielens, read_movielens
-from training.task import Task
-from training.train_step import TrainStep, new_stores
-from transforms import record_batch
-from transforms.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
+from millrace.runtime.errors import UserError
+from millrace.training.movielens import is_movielens, read_movielens
+from millrace.training.step.metrics import auc, calibration, last_third, log_loss
+from millrace.training.step.train_step import TrainStep, new_stores
+from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket, invalid_rows
+from millrace.training.task.task import Task
+from millrace.transforms.batch import record_batch
+from millrace.transforms.feed.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
 Progress = Callable[[int, int], None]
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ops.table_config import NEVER_DAYS
-from runtime.kafka_client import KafkaConnection, UndeliveredError, ensure_topic
-from runtime.telemetry import Heartbeat, counter, gauge
-from runtime.topics import Topics
-from training.checkpoint import Checkpoints, Cut
-from training.example_stream import FeedQueue, KafkaFeeder, Layout, Ticket, invalid_rows
-from training.exporter import ExportCut, Exporter
-from training.metrics import PredictionFile, Progressive
-from training.publisher import DeltaPublisher, EventPublisher
-from training.task import Task
-from training.train_step import TrainStep, new_stores
+from millrace.ops.table_config import NEVER_DAYS
+from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError, ensure_topic
+from millrace.runtime.telemetry import Heartbeat, counter, gauge
+from millrace.runtime.topics import Topics
+from millrace.training.publish.exporter import ExportCut, Exporter
+from millrace.training.publish.publisher import DeltaPublisher, EventPublisher
+from millrace.training.state.checkpoint import Checkpoints, Cut
+from millrace.training.step.metrics import PredictionFile, Progressive
+from millrace.training.step.train_step import TrainStep, new_stores
+from millrace.training.stream.example_stream import FeedQueue, KafkaFeeder, Layout, Ticket, invalid_rows
+from millrace.training.task.task import Task
 
 _LOG = logging.getLogger(__name__)
 _ROWS = counter("rows_trained", "rows learned by this process")

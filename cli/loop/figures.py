@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cli.loop.freshness import Probe
-from transforms.fid import audit_fid
+from millrace.cli.loop.freshness import Probe
+from millrace.transforms.batch.fid import audit_fid
 
 
 def read_ledger(path: Path) -> pa.Table:
@@ -48,7 +48,7 @@ def rows_applied(model_dir: Path) -> int:
 
 def auc_figures(ledger: Path, model_dir: Path) -> dict[str, float | None]:
     """AUC over the last third of the run: the model's own predictions, and the true probabilities where known."""
-    from training.metrics import last_third, read_predictions
+    from millrace.training.step.metrics import last_third, read_predictions
 
     predictions = read_predictions(model_dir / "predictions.bin")
     model = last_third(predictions["label"].astype(float), predictions["score"])
@@ -67,9 +67,9 @@ def versions_published(model_dir: Path, seen: Sequence[float]) -> int:
 
 def delay_curve(data: Path, delays: Sequence[int]) -> list[dict[str, float | None]]:
     """AUC of the last third of `data` for each delay in rows, and without user and item ids (delay None)."""
-    from examples.movies import MovieContent, MovieRanking
-    from training.offline_trainer import delay_curve as measure
-    from training.offline_trainer import read_input
+    from millrace.examples.movies import MovieContent, MovieRanking
+    from millrace.training.offline_trainer import delay_curve as measure
+    from millrace.training.offline_trainer import read_input
 
     task, without = MovieRanking(), MovieContent()
     points = measure(task, read_input(data, task), delays, without, read_input(data, without))

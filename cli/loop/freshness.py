@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cli.loop.client_load import serving_inputs
-from runtime.kafka_client import KafkaConnection, make_producer
-from runtime.topics import Topics
+from millrace.cli.loop.client_load import serving_inputs
+from millrace.runtime.kafka_client import KafkaConnection, make_producer
+from millrace.runtime.topics import Topics
 
 # Far above any item of a generated world or of MovieLens, and below the 48-bit limit of an id.
 _FIRST_PROBE_ITEM = 1_000_000_000

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runtime import atomic_file
+from millrace.runtime import atomic_file
 
 _INK, _GRID = "#1f2933", "#d9dee4"
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb2", "#d9822b", "#3c8f5a", "#c23b3b", "#7b8794"

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from cli.common import tensorflow_import
-from cli.loop import audit, figures
-from cli.loop.client_load import ClientLoad, PredictCounter
-from cli.loop.freshness import FreshnessProber
-from cli.loop.report import RunRecord, write
-from cli.loop.sampler import Sampler, scrape
-from cli.loop.scenario import Scenario
-from cli.loop.screen import Screen
-from runtime.child_process import ChildProcess, ChildProcessError
-from runtime.deadline import Deadline
-from runtime.dev_servers import DevServers
-from runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
-from runtime.topics import Topics
+from millrace.cli.common import tensorflow_import
+from millrace.cli.loop import audit, figures
+from millrace.cli.loop.client_load import ClientLoad, PredictCounter
+from millrace.cli.loop.freshness import FreshnessProber
+from millrace.cli.loop.report import RunRecord, write
+from millrace.cli.loop.sampler import Sampler, scrape
+from millrace.cli.loop.scenario import Scenario
+from millrace.cli.loop.screen import Screen
+from millrace.runtime.child_process import ChildProcess, ChildProcessError
+from millrace.runtime.deadline import Deadline
+from millrace.runtime.dev_servers import DevServers
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
+from millrace.runtime.topics import Topics
 
 _START_SECONDS = 90.0
 _LATE_PRODUCER_SECONDS = 20.0
@@ -128,7 +128,7 @@ class LoopRun:
         for name in ("server", "trainer", "feed"):
             self._processes[name].start()
         with tensorflow_import():  # meanwhile: the published stubs of the client need it
-            import serving.predict_client  # noqa: F401
+            import millrace.serving.predict_client  # noqa: F401
         server = str(self._processes["server"].wait_ready(_START_SECONDS)["address"])
         self._add(
             "agent", "agent", "--server", server, "--model", self._scenario.model, "--zookeeper", zookeeper,
@@ -172,7 +172,7 @@ class LoopRun:
             time.sleep(0.2)
 
     def _start_client(self, kafka: KafkaConnection, stack: ExitStack) -> None:
-        from serving.predict_client import PredictClient
+        from millrace.serving.predict_client import PredictClient
 
         scenario = self._scenario
         client = PredictClient(str(self._processes["server"].ready["address"]), scenario.model)
@@ -224,7 +224,7 @@ class LoopRun:
     # Figures
 
     def _measure(self, kafka: KafkaConnection) -> RunRecord:
-        from training.checkpoint import read_audit
+        from millrace.training.state.checkpoint import read_audit
 
         self._phase = "measuring"
         assert self._prober is not None and self._counter is not None
@@ -316,7 +316,7 @@ class LoopRun:
 
     def _add(self, name: str, *words: str, ready: bool = True) -> None:
         self._processes[name] = ChildProcess(
-            name, [sys.executable, "-m", "cli.main", *words], self._folder, ready=ready
+            name, [sys.executable, "-m", "millrace.cli.main", *words], self._folder, ready=ready
         )
 
     def _metrics(self, name: str) -> dict[str, float]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.loop.freshness import ProbeEvents
-from runtime.errors import UserError
+from millrace.cli.loop.freshness import ProbeEvents
+from millrace.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def generated(rate: float, seconds: float, seed: int, bad_records: int) -> Scena
     context: dict[str, str | int] = {"device": "phone", "hour": 12}
     return Scenario(
         title="Millrace demo: a synthetic world",
-        task="examples.feed_ranking:FeedRanking",
+        task="millrace.examples.feed_ranking:FeedRanking",
         model="feed",
         head="click",
         users=users,
@@ -50,7 +50,7 @@ def movielens(folder: Path, rate: float) -> Scenario:
         raise UserError("--data", folder, "there is no ratings.csv in it", "name a MovieLens folder")
     return Scenario(
         title="Millrace demo: MovieLens, replayed",
-        task="examples.movies:MovieRanking",
+        task="millrace.examples.movies:MovieRanking",
         model="movies",
         head="like",
         users=600,

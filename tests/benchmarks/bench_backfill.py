@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from examples.feed_ranking import FeedRanking
-from pipelines.backfill import Backfill, file_units, run_backfill
-from pipelines.event_producer import impression_values
-from pipelines.event_source import GeneratedSource
-from pipelines.event_world import EventWorld, WorldConfig
-from pipelines.options import FeedOptions, FileSettings
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.pipelines.feed.backfill import Backfill, file_units, run_backfill
+from millrace.pipelines.feed.options import FeedOptions, FileSettings
+from millrace.pipelines.traffic.producer import impression_values
+from millrace.pipelines.traffic.source import GeneratedSource
+from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 
 _NOW = 1_764_000_000_000
 _DRAW = 20_000

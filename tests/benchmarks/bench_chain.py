@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.fid import fid_v2
+from millrace.transforms.batch.list_columns import list_array, splits_of
+from millrace.transforms.recipe.chain import TransformChain, make_step
+from millrace.transforms.recipe.text import parse_recipe
+from millrace.transforms.steps.step import Counts
 from tests.benchmarks.chain_peer import ITEMS, RowRules
 from tests.reference.chain_reference import ReferenceChain
-from transforms import record_batch
-from transforms.fid import fid_v2
-from transforms.list_columns import list_array, splits_of
-from transforms.recipe import TransformChain, make_step
-from transforms.recipe_text import parse_recipe
-from transforms.step import Counts
 
 _ROWS = 8192  # as blocks of files have
 _BATCHES = 8

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from id_stream import IdStream, distinct_keys, touch_memory
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Adagrad, RandomUniform, TableConfig
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Adagrad, RandomUniform, TableConfig
 
 _ROOT = Path(__file__).resolve().parents[2]
 _STORE_BENCH = _ROOT / "build" / "cmake" / "store_bench"

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from id_stream import IdStream, distinct_keys
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Adagrad, RandomUniform, TableConfig
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Adagrad, RandomUniform, TableConfig
 
 _DIM, _BATCH, _SECONDS = 16, 65536, 5.0
 

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from id_stream import IdStream
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Adagrad, PooledFeature, RandomUniform, TableConfig
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Adagrad, PooledFeature, RandomUniform, TableConfig
 
 _FEATURES, _BATCH, _DIM, _DENSE = 26, 4096, 16, 13
 _WARM_UP, _ROUNDS = 5, 20

@@ -19,21 +19,21 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.feed_ranking import FeedRanking
-from pipelines.launch import run_feed
-from pipelines.options import FeedOptions, KafkaSettings
-from runtime.child_process import ChildProcess
-from runtime.deadline import Deadline
-from runtime.dev_servers import DevServers
-from runtime.kafka_blocks import BlockReader
-from runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
-from runtime.topics import Topics
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.pipelines.feed.launch import run_feed
+from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import Deadline
+from millrace.runtime.dev_servers import DevServers
+from millrace.runtime.kafka_blocks import BlockReader
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
+from millrace.runtime.topics import Topics
+from millrace.transforms.batch import record_batch
+from millrace.transforms.steps.labels.negative_sample import positive_rows
 from tests.benchmarks.feed_load import PARTITIONS, Load
 from tests.benchmarks.peer_feed import WINDOW_SECONDS
-from transforms import record_batch
-from transforms.sampling import positive_rows
 
-_TASK = ("--task", "examples.feed_ranking:FeedRanking")
+_TASK = ("--task", "millrace.examples.feed_ranking:FeedRanking")
 _RATES = (10_000, 20_000, 30_000, 40_000, 50_000, 60_000)
 _PEER_RATES = (50, 100, 200, 400, 800, 1600)
 _LATE_MS = 2000.0  # rows that are later than this at the end of a step have fallen behind
@@ -156,7 +156,7 @@ class MillraceFeed(LiveFeed):
         address = ("--kafka", self._kafka.bootstrap_servers, "--topic-prefix", self._topics.prefix)
         window = ("--window-seconds", str(WINDOW_SECONDS), "--start", "earliest")
         runner = ("--runner", self.runner, "--work-dir", str(self._folder / "work"))
-        return [sys.executable, "-m", "cli.main", "feed", *_TASK, *address, *window, *runner]
+        return [sys.executable, "-m", "millrace.cli.main", "feed", *_TASK, *address, *window, *runner]
 
     def _train(self) -> str:
         return FeedRanking.name

@@ -15,14 +15,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import record_batch
-from transforms.avro_codec import AvroCodec, encode_avro
-from transforms.avro_schema import avro_schema
-from transforms.compression import Compression, read_chunks, write_chunks
-from transforms.frame_stream import FrameStream
-from transforms.framing import FILE_FRAMES, KAFKA_FRAMES, LINES, TF_RECORDS, Framing, deframe, join_frames
-from transforms.parquet_codec import mark_canonical, to_canonical
-from transforms.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples
+from millrace.transforms.batch import record_batch
+from millrace.transforms.codecs.avro import AvroCodec, encode_avro
+from millrace.transforms.codecs.avro_schema import avro_schema
+from millrace.transforms.codecs.tables import mark_canonical, to_canonical
+from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples
+from millrace.transforms.frames.compression import Compression, read_chunks, write_chunks
+from millrace.transforms.frames.framing import (
+    FILE_FRAMES,
+    KAFKA_FRAMES,
+    LINES,
+    TF_RECORDS,
+    Framing,
+    deframe,
+    join_frames,
+)
+from millrace.transforms.frames.stream import FrameStream
 
 _RECORDS = 10_000
 _RECORD_BYTES = 1100

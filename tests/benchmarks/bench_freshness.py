@@ -8,8 +8,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from cli.loop.run import LoopOptions, LoopRun
-from cli.loop.scenario import generated
+from millrace.cli.loop.run import LoopOptions, LoopRun
+from millrace.cli.loop.scenario import generated
 
 
 def main() -> None:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.event_producer import impression_values
-from pipelines.event_source import GeneratedSource
-from pipelines.event_world import EventWorld, WorldConfig
-from protos.record_pb2 import Example
-from transforms import event_codec, record_batch
-from transforms.event_schemas import impression_schema
-from transforms.record_codec import DecodeOptions, decode_records, encode_records
+from millrace.pipelines.traffic.producer import impression_values
+from millrace.pipelines.traffic.source import GeneratedSource
+from millrace.pipelines.traffic.world import EventWorld, WorldConfig
+from millrace.protos.record_pb2 import Example
+from millrace.transforms.batch import record_batch
+from millrace.transforms.codecs.record_codec import DecodeOptions, decode_records, encode_records
+from millrace.transforms.feed import events
+from millrace.transforms.feed.event_schemas import impression_schema
 
 _SPARSE, _DENSE = 26, 13
 _BLOCK = 2000
@@ -97,7 +98,7 @@ def _json_cases() -> Iterator[_Case]:
         "decode JSON impressions of 3 items",
         _BLOCK,
         "events/s",
-        lambda: event_codec.decode_impressions(block, _CONTEXT, _NOW),
+        lambda: events.decode_impressions(block, _CONTEXT, _NOW),
     )
     yield (
         "decode JSON impressions, json.loads (peer)",

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.child_process import ChildProcess
-from runtime.deadline import Deadline, wait_until
-from serving.predict_client import PredictClient
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import Deadline, wait_until
+from millrace.serving.predict_client import PredictClient
 from tests.fakes.exports import MODEL, write_table_export
 
 _ITEMS = 10_000
@@ -34,7 +34,7 @@ def main() -> None:
         write_table_export(folder, 1, {item: item / _ITEMS for item in range(_ITEMS)})
         flags = ["--port", "0", "--model-name", MODEL, "--base-path", str(folder), "--no-deltas"]
         env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        server = ChildProcess("serve", [sys.executable, "-m", "cli.main", "serve", *flags], folder, env)
+        server = ChildProcess("serve", [sys.executable, "-m", "millrace.cli.main", "serve", *flags], folder, env)
         server.start()
         try:
             address = str(server.wait_ready(_START_SECONDS)["address"])

@@ -13,14 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from examples.feed_ranking import FeedRanking
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.training.publish.exporter import Exporter
+from millrace.training.state.checkpoint import Checkpoints
+from millrace.training.step.train_step import TrainStep, limit_threads, new_stores
+from millrace.training.stream.example_stream import Batcher, FeedQueue, Layout, Ticket
+from millrace.training.stream.position import Position, SeenRows
+from millrace.transforms.batch import record_batch
 from tests.fakes.train_blocks import ROWS_PER_RECORD, make_batch
-from training.checkpoint import Checkpoints
-from training.example_stream import Batcher, FeedQueue, Layout, Ticket
-from training.exporter import Exporter
-from training.position import Position, SeenRows
-from training.train_step import TrainStep, limit_threads, new_stores
-from transforms import record_batch
 
 _SECONDS = 2.0
 _USERS = 20_000

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipelines.event_producer import impression_values
-from pipelines.event_source import GeneratedSource
-from pipelines.event_world import EventWorld, WorldConfig
-from transforms import event_codec, record_batch
-from transforms.event_schemas import ACTION_SCHEMA
-from transforms.feature_list import FeedConfig, FidFeature, LabelRule
-from transforms.join import JoinIndex
-from transforms.train_rows import rows_to_train_batch
+from millrace.pipelines.traffic.producer import impression_values
+from millrace.pipelines.traffic.source import GeneratedSource
+from millrace.pipelines.traffic.world import EventWorld, WorldConfig
+from millrace.transforms.batch import record_batch
+from millrace.transforms.feed import events as event_codec
+from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
+from millrace.transforms.feed.event_schemas import ACTION_SCHEMA
+from millrace.transforms.feed.join import JoinIndex
+from millrace.transforms.feed.train_rows import rows_to_train_batch
 
 _NOW = 1_764_000_000_000
 _CONFIG = FeedConfig(

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from transforms.fid import fid_v2
+from millrace.transforms.batch.fid import fid_v2
 
 ITEMS = 10_000
 

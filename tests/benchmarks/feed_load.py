@@ -10,8 +10,8 @@ import json
 import time
 from collections import deque
 
-from runtime.kafka_client import KafkaConnection, flush_or_raise, make_producer
-from runtime.topics import Topics
+from millrace.runtime.kafka_client import KafkaConnection, flush_or_raise, make_producer
+from millrace.runtime.topics import Topics
 
 ITEMS = 4
 PARTITIONS = 4

@@ -22,11 +22,11 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
-from pipelines import runners
-from pipelines.kafka_io import ReadFromKafka
-from pipelines.kafka_write import KafkaRecord, WriteToKafka
-from runtime.kafka_client import KafkaConnection
-from runtime.topics import Topics
+from millrace.pipelines.feed import runners
+from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafka
+from millrace.pipelines.kafka.source import ReadFromKafka
+from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.topics import Topics
 
 WINDOW_SECONDS = 2.0
 

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime.deadline import Deadline
-from runtime.dev_servers import DevServers
-from runtime.kafka_client import KafkaConnection
+from millrace.runtime.deadline import Deadline
+from millrace.runtime.dev_servers import DevServers
+from millrace.runtime.kafka_client import KafkaConnection
 from tests.benchmarks.bench_feed import LiveFeed, MillraceFeed, find_peak
 
 _SHARE = 0.7

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "ops/cc/embedding/fid.h"
-#include "ops/cc/embedding/sharded_batch.h"
+#include "ops/cc/embedding/base/fid.h"
+#include "ops/cc/embedding/table/sharded_batch.h"
 
 namespace millrace {
 

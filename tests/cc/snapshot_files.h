@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "ops/cc/embedding/store_snapshot.h"
-#include "ops/cc/embedding/table_snapshot.h"
+#include "ops/cc/embedding/snapshot/store_snapshot.h"
+#include "ops/cc/embedding/snapshot/table_snapshot.h"
 #include "tests/cc/test_tables.h"
 
 namespace millrace {

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "ops/cc/embedding/embedding_store.h"
+#include "ops/cc/embedding/table/embedding_store.h"
 
 namespace millrace {
 

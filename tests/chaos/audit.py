@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from runtime.kafka_blocks import BlockReader
-from runtime.kafka_client import KafkaConnection, make_consumer, watermarks
-from training.position import SeenRows
-from transforms import record_batch
+from millrace.runtime.kafka_blocks import BlockReader
+from millrace.runtime.kafka_client import KafkaConnection, make_consumer, watermarks
+from millrace.training.stream.position import SeenRows
+from millrace.transforms.batch import record_batch
 
 _ROWS_A_RECORD = 64
 _PARTITION_BITS = 48

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from runtime.child_process import ChildProcess
-from runtime.deadline import wait_until
-from runtime.flink_server import FlinkJobServer, WorkerPool
-from runtime.kafka_client import KafkaConnection
-from runtime.topics import Topics
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.flink_server import FlinkJobServer, WorkerPool
+from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.topics import Topics
 from tests.chaos.scenario import Runner
 
-TASK = ("--task", "examples.feed_ranking:FeedRanking")
+TASK = ("--task", "millrace.examples.feed_ranking:FeedRanking")
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 def millrace(folder: Path, name: str, *words: str) -> ChildProcess:
     """A `millrace` process of this checkout; its log is `<folder>/<name>.log`."""
     path = f"{_REPOSITORY}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
-    return ChildProcess(name, [sys.executable, "-m", "cli.main", *words], folder, {"PYTHONPATH": path})
+    return ChildProcess(name, [sys.executable, "-m", "millrace.cli.main", *words], folder, {"PYTHONPATH": path})
 
 
 class Feed:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.deadline import Deadline, wait_until
-from runtime.dev_servers import KafkaServer
-from runtime.kafka_client import KafkaConnection, ensure_topic
-from runtime.topics import Topics
+from millrace.runtime.deadline import Deadline, wait_until
+from millrace.runtime.dev_servers import KafkaServer
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
+from millrace.runtime.topics import Topics
 from tests.chaos.audit import Audit, TrainTopicAudit, count_dead_letters, ledger_rows
 from tests.chaos.feeds import FEEDS, Feed, millrace
 from tests.chaos.scenario import FaultKind, Runner, Scenario, scenario_of

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import common
-from runtime.errors import UserError
+from millrace.cli import common
+from millrace.runtime.errors import UserError
 
 
 @pytest.fixture

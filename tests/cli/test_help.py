@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import main
-from training.task import Task, load_task
+from millrace.cli import main
+from millrace.training.task.task import Task, load_task
 
 ROOT = Path(main.__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,7 +60,8 @@ def check_that_names_exist(arguments: argparse.Namespace) -> None:
 def shipped_models() -> dict[str, Task]:
     """{model name: task} of every task in examples/."""
     modules = [
-        importlib.import_module(f"examples.{path.stem}") for path in sorted((ROOT / "examples").glob("[!_]*.py"))
+        importlib.import_module(f"millrace.examples.{path.stem}")
+        for path in sorted((ROOT / "examples").glob("[!_]*.py"))
     ]
     classes = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
     return {each.name: each() for each in classes if issubclass(each, Task) and each is not Task}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import main
+from millrace.cli import main
 
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 AssertUserError = Callable[..., str]
@@ -24,8 +24,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
             f"{body}\n"
             "def add_parser(subparsers):\n"
             "    subparsers.add_parser('dev').set_defaults(run=_run)\n"
-            "sys.modules['cli.dev'] = types.SimpleNamespace(add_parser=add_parser, __spec__=True)\n"
-            "from cli import main\n"
+            "sys.modules['millrace.cli.dev'] = types.SimpleNamespace(add_parser=add_parser, __spec__=True)\n"
+            "from millrace.cli import main\n"
             "main.run()\n"
         )
         return [sys.executable, str(script), "dev"]
@@ -34,7 +34,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
 
 
 def _run(command_line: list[str], *args: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(main.__file__).parents[1])
+    root = str(Path(main.__file__).resolve().parents[1])
     return subprocess.run(
         [*command_line, *args], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": root, "PATH": ""}
     )
@@ -49,7 +49,7 @@ def test_help_lists_every_command_that_exists(run_millrace: RunCli) -> None:
 
 def test_help_costs_no_heavy_import() -> None:
     code = (
-        "import sys; from cli import main\n"
+        "import sys; from millrace.cli import main\n"
         "try: main.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('tensorflow', 'apache_beam', 'pyarrow', 'numpy', 'rich') if m in sys.modules])"
@@ -91,7 +91,7 @@ def test_a_missing_program_is_one_line(assert_user_error: AssertUserError) -> No
 
 def test_a_user_error_of_a_command_is_one_line(command: Callable[[str], list[str]]) -> None:
     line = command(
-        "from runtime.errors import UserError\n"
+        "from millrace.runtime.errors import UserError\n"
         "def _run(arguments):\n    raise UserError('--port', 80, 'in use\\nby another', 'give another')"
     )
     done = _run(line)
@@ -125,7 +125,7 @@ def test_a_reader_that_leaves_a_pipe_causes_no_trace(command: Callable[[str], li
         capture_output=True,
         text=True,
         timeout=60,
-        env={"PYTHONPATH": str(Path(main.__file__).parents[1]), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(Path(main.__file__).resolve().parents[1]), "PATH": "/usr/bin:/bin"},
     )
     assert done.stderr == "" and len(done.stdout) == 1001
 

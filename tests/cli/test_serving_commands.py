@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.child_process import ChildProcess
-from runtime.deadline import wait_until
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import wait_until
 from tests.fakes.exports import MODEL, write_export
 
 _SECONDS = 60.0

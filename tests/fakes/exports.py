@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Sgd, TableConfig, Zeros
-from runtime.checksum import crc32c_of_file
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Sgd, TableConfig, Zeros
+from millrace.runtime.checksum import crc32c_of_file
 from tests.fakes.stores import open_store
 
 MODEL = "tiny"

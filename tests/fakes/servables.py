@@ -3,10 +3,10 @@
 import threading
 from dataclasses import dataclass, field
 
-from runtime.topic_reader import Record
-from serving.errors import ServerDownError
-from serving.servable import State
-from serving.version_manager import VersionStatus
+from millrace.runtime.topic_reader import Record
+from millrace.serving.server.errors import ServerDownError
+from millrace.serving.server.servable import State
+from millrace.serving.server.version_manager import VersionStatus
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 import uuid
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import TableConfig
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import TableConfig
 
 
 def open_store(*tables: TableConfig) -> EmbeddingStore:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
-from training.task import Task
-from transforms import record_batch
-from transforms.feature_list import extract_fids
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.training.task.task import Task
+from millrace.transforms.batch import record_batch
+from millrace.transforms.feed.config import extract_fids
 
 ROWS_PER_RECORD = 4
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from protos.model_delta_pb2 import ModelDelta
-from serving.delta_consumer import DeltaApplier, DeltaError
+from millrace.protos.model_delta_pb2 import ModelDelta
+from millrace.serving.deltas.delta_consumer import DeltaApplier, DeltaError
 
 _DIMS = {"item": 2, "user": 3}
 _NAMES = ["item", "user", "bias", "", "unknown", "float32", "float64", "<f4", "object"]

@@ -14,12 +14,20 @@ from collections.abc import Callable, Iterator
 import fastavro
 import pyarrow as pa
 
+from millrace.transforms.codecs.avro import AvroCodec
+from millrace.transforms.codecs.avro_file import AvroFile
+from millrace.transforms.frames.compression import Compression, read_chunks, write_chunks
+from millrace.transforms.frames.framing import (
+    FILE_FRAMES,
+    KAFKA_FRAMES,
+    LINES,
+    TF_RECORDS,
+    Framing,
+    deframe,
+    join_frames,
+)
+from millrace.transforms.frames.stream import FrameStream
 from tests.reference.file_batches import raw_block
-from transforms.avro_codec import AvroCodec
-from transforms.avro_files import AvroFile
-from transforms.compression import Compression, read_chunks, write_chunks
-from transforms.frame_stream import FrameStream
-from transforms.framing import FILE_FRAMES, KAFKA_FRAMES, LINES, TF_RECORDS, Framing, deframe, join_frames
 
 _MAX_RECORD = 200
 _SCHEMA = {

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from protos.instance_pb2 import Instance
-from protos.line_id_pb2 import LineId
-from protos.record_pb2 import Example, ExampleBatch, Feature
+from millrace.protos.instance_pb2 import Instance
+from millrace.protos.line_id_pb2 import LineId
+from millrace.protos.record_pb2 import Example, ExampleBatch, Feature
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.dead_letter import Refusals
+from millrace.transforms.codecs import json_columns
+from millrace.transforms.codecs.record_codec import decode_records
 from tests.reference.record_comparison import assert_as_reference, block_of
-from transforms import json_blocks, record_batch
-from transforms.dead_letter import Refusals
-from transforms.record_codec import decode_records
 
 _BLOCK = 32
 _NAMES = ["a", "b", "c", "d", "e", "f", "g"]
@@ -92,8 +93,8 @@ def _json(draw: random.Random) -> int:
         values += [_changed(draw.choice(_JSON), draw.choice(_JSON), draw), draw.choice(_JSON)]
     block = block_of(values)
     refusals, judged = Refusals(block), Refusals(block)
-    rows, positions = json_blocks.parse(block, _JSON_SCHEMA, refusals)
-    expected, found = json_blocks.parse_unusual(block.column("value"), np.arange(len(values)), _JSON_SCHEMA, judged)
+    rows, positions = json_columns.parse(block, _JSON_SCHEMA, refusals)
+    expected, found = json_columns.parse_unusual(block.column("value"), np.arange(len(values)), _JSON_SCHEMA, judged)
     assert positions.tolist() == found.tolist()
     assert refusals.to_batch() == judged.to_batch()
     flat = [[batch.column(name).to_pylist() for name in _JSON_SCHEMA.names[:-1]] for batch in (rows, expected)]

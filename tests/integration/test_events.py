@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import bad_records
-from pipelines.event_producer import EventProducer, ProducerConfig
-from pipelines.event_source import GeneratedSource
-from pipelines.event_world import EventWorld, WorldConfig
-from pipelines.movielens import MovieLensSource
-from runtime.kafka_client import KafkaConnection, watermarks
-from runtime.topic_reader import TopicReader
-from runtime.topics import Topics
-from transforms import record_batch
-from transforms.event_codec import decode_actions, decode_impressions
-from transforms.feature_list import FeedConfig, FidFeature, LabelRule
-from transforms.fid import audit_fid
-from transforms.join import join_bounded
+from millrace.pipelines.traffic import bad_records
+from millrace.pipelines.traffic.movielens import MovieLensSource
+from millrace.pipelines.traffic.producer import EventProducer, ProducerConfig
+from millrace.pipelines.traffic.source import GeneratedSource
+from millrace.pipelines.traffic.world import EventWorld, WorldConfig
+from millrace.runtime.kafka_client import KafkaConnection, watermarks
+from millrace.runtime.topic_reader import TopicReader
+from millrace.runtime.topics import Topics
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.fid import audit_fid
+from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
+from millrace.transforms.feed.events import decode_actions, decode_impressions
+from millrace.transforms.feed.join import join_bounded
 
 pytestmark = pytest.mark.service
 

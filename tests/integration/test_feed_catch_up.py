@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.kafka_io import KafkaSource
-from pipelines.kafka_reader import KafkaBlockReader, ReaderSettings
-from runtime.child_process import ChildProcess
-from runtime.deadline import wait_until
-from runtime.kafka_blocks import BlockReader, resolve_topics
-from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
-from runtime.topics import Topics
-from transforms import record_batch
+from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
+from millrace.pipelines.kafka.source import KafkaSource
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_blocks import BlockReader, resolve_topics
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.topics import Topics
+from millrace.transforms.batch import record_batch
 
 pytestmark = pytest.mark.service
 
@@ -91,7 +91,7 @@ def test_a_backlog_of_ten_minutes_gives_its_clicks_as_positives(
     tmp_path: Path,
 ) -> None:
     feed = start_millrace(
-        "feed", "--task", "examples.feed_ranking:FeedRanking", "--kafka", kafka.bootstrap_servers,
+        "feed", "--task", "millrace.examples.feed_ranking:FeedRanking", "--kafka", kafka.bootstrap_servers,
         "--topic-prefix", backlog.prefix, "--work-dir", str(tmp_path), "--start", "earliest", "--window-seconds", "1",
     )  # fmt: skip
     feed.wait_ready(START_SECONDS)

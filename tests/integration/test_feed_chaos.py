@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.deadline import wait_until
-from runtime.kafka_blocks import resolve_start
-from runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
-from runtime.topics import Topics
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_blocks import resolve_start
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
+from millrace.runtime.topics import Topics
 from tests.benchmarks.feed_load import ITEMS, PARTITIONS, Load
 from tests.chaos.audit import TrainTopicAudit
 from tests.chaos.feeds import PrismFeed

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from cli.loop import audit, figures
-from runtime.child_process import ChildProcess
-from runtime.deadline import Deadline, wait_until
-from runtime.flink_server import WorkerPool
-from runtime.kafka_client import KafkaConnection, ensure_topic
-from runtime.topics import Topics
-from training.checkpoint import read_audit
+from millrace.cli.loop import audit, figures
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import Deadline, wait_until
+from millrace.runtime.flink_server import WorkerPool
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
+from millrace.runtime.topics import Topics
+from millrace.training.state.checkpoint import read_audit
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
 
-TASK = ("--task", "examples.feed_ranking:FeedRanking")
+TASK = ("--task", "millrace.examples.feed_ranking:FeedRanking")
 # Events flow until so many rows were trained before the kill and again after it: some 10 s each.
 RATE, ROWS = 500, 10_000
 WINDOW_SECONDS = 3.0

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime.child_process import ChildProcess
-from runtime.deadline import wait_until
-from runtime.kafka_blocks import BlockReader, resolve_start
-from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_consumer, make_producer
-from runtime.topics import Topics
-from transforms import record_batch
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_blocks import BlockReader, resolve_start
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_consumer, make_producer
+from millrace.runtime.topics import Topics
+from millrace.transforms.batch import record_batch
 
 pytestmark = pytest.mark.service
 
@@ -125,7 +125,7 @@ def start_feed(
 ) -> Callable[..., ChildProcess]:
     def start(*flags: str, name: str = "feed") -> ChildProcess:
         feed = start_millrace(
-            "feed", "--task", "examples.feed_ranking:FeedRanking", "--kafka", world.kafka.bootstrap_servers,
+            "feed", "--task", "millrace.examples.feed_ranking:FeedRanking", "--kafka", world.kafka.bootstrap_servers,
             "--topic-prefix", world.topics.prefix, "--work-dir", str(tmp_path), *flags, name=name,
         )  # fmt: skip
         feed.wait_ready(START_SECONDS)

@@ -10,23 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.backfill import Backfill, hour_units, run_backfill
-from pipelines.launch import run_feed
-from pipelines.options import FeedOptions, KafkaSettings
-from runtime.child_process import ChildProcess
-from runtime.deadline import wait_until
-from runtime.kafka_blocks import BlockReader
-from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
-from runtime.topics import Topics
-from tests.pipelines.test_training_feed import config
+from millrace.pipelines.feed.backfill import Backfill, hour_units, run_backfill
+from millrace.pipelines.feed.launch import run_feed
+from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_blocks import BlockReader
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.topics import Topics
+from millrace.transforms.batch import record_batch
+from millrace.transforms.codecs.record_codec import encode_records
+from tests.pipelines.feed.test_event_feed import config
 from tests.reference.record_rows import random_rows
-from transforms import record_batch
-from transforms.record_codec import encode_records
 
 pytestmark = pytest.mark.service
 
 START_SECONDS, ROWS_SECONDS = 120.0, 90.0
-TASK = ("--task", "examples.feed_ranking:FeedRanking")
+TASK = ("--task", "millrace.examples.feed_ranking:FeedRanking")
 FIRST_HOUR = datetime(2026, 1, 31, 5, tzinfo=UTC)
 
 Key = tuple[int, int, int]

@@ -9,12 +9,13 @@ from apache_beam.testing.util import assert_that, equal_to
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewPartitions
 
-from pipelines import kafka_io, kafka_write
-from pipelines.kafka_io import KafkaSource, ReadFromKafka
-from pipelines.kafka_reader import KafkaBlockReader, KafkaMark, ReaderSettings
-from runtime.deadline import wait_until
-from runtime.kafka_blocks import BlockReader, KafkaReadError, resolve_topics
-from runtime.kafka_client import (
+from millrace.pipelines.kafka import sink
+from millrace.pipelines.kafka import source as kafka_io
+from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, ReaderSettings
+from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_blocks import BlockReader, KafkaReadError, resolve_topics
+from millrace.runtime.kafka_client import (
     KafkaConnection,
     ensure_topic,
     flush_or_raise,
@@ -23,7 +24,7 @@ from runtime.kafka_client import (
     make_producer,
     watermarks,
 )
-from runtime.topics import Topics
+from millrace.runtime.topics import Topics
 
 pytestmark = pytest.mark.service
 
@@ -214,9 +215,9 @@ def test_a_record_beyond_the_topics_limit_is_an_output_and_the_others_arrive(
     ensure_topic(kafka, topics.actions, config={"max.message.bytes": "5000"})
     # What does not compress: the largest that passes here must pass there.
     noise = b"".join(bytes([(number * number // 7) % 256]) for number in range(5000))
-    fits, large = kafka_write.KafkaRecord(noise[:4900]), kafka_write.KafkaRecord(noise)
+    fits, large = sink.KafkaRecord(noise[:4900]), sink.KafkaRecord(noise)
     with beam.Pipeline() as pipeline:
-        refused = pipeline | beam.Create([fits, large]) | kafka_write.WriteToKafka(kafka, topics.actions, "output")
+        refused = pipeline | beam.Create([fits, large]) | sink.WriteToKafka(kafka, topics.actions, "output")
         assert_that(refused, equal_to([large]))
     assert watermarks(kafka, topics.actions) == {0: (0, 1)}
 
@@ -225,10 +226,10 @@ def test_keys_headers_and_partitions_arrive(kafka: KafkaConnection, topics: Topi
     ensure_topic(kafka, topics.actions, partitions=3)
     with beam.Pipeline() as pipeline:
         records = [
-            kafka_write.KafkaRecord(b"v", b"k", 2, (("a", b"1"), ("a", b"2"))),
-            kafka_write.KafkaRecord(None, b"gone", 0),
+            sink.KafkaRecord(b"v", b"k", 2, (("a", b"1"), ("a", b"2"))),
+            sink.KafkaRecord(None, b"gone", 0),
         ]
-        _ = pipeline | beam.Create(records) | kafka_write.WriteToKafka(kafka, topics.actions)
+        _ = pipeline | beam.Create(records) | sink.WriteToKafka(kafka, topics.actions)
     consumer = make_consumer(kafka, f"{topics.prefix}g")
     consumer.subscribe([topics.actions])
     found = {message.partition(): message for message in consumer.consume(2, SECONDS)}
@@ -237,11 +238,11 @@ def test_keys_headers_and_partitions_arrive(kafka: KafkaConnection, topics: Topi
     assert (found[0].key(), found[0].value()) == (b"gone", None)
 
 
-@pytest.mark.parametrize("documented", [kafka_io.ReadFromKafka, kafka_write.WriteToKafka])
+@pytest.mark.parametrize("documented", [kafka_io.ReadFromKafka, sink.WriteToKafka])
 def test_the_example_in_the_documentation_runs(kafka: KafkaConnection, topics: Topics, documented: type) -> None:
     ensure_topic(kafka, topics.actions)
     produce(kafka, topics.actions, [b"first", b"second"])
-    names = {**vars(kafka_io), **vars(kafka_write), "assert_that": assert_that, "equal_to": equal_to}
+    names = {**vars(kafka_io), **vars(sink), "assert_that": assert_that, "equal_to": equal_to}
     names |= {"address": kafka.bootstrap_servers, "topic": topics.actions}
     runner = doctest.DocTestRunner()
     for example in doctest.DocTestFinder(recurse=False).find(documented, globs=names):

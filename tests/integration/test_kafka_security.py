@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pipelines.kafka_io import ReadFromKafka
-from pipelines.kafka_write import KafkaRecord, WriteToKafka
-from runtime.dev_servers import KafkaServer
-from runtime.errors import UserError
-from runtime.kafka_client import KafkaConnection, check_broker, ensure_topic, make_admin, make_consumer
+from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafka
+from millrace.pipelines.kafka.source import ReadFromKafka
+from millrace.runtime.dev_servers import KafkaServer
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import KafkaConnection, check_broker, ensure_topic, make_admin, make_consumer
 
 pytestmark = pytest.mark.service
 
@@ -135,7 +135,7 @@ def test_a_wrong_password_is_one_line_that_does_not_show_it(
 ) -> None:
     connection = connect(mechanism, WRONG)
     line = assert_user_error(
-        "feed", "--task", "examples.feed_ranking:FeedRanking", "--kafka", connection.bootstrap_servers,
+        "feed", "--task", "millrace.examples.feed_ranking:FeedRanking", "--kafka", connection.bootstrap_servers,
         "--kafka-properties", connection.properties_file, mentions=["--kafka-properties", "uthentication"],
     )  # fmt: skip
     assert WRONG not in line and "correct the user, the password" in line

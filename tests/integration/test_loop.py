@@ -3,9 +3,9 @@
 import pytest
 from rich.console import Console
 
-from cli.loop.report import RunRecord
-from cli.loop.run import LoopOptions, LoopRun
-from cli.loop.scenario import generated
+from millrace.cli.loop.report import RunRecord
+from millrace.cli.loop.run import LoopOptions, LoopRun
+from millrace.cli.loop.scenario import generated
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
 

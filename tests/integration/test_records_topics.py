@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Message, Producer
 
-from cli import main
-from runtime.errors import UserError
-from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
-from runtime.topic_range import read_messages, resolve_range
-from runtime.topics import Topics
+from millrace.cli import main
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.topic_range import read_messages, resolve_range
+from millrace.runtime.topics import Topics
+from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.codecs.record_codec import encode_records
 from tests.reference.record_rows import random_rows
-from transforms import dead_letter, record_batch
-from transforms.record_codec import encode_records
 
 pytestmark = pytest.mark.service
 

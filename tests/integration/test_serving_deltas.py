@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protos.model_delta_pb2 import ModelDelta
-from runtime.deadline import wait_until
-from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
-from runtime.topics import Topics
-from serving.model_server import ModelServer, ServerConfig
-from serving.predict_client import PredictClient
+from millrace.protos.model_delta_pb2 import ModelDelta
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.topics import Topics
+from millrace.serving.predict_client import PredictClient
+from millrace.serving.server.model_server import ModelServer, ServerConfig
 from tests.fakes.exports import write_table_export
 
 pytestmark = pytest.mark.service

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protos.model_delta_pb2 import ModelDelta
-from runtime.child_process import ChildProcess
-from runtime.daemon import free_port
-from runtime.deadline import wait_until
-from runtime.dev_servers import DevServers
-from runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
-from runtime.topic_reader import Record, TopicReader
-from runtime.topics import Topics
-from runtime.zookeeper import ZooKeeperError, ZooKeeperSession
-from serving.predict_client import PredictClient
-from serving.registry import binding_path
+from millrace.protos.model_delta_pb2 import ModelDelta
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.daemon import free_port
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.dev_servers import DevServers
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.topic_reader import Record, TopicReader
+from millrace.runtime.topics import Topics
+from millrace.runtime.zookeeper import ZooKeeperError, ZooKeeperSession
+from millrace.serving.agent.registry import binding_path
+from millrace.serving.predict_client import PredictClient
 from tests.fakes.exports import MODEL, write_table_export
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]

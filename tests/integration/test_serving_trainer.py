@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from examples.feed_ranking import FeedRanking
-from runtime.deadline import wait_until
-from runtime.kafka_client import KafkaConnection
-from runtime.topics import Topics
-from serving.saved_model_loader import SavedModelLoader, SavedModelServable
-from serving.tensors import InputSpec
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.topics import Topics
+from millrace.serving.server.saved_model_loader import SavedModelLoader, SavedModelServable
+from millrace.serving.server.tensors import InputSpec
+from millrace.training.publish.exporter import Exporter
+from millrace.training.publish.publisher import DeltaPublisher
+from millrace.training.step.train_step import TrainStep, new_stores
+from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
 from tests.fakes.train_blocks import make_batch
-from training.example_stream import FeedQueue, Layout, Ticket
-from training.exporter import Exporter
-from training.publisher import DeltaPublisher
-from training.train_step import TrainStep, new_stores
 
 pytestmark = pytest.mark.service
 _TASK = FeedRanking()

@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from examples.feed_ranking import FeedRanking
-from protos.model_delta_pb2 import ModelDelta
-from runtime.child_process import ChildProcess
-from runtime.deadline import wait_until
-from runtime.kafka_client import KafkaConnection, watermarks
-from runtime.topic_reader import Record, TopicReader
-from runtime.topics import Topics
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.protos.model_delta_pb2 import ModelDelta
+from millrace.runtime.child_process import ChildProcess
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_client import KafkaConnection, watermarks
+from millrace.runtime.topic_reader import Record, TopicReader
+from millrace.runtime.topics import Topics
+from millrace.training.state.checkpoint import newest_manifest, read_audit
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.fid import audit_fid
 from tests.fakes.train_blocks import make_batch, produce_blocks
-from training.checkpoint import newest_manifest, read_audit
-from transforms import record_batch
-from transforms.fid import audit_fid
 
 pytestmark = pytest.mark.service
 
@@ -58,7 +58,7 @@ def start_trainer(
 ) -> Callable[[], ChildProcess]:
     def start() -> ChildProcess:
         trainer = start_millrace(
-            "train", "--task", "examples.feed_ranking:FeedRanking", "--online", "--audit",
+            "train", "--task", "millrace.examples.feed_ranking:FeedRanking", "--online", "--audit",
             "--kafka", kafka.bootstrap_servers, "--topic-prefix", topics.prefix, "--model-dir", str(tmp_path / "model"),
             "--checkpoint-seconds", "0.5", "--export-seconds", "2", "--batch-size", "64",
         )  # fmt: skip
@@ -131,6 +131,6 @@ def test_a_missing_train_topic_is_a_users_error(
     kafka: KafkaConnection, topics: Topics, tmp_path: Path, assert_user_error: Callable[..., str]
 ) -> None:
     assert_user_error(
-        "train", "--task", "examples.feed_ranking:FeedRanking", "--online", "--kafka", kafka.bootstrap_servers,
+        "train", "--task", "millrace.examples.feed_ranking:FeedRanking", "--online", "--kafka", kafka.bootstrap_servers,
         "--topic-prefix", topics.prefix, "--model-dir", str(tmp_path), mentions=["train.feed", "does not exist"],
     )  # fmt: skip

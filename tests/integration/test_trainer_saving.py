@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from examples.feed_ranking import FeedRanking
-from runtime.deadline import wait_until
-from runtime.kafka_client import KafkaConnection, flush_or_raise, make_producer
-from runtime.topics import Topics
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.kafka_client import KafkaConnection, flush_or_raise, make_producer
+from millrace.runtime.topics import Topics
+from millrace.training.online_trainer import OnlineOptions, train_online
+from millrace.training.state.checkpoint import newest_manifest
 from tests.fakes.train_blocks import make_batch, produce_blocks
-from training.checkpoint import newest_manifest
-from training.online_trainer import OnlineOptions, train_online
 
 pytestmark = pytest.mark.service
 

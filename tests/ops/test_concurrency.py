@@ -13,8 +13,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import (
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import (
     Adagrad,
     Adam,
     Constant,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import ops.embedding_table
-import ops.table_config
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import (
+import millrace.ops.embedding_table
+import millrace.ops.table_config
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import (
     Adagrad,
     Constant,
     PolynomialDecay,
@@ -159,7 +159,7 @@ def three() -> EmbeddingStore:
     return store
 
 
-def _offsets(fused: ops.embedding_table.FusedLookup) -> list[list[int]]:
+def _offsets(fused: millrace.ops.embedding_table.FusedLookup) -> list[list[int]]:
     return [numbers.numpy().tolist() for numbers in fused[1:]]
 
 
@@ -279,9 +279,9 @@ def test_a_time_stamp_is_that_of_the_last_write_even_an_older_one() -> None:
 
 
 def test_the_example_of_the_modules_docstring_trains_a_model(tmp_path: Path) -> None:
-    example = "\n".join(re.findall(r"^(?:    .*|)$", ops.embedding_table.__doc__ or "", re.MULTILINE))
+    example = "\n".join(re.findall(r"^(?:    .*|)$", millrace.ops.embedding_table.__doc__ or "", re.MULTILINE))
     (tmp_path / "example.py").write_text(textwrap.dedent(example))
-    names = vars(ops.table_config) | vars(ops.embedding_table)
+    names = vars(millrace.ops.table_config) | vars(millrace.ops.embedding_table)
     names["model"] = lambda pooled: tf.reduce_sum(pooled[0], axis=1)
     names["loss_of"] = lambda scores, labels: tf.reduce_mean((scores - labels) ** 2)
     names = runpy.run_path(str(tmp_path / "example.py"), names)

@@ -9,15 +9,15 @@ import pytest
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from ops.embedding_table import EmbeddingStore, Entries
-from ops.entry_dump import (
+from millrace.ops.embedding_table import EmbeddingStore, Entries
+from millrace.ops.entry_dump import (
     complete_file_set,
     from_entry_dumps,
     import_entry_dumps,
     lookup_entries_as_dumps,
     to_entry_dumps,
 )
-from ops.table_config import (
+from millrace.ops.table_config import (
     Adadelta,
     Adagrad,
     Adam,
@@ -40,7 +40,7 @@ from ops.table_config import (
     TableConfig,
     Zeros,
 )
-from protos.embedding_table_pb2 import EntryDump, SingleOptimizerDump
+from millrace.protos.embedding_table_pb2 import EntryDump, SingleOptimizerDump
 
 H30 = bytes.fromhex("09 0500000000000000 15 00002040 1a04 0a02 1200 2000")
 SGD = TableConfig("sgd", 1, Sgd(1.0), Zeros())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Sgd, TableConfig, Zeros
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Sgd, TableConfig, Zeros
 from tests.fakes.stores import open_store
 
 _DAY = 86400

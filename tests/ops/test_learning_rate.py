@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops.learning_rate import PolynomialDecay, learning_rate_of
-from ops.sparse_optimizer import Adagrad, MovingAverage, Sgd
+from millrace.ops.learning_rate import PolynomialDecay, learning_rate_of
+from millrace.ops.sparse_optimizer import Adagrad, MovingAverage, Sgd
 
 _STEPS = [0, 1, 2, 10, 20]
 _RATES = [0.01, 0.02, 0.03, 0.11, 0.11]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from ops import library
+from millrace.ops import library
 
 _REPOSITORY = Path(__file__).parents[2]
 _FITTING = {"tensorflow": tf.__version__, "cxx11_abi": tf.sysconfig.CXX11_ABI_FLAG, "arch": ""}
@@ -42,7 +42,7 @@ def test_a_library_for_a_newer_processor_names_what_is_lacking(monkeypatch: pyte
 
 
 def test_a_declaration_of_tables_imports_no_tensorflow() -> None:
-    program = "import sys, ops.table_config; sys.exit('tensorflow' in sys.modules)"
+    program = "import sys, millrace.ops.table_config; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=_REPOSITORY, timeout=60).returncode == 0
 
 

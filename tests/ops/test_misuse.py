@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops import library
-from ops.embedding_table import EmbeddingStore, Entries
-from ops.table_config import Constant, PooledFeature, Segment, Sgd, TableConfig, Zeros
+from millrace.ops import library
+from millrace.ops.embedding_table import EmbeddingStore, Entries
+from millrace.ops.table_config import Constant, PooledFeature, Segment, Sgd, TableConfig, Zeros
 from tests.fakes.stores import open_store
 
 _INVALID = tf.errors.InvalidArgumentError

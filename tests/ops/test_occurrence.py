@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import (
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import (
     CountingFilter,
     Occurrence,
     PooledFeature,
@@ -76,7 +76,7 @@ def test_gradients_are_taken_from_the_sighting_after_the_threshold_on(kind: Slid
 _GO_ON = """
 import json, sys
 from tests.ops.test_occurrence import _FAR, _SLIDING, _kept, _table
-from ops.table_config import Occurrence
+from millrace.ops.table_config import Occurrence
 from tests.fakes.stores import open_store
 
 store = open_store(_table(Occurrence(_SLIDING, threshold=3)))

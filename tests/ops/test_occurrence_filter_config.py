@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ops.occurrence_filter import FILTERS, CountingFilter, Occurrence, ProbabilisticFilter, SlidingFilter
+from millrace.ops.occurrence_filter import FILTERS, CountingFilter, Occurrence, ProbabilisticFilter, SlidingFilter
 
 
 def test_filters_are_found_by_their_kind() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import (
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import (
     Adagrad,
     Adam,
     Constant,

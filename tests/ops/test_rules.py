@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ops.compressor import COMPRESSORS, Int8, OneBit
-from ops.initializer import INITIALIZERS, Constant, RandomUniform, batch_softmax_initializer
-from ops.learning_rate import PolynomialDecay
-from ops.sparse_optimizer import (
+from millrace.ops.compressor import COMPRESSORS, Int8, OneBit
+from millrace.ops.initializer import INITIALIZERS, Constant, RandomUniform, batch_softmax_initializer
+from millrace.ops.learning_rate import PolynomialDecay
+from millrace.ops.sparse_optimizer import (
     OPTIMIZERS,
     Adadelta,
     Adagrad,
@@ -138,7 +138,8 @@ def test_a_batch_softmax_starts_at_an_interval_of_at_least_one_step() -> None:
 
 def test_rules_are_declared_without_tensorflow() -> None:
     program = (
-        "import sys, ops.compressor, ops.initializer, ops.learning_rate, ops.sparse_optimizer;"
+        "import sys, millrace.ops.compressor, millrace.ops.initializer;"
+        "import millrace.ops.learning_rate, millrace.ops.sparse_optimizer;"
         "print('tensorflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import (
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import (
     Adagrad,
     Adam,
     Fp16,
@@ -89,8 +89,8 @@ def _labels(step: int) -> tf.Tensor:
 _OTHER_PROCESS = """
 import gc, json, sys
 import tensorflow as tf
-from ops import library
-from ops.embedding_table import EmbeddingStore
+from millrace.ops import library
+from millrace.ops.embedding_table import EmbeddingStore
 
 folder, ids, labels = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 library.load()

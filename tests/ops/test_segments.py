@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import (
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import (
     Adadelta,
     Adagrad,
     Adam,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import PooledFeature, TableConfig
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import PooledFeature, TableConfig
 from tests.fakes.stores import open_store
 
 _IDS = tf.TensorSpec([None], tf.int64)

@@ -12,8 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Adagrad, CountingFilter, Occurrence, PooledFeature, RandomUniform, Sgd, TableConfig, Zeros
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import (
+    Adagrad,
+    CountingFilter,
+    Occurrence,
+    PooledFeature,
+    RandomUniform,
+    Sgd,
+    TableConfig,
+    Zeros,
+)
 from tests.fakes.stores import open_store
 
 TABLES = [TableConfig("items", 4, Adagrad(0.1), RandomUniform(), seed=1), TableConfig("bias", 1, Sgd(1.0), Zeros())]
@@ -125,8 +134,8 @@ def _export(store: EmbeddingStore, folder: Path, shared_name: str) -> None:
 _OTHER_PROCESS = """
 import gc, json, sys
 import tensorflow as tf
-from ops import library
-from ops.embedding_table import EmbeddingStore
+from millrace.ops import library
+from millrace.ops.embedding_table import EmbeddingStore
 
 library.load()
 first, second = (tf.saved_model.load(folder) for folder in sys.argv[1:3])

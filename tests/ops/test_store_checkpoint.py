@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Adagrad, Adam, CountingFilter, Occurrence, Segment, Sgd, TableConfig
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Adagrad, Adam, CountingFilter, Occurrence, Segment, Sgd, TableConfig
 
 TABLES = [
     TableConfig("items", segments=[Segment(1, Sgd(1.0)), Segment(4, Adam(0.1))]),
@@ -77,8 +77,8 @@ def test_tables_with_their_state_and_filters_come_back_with_the_variables(model:
 _RESTORE = """
 import sys
 import tensorflow as tf
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import TableConfig
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import TableConfig
 
 model = tf.Module()
 model.bias = tf.Variable([0.0, 0.0])

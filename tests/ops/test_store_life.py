@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Int8, PolynomialDecay, PooledFeature, Segment, Sgd, TableConfig, Zeros
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Int8, PolynomialDecay, PooledFeature, Segment, Sgd, TableConfig, Zeros
 from tests.fakes.stores import open_store
 
 TABLES = (TableConfig("t", 1, Sgd(1.0), Zeros()),)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from ops.embedding_table import Cut, EmbeddingStore, Entries
-from ops.table_config import PooledFeature
+from millrace.ops.embedding_table import Cut, EmbeddingStore, Entries
+from millrace.ops.table_config import PooledFeature
 from tests.fakes.stores import open_store
 from tests.reference.embedding_store import Entry, ModelError, StoreModel, TableModel
 from tests.reference.every_rule import TABLES

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from ops import library
-from ops.table_config import (
+from millrace.ops import library
+from millrace.ops.table_config import (
     Adagrad,
     Adam,
     BatchSoftmax,

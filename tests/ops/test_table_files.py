@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops import table_files
-from ops.embedding_table import EmbeddingStore
-from ops.table_config import Adagrad, Bf16, CountingFilter, Occurrence, Segment, Sgd, TableConfig, Zeros
-from ops.table_files import FileSegment, TableFileError
+from millrace.ops import table_files
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Adagrad, Bf16, CountingFilter, Occurrence, Segment, Sgd, TableConfig, Zeros
+from millrace.ops.table_files import FileSegment, TableFileError
 
 ITEMS = TableConfig(
     "items", segments=(Segment(2, Adagrad(0.1), Zeros()), Segment(1, Sgd(), Zeros(), compressor=Bf16()))

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import yaml
 from apache_beam.yaml import main as beam_yaml
 
+from millrace.transforms.batch import record_batch
+from millrace.transforms.beam import ptransforms
+from millrace.transforms.codecs.record_codec import encode_records
+from millrace.transforms.frames.framing import FILE_FRAMES, join_frames
+from millrace.transforms.recipe.chain import TransformChain
 from tests.reference.record_rows import random_rows
-from transforms import ptransforms, record_batch
-from transforms.framing import FILE_FRAMES, join_frames
-from transforms.recipe import TransformChain
-from transforms.record_codec import encode_records
 
 _ROOT = Path(__file__).resolve().parents[2]
 

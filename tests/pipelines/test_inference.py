@@ -14,15 +14,15 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
-from examples.feed_ranking import FeedRanking
-from ops.embedding_table import EmbeddingStore
-from pipelines.inference import ExportedModel, ExportHandler
-from runtime.errors import UserError
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.pipelines.inference import ExportedModel, ExportHandler
+from millrace.runtime.errors import UserError
+from millrace.training.publish.exporter import Exporter
+from millrace.training.step.train_step import TrainStep, new_stores
+from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
 from tests.fakes.exports import write_export, write_table_export
 from tests.fakes.train_blocks import make_batch
-from training.example_stream import FeedQueue, Layout, Ticket
-from training.exporter import Exporter
-from training.train_step import TrainStep, new_stores
 
 
 def _rows(items: list[int | None]) -> pa.RecordBatch:

@@ -4,14 +4,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from protos import transform_config_pb2 as pb
+from millrace.protos import transform_config_pb2 as pb
+from millrace.transforms.steps.labels.reweight import ActionWeight
 from tests.reference.filters_reference import Row, kept_by
 from tests.reference.label_steps import add_label
 from tests.reference.negatives_reference import NaivePools, negatives_of
 from tests.reference.reweight import reweight
 from tests.reference.sharding_reference import Feature, Sharded, shard
 from tests.reference.sparse_features import switch_slot
-from transforms.reweight import ActionWeight
 
 _NEGATIVES = {
     "negative_action": None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ops.table_config import PooledFeature, Segment, TableConfig
+from millrace.ops.table_config import PooledFeature, Segment, TableConfig
 from tests.reference import compressors, sparse_optimizers
 from tests.reference.occurrence_filters import CountingModel
 

@@ -1,6 +1,6 @@
 """Tables that have every optimizer, initializer and compressor between them."""
 
-from ops.table_config import (
+from millrace.ops.table_config import (
     Adadelta,
     Adagrad,
     Adam,

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from transforms import record_batch
+from millrace.transforms.batch import record_batch
 
 
 def canonical_batch(rows: int) -> pa.RecordBatch:

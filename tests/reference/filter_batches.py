@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from transforms import record_batch
-from transforms.fid import fid_v1, fid_v2
-from transforms.record_batch import FID_METADATA, FID_V1_METADATA, RAW_METADATA
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.fid import fid_v1, fid_v2
+from millrace.transforms.batch.record_batch import FID_METADATA, FID_V1_METADATA, RAW_METADATA
 
 FIDS_V1 = [int(fid_v1(slot, signature)) for slot in (1, 2, 600) for signature in (1, 7)]
 FIDS_V2 = [int(fid_v2(slot, signature)) for slot in (1, 2, 600) for signature in (1, 7)]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from protos import transform_config_pb2 as pb
+from millrace.protos import transform_config_pb2 as pb
+from millrace.transforms.batch.line_id import FIELDS
 from tests.reference.rows_reference import uniform_of
-from transforms.line_id import FIELDS
 
 Row = dict[str, Any]
 

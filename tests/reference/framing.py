@@ -2,7 +2,7 @@
 
 import io
 
-from transforms.framing import FrameOptions
+from millrace.transforms.frames.framing import FrameOptions
 
 
 class BadFrameError(ValueError):

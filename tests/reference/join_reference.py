@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from transforms.join import JoinCounters
+from millrace.transforms.feed.join import JoinCounters
 
 
 class Left(NamedTuple):
@@ -15,7 +15,7 @@ class Left(NamedTuple):
     at: int
 
     def plain(self) -> dict[str, Any]:
-        """The row as `transforms.join.joined_schema` has it."""
+        """The row as `millrace.transforms.feed.join.joined_schema` has it."""
         action = self.action
         return self.row | {
             "__SOURCE_ROW__": self.row["__SOURCE_ROW__"] + 64 * self.copy,

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from protos.transform_config_pb2 import LabelNormalizationConfig as Normalization
-from transforms.record_batch import INVALID_LABEL
+from millrace.protos.transform_config_pb2 import LabelNormalizationConfig as Normalization
+from millrace.transforms.batch.record_batch import INVALID_LABEL
 
 
 def bound(labels: Sequence[float], bounds: Sequence[float]) -> list[float]:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from protos import transform_config_pb2 as pb
+from millrace.protos import transform_config_pb2 as pb
+from millrace.transforms.batch.record_batch import INVALID_LABEL
 from tests.reference.actions import most_prior
-from transforms.record_batch import INVALID_LABEL
 
 Row = dict[str, Any]
 

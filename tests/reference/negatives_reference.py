@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from millrace.transforms.batch.record_batch import INVALID_LABEL
 from tests.reference.rows_reference import uniform_of
-from transforms.record_batch import INVALID_LABEL
 
 Row = dict[str, Any]
 _MASK = (1 << 64) - 1

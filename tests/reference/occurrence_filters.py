@@ -1,6 +1,6 @@
 """Model of the counting filter in ops/cc/embedding, without its capacity and its hash collisions."""
 
-from ops.occurrence_filter import Occurrence
+from millrace.ops.occurrence_filter import Occurrence
 
 _MAX_COUNT = 255
 

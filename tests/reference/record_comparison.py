@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from millrace.transforms.batch import record_batch
+from millrace.transforms.codecs.record_codec import DecodeOptions, decode_records
 from tests.reference import record_reference
-from transforms import record_batch
-from transforms.record_codec import DecodeOptions, decode_records
 
 FIRST_OFFSET = 100
 _PROVENANCE = [record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW]

@@ -1,14 +1,14 @@
-"""Records row by row, by the Protobuf runtime: what `transforms/record_codec.py` decodes in C++."""
+"""Records row by row, by the Protobuf runtime: what `transforms/codecs/record_codec.py` decodes in C++."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from protos.instance_pb2 import Instance
-from protos.line_id_pb2 import LineId
-from protos.record_pb2 import SHARED, Example, ExampleBatch, Feature
-from transforms import line_id
+from millrace.protos.instance_pb2 import Instance
+from millrace.protos.line_id_pb2 import LineId
+from millrace.protos.record_pb2 import SHARED, Example, ExampleBatch, Feature
+from millrace.transforms.batch import line_id
 
 _ROWS_PER_RECORD = 64
 _KINDS = {

@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 
-from transforms import record_batch
-from transforms.fid import fid_v1, fid_v2
-from transforms.line_id import FIELDS
-from transforms.list_columns import list_array, splits_of
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.fid import fid_v1, fid_v2
+from millrace.transforms.batch.line_id import FIELDS
+from millrace.transforms.batch.list_columns import list_array, splits_of
 
 
 def random_rows(rows: int, seed: int = 0, first_offset: int = 0) -> pa.RecordBatch:

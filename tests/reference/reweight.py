@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from transforms.reweight import ActionWeight
+from millrace.transforms.steps.labels.reweight import ActionWeight
 
 
 def reweight(

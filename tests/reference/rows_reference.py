@@ -4,8 +4,8 @@ import json
 import math
 from typing import Any
 
+from millrace.transforms.feed.config import FidFeature, LabelRule
 from tests.reference.siphash_reference import siphash24
-from transforms.feature_list import FidFeature, LabelRule
 
 _ID = range(1 << 48)
 _MASK = (1 << 64) - 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from protos import transform_config_pb2 as pb
+from millrace.protos import transform_config_pb2 as pb
 from tests.reference.actions import most_prior
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import artifacts
-from runtime.errors import UserError
+from millrace.runtime import artifacts
+from millrace.runtime.errors import UserError
 
 _MAVEN = """#!/bin/sh
 for argument in "$@"; do case $argument in -DoutputDirectory=*) folder=${argument#-DoutputDirectory=};; esac; done
@@ -86,7 +86,7 @@ def test_a_patch_that_does_not_compile_leaves_nothing(tool: Callable[[str, str],
 def test_an_interrupted_download_is_never_half_used(tool: Callable[[str, str], None], tmp_path: Path) -> None:
     """SIGKILL in the middle: the partial folder has another name, and the next call fetches again."""
     tool("mvn", _MAVEN + "kill -9 $PPID\nsleep 0.2\n")
-    code = "from runtime.artifacts import maven_jars; maven_jars('kafka')"
+    code = "from millrace.runtime.artifacts import maven_jars; maven_jars('kafka')"
     killed = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
     assert killed.returncode == -9
     tool("mvn", _MAVEN)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import atomic_file
+from millrace.runtime import atomic_file
 
 
 def test_a_reader_sees_the_old_or_the_new_content_only(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.child_process import ChildProcess, ChildProcessError
-from runtime.daemon import free_port, start_time
-from runtime.deadline import wait_until
-from runtime.errors import UserError
+from millrace.runtime.child_process import ChildProcess, ChildProcessError
+from millrace.runtime.daemon import free_port, start_time
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.errors import UserError
 
 _READY = """
 import json, os, signal, sys, time
@@ -93,7 +93,7 @@ def test_a_child_that_never_listens_is_stopped(script) -> None:
 def test_workers_of_a_pool_end_when_their_parent_is_killed(script) -> None:
     pool = (
         "import concurrent.futures, multiprocessing, os, time\n"
-        "from runtime.child_process import end_with_parent\n"
+        "from millrace.runtime.child_process import end_with_parent\n"
         "pool = concurrent.futures.ProcessPoolExecutor(\n"
         "    1, multiprocessing.get_context('spawn'), initializer=end_with_parent, initargs=(os.getpid(),))\n"
         "print(pool.submit(os.getpid).result(), flush=True)\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.deadline import Deadline, wait_until
+from millrace.runtime.deadline import Deadline, wait_until
 
 
 def test_a_deadline_counts_down_on_its_clock_and_never_below_zero() -> None:

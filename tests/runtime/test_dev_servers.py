@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.daemon import port_is_free, start_time
-from runtime.deadline import wait_until
-from runtime.dev_servers import DevServers, KafkaServer, running_address
-from runtime.errors import UserError
-from runtime.kafka_client import (
+from millrace.runtime.daemon import port_is_free, start_time
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.dev_servers import DevServers, KafkaServer, running_address
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import (
     KafkaConnection,
     check_broker,
     ensure_topic,
@@ -180,6 +180,6 @@ def test_a_missing_java_names_the_debian_package(tmp_path: Path, monkeypatch: py
 
 def test_an_address_is_found_without_heavy_imports() -> None:
     """`--kafka` defaults to the running server in every command: that must not cost a second."""
-    code = "import sys, runtime.dev_servers; print({'confluent_kafka', 'kazoo', 'numpy'} & set(sys.modules))"
+    code = "import sys, millrace.runtime.dev_servers; print({'confluent_kafka', 'kazoo', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"

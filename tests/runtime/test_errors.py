@@ -1,6 +1,6 @@
 """What a user reads when something is wrong."""
 
-from runtime.errors import UserError
+from millrace.runtime.errors import UserError
 
 
 def test_a_user_error_names_field_value_problem_and_remedy() -> None:

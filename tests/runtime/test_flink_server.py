@@ -8,8 +8,8 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from runtime.deadline import wait_until
-from runtime.flink_server import FlinkJobServer, WorkerPool
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.flink_server import FlinkJobServer, WorkerPool
 
 pytestmark = pytest.mark.service
 
@@ -48,7 +48,7 @@ def test_a_pipeline_runs_through_the_death_of_a_worker(tmp_path: Path) -> None:
 
 
 def _mark(number: int, folder: str, release: str) -> int:
-    from runtime.deadline import wait_until as wait
+    from millrace.runtime.deadline import wait_until as wait
 
     (Path(folder) / str(number)).touch()
     wait(Path(release).exists, 60.0, "release")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from runtime.errors import UserError
-from runtime.kafka_client import (
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import (
     KafkaConnection,
     UndeliveredError,
     ensure_topic,
@@ -12,7 +12,7 @@ from runtime.kafka_client import (
     partitions_of,
     watermarks,
 )
-from runtime.topics import Topics
+from millrace.runtime.topics import Topics
 
 
 def test_topic_names_share_one_prefix() -> None:

@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 
-from runtime.memory import WORKER_ENVIRONMENT
+from millrace.runtime.memory import WORKER_ENVIRONMENT
 
 
 def test_arrow_takes_memory_from_the_system_once_heaps_are_shared() -> None:
-    code = "import pyarrow as pa; from runtime.memory import share_heaps; share_heaps(); share_heaps(); "
+    code = "import pyarrow as pa; from millrace.runtime.memory import share_heaps; share_heaps(); share_heaps(); "
     assert _printed(code + "print(pa.default_memory_pool().backend_name)") == "system"
 
 
@@ -19,7 +19,7 @@ def test_a_worker_that_is_started_with_the_environment_does_the_same() -> None:
 
 def test_threads_take_no_more_than_two_arenas_once_heaps_are_shared() -> None:
     code = (
-        "import ctypes, sys, threading; from runtime.memory import share_heaps; share_heaps()\n"
+        "import ctypes, sys, threading; from millrace.runtime.memory import share_heaps; share_heaps()\n"
         "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
         "all_there = threading.Barrier(9)\n"
         "def use(): libc.malloc(ctypes.c_size_t(1000)); all_there.wait(30); all_there.wait(30)\n"
@@ -32,7 +32,7 @@ def test_threads_take_no_more_than_two_arenas_once_heaps_are_shared() -> None:
 
 def test_what_is_free_goes_back_to_the_system() -> None:
     code = (
-        "import ctypes, sys; from runtime.memory import trim_heaps\n"
+        "import ctypes, sys; from millrace.runtime.memory import trim_heaps\n"
         "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
         "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p; libc.free.argtypes = [ctypes.c_void_p]\n"
         "held = [libc.malloc(ctypes.c_size_t(60_000)) for _ in range(1000)]\n"

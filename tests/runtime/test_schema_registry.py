@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import UserError
-from runtime.schema_registry import RegistryError, RegistrySettings, SchemaRegistry
+from millrace.runtime.errors import UserError
+from millrace.runtime.schema_registry import RegistryError, RegistrySettings, SchemaRegistry
 
 SCHEMA = {"type": "record", "name": "R", "fields": [{"name": "a", "type": "long"}]}
 AUTH = "Basic " + base64.b64encode(b"me:s3cret").decode()

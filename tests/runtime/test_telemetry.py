@@ -7,8 +7,8 @@ import urllib.request
 
 import pytest
 
-from runtime import telemetry
-from runtime.errors import UserError
+from millrace.runtime import telemetry
+from millrace.runtime.errors import UserError
 
 
 def _get(address: str, path: str) -> tuple[int, str]:

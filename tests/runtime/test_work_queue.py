@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.work_queue import Position, Work, WorkQueue, WorkReader
+from millrace.runtime.work_queue import Position, Work, WorkQueue, WorkReader
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import uuid
 
 import pytest
 
-from runtime.deadline import wait_until
-from runtime.dev_servers import DevServers
-from runtime.errors import UserError
-from runtime.zookeeper import ZooKeeperError, ZooKeeperSession
+from millrace.runtime.deadline import wait_until
+from millrace.runtime.dev_servers import DevServers
+from millrace.runtime.errors import UserError
+from millrace.runtime.zookeeper import ZooKeeperError, ZooKeeperSession
 
 _SECONDS = 20.0
 

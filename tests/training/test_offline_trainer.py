@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from examples.feed_ranking import FeedRanking
-from examples.movies import MovieContent, MovieRanking
-from runtime.errors import UserError
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.examples.movies import MovieContent, MovieRanking
+from millrace.runtime.errors import UserError
+from millrace.training.offline_trainer import delay_curve, read_input, train
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.fid import hash_strings
 from tests.fakes.train_blocks import make_batch
-from training.offline_trainer import delay_curve, read_input, train
-from transforms import record_batch
-from transforms.fid import hash_strings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "movielens-latest-small"
 TASK = FeedRanking()

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from transforms import event_codec, record_batch
-from transforms.dead_letter import Reason
-from transforms.feature_list import FeedConfig, FidFeature, LabelRule
-from transforms.join import join_bounded
-from transforms.train_rows import rows_to_train_batch
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.dead_letter import Reason
+from millrace.transforms.feed import events
+from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
+from millrace.transforms.feed.join import join_bounded
+from millrace.transforms.feed.train_rows import rows_to_train_batch
 
-_README = (Path(event_codec.__file__).parent / "README.md").read_text("utf-8")
+_README = (Path(__file__).resolve().parents[2] / "transforms" / "README.md").read_text("utf-8")
 _NOW = 1_764_000_001_000
 
 
@@ -40,8 +41,8 @@ def test_the_documented_events_give_the_documented_batch() -> None:
         (LabelRule("click", ("click",)),),
     )
     impression, action = _examples()
-    impressions, dead = event_codec.decode_impressions(_raw("i", impression), config.context_fields(), _NOW)
-    actions, dead_actions = event_codec.decode_actions(_raw("a", action), _NOW)
+    impressions, dead = events.decode_impressions(_raw("i", impression), config.context_fields(), _NOW)
+    actions, dead_actions = events.decode_actions(_raw("a", action), _NOW)
     assert dead.num_rows == dead_actions.num_rows == 0
     batch, _ = rows_to_train_batch(join_bounded(impressions, actions, config)[0], config)
     record_batch.validate_train_batch(batch, ["user", "device"], heads=1)

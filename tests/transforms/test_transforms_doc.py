@@ -1,7 +1,7 @@
 """docs/transforms.md says what the code does."""
 
 from build_tools import transforms_doc
-from transforms.recipe import STEPS
+from millrace.transforms.recipe.chain import STEPS
 
 
 def test_the_page_is_what_the_code_writes() -> None:

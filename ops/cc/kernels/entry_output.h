@@ -4,8 +4,8 @@
 
 #include <cstring>
 
-#include "ops/cc/embedding/embedding_table.h"
-#include "ops/cc/embedding/store_snapshot.h"
+#include "ops/cc/embedding/table/embedding_table.h"
+#include "ops/cc/embedding/snapshot/store_snapshot.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
 namespace millrace {

@@ -187,7 +187,7 @@ REGISTER_OP("Millrace>OpenStore")
     .Doc(R"doc(
 Opens the embedding store of this name in the process, creating it when it is new, and becomes one of its owners.
 
-tables: [n], one text a table; ops/cc/embedding/table_config.h has its form. A store that is open with other texts is
+tables: [n], one text a table; ops/cc/embedding/rules/table_config.h has its form. A store that is open with other texts is
   refused. (An input: TensorFlow tells eager kernels apart by an abbreviation of attributes that are lists of long texts.)
 store_name: Name in the process-wide registry. (Not `shared_name`: a SavedModel's loader appends a suffix to attributes
   of that name.)
@@ -652,7 +652,7 @@ REGISTER_OP("Millrace>VerifyTableFile")
     .Doc(R"doc(
 Checks every byte of a table file, without a store.
 
-header: Its text; ops/cc/embedding/table_snapshot.h has its form.
+header: Its text; ops/cc/embedding/snapshot/table_snapshot.h has its form.
 rows: Scalar, number of entries.
 )doc");
 

@@ -1,7 +1,7 @@
 // Kernels over many ragged features at once; definitions and documentation are in op_defs.cc.
 #include <vector>
 
-#include "ops/cc/embedding/pooling.h"
+#include "ops/cc/embedding/table/pooling.h"
 #include "ops/cc/kernels/table_resource.h"
 
 namespace millrace {

@@ -4,8 +4,8 @@
 #include <mutex>
 #include <vector>
 
-#include "ops/cc/embedding/store_snapshot.h"
-#include "ops/cc/embedding/table_snapshot.h"
+#include "ops/cc/embedding/snapshot/store_snapshot.h"
+#include "ops/cc/embedding/snapshot/table_snapshot.h"
 #include "ops/cc/kernels/entry_output.h"
 #include "ops/cc/kernels/table_resource.h"
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "ops/cc/embedding/embedding_store.h"
+#include "ops/cc/embedding/table/embedding_store.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_handle.h"
 #include "tensorflow/core/framework/resource_mgr.h"

@@ -18,7 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "ops/cc/embedding/embedding_table.h"
+#include "ops/cc/embedding/table/embedding_table.h"
 #include "tests/benchmarks/cc/bare_loop.h"
 #include "tests/benchmarks/cc/workers.h"
 

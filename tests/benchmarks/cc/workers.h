@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "ops/cc/embedding/executor.h"
+#include "ops/cc/embedding/base/executor.h"
 
 namespace millrace {
 

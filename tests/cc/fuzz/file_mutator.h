@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "ops/cc/embedding/crc32c.h"
-#include "ops/cc/embedding/fid.h"
+#include "ops/cc/embedding/base/crc32c.h"
+#include "ops/cc/embedding/base/fid.h"
 
 namespace millrace {
 

@@ -23,8 +23,8 @@
 #include <string>
 #include <vector>
 
-#include "ops/cc/embedding/store_snapshot.h"
-#include "ops/cc/embedding/table_snapshot.h"
+#include "ops/cc/embedding/snapshot/store_snapshot.h"
+#include "ops/cc/embedding/snapshot/table_snapshot.h"
 #include "tests/cc/fuzz/file_mutator.h"
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>

@@ -8,10 +8,10 @@
 #include <string_view>
 #include <vector>
 
-#include "ops/cc/records/arrow_abi.h"
-#include "ops/cc/records/arrow_reader.h"
-#include "ops/cc/records/record_decoder.h"
-#include "ops/cc/records/record_rows.h"
+#include "ops/cc/records/arrow/arrow_abi.h"
+#include "ops/cc/records/arrow/arrow_reader.h"
+#include "ops/cc/records/decode/record_decoder.h"
+#include "ops/cc/records/decode/record_rows.h"
 
 namespace millrace {
 

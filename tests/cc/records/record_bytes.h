@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "ops/cc/records/feature_reader.h"
-#include "ops/cc/records/reverse_writer.h"
-#include "ops/cc/records/wire.h"
+#include "ops/cc/records/decode/feature_reader.h"
+#include "ops/cc/records/wire/reverse_writer.h"
+#include "ops/cc/records/wire/wire.h"
 
 namespace millrace {
 

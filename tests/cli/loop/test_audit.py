@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.loop.audit import compare
+from millrace.cli.loop.audit import compare
 
 _SENT = np.arange(1, 11, dtype=np.int64)
 

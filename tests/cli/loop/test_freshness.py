@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from cli.loop import freshness
-from cli.loop.freshness import FreshnessProber, Probe, ProbeEvents
-from runtime.kafka_client import KafkaConnection
-from runtime.topics import Topics
+from millrace.cli.loop import freshness
+from millrace.cli.loop.freshness import FreshnessProber, Probe, ProbeEvents
+from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.topics import Topics
 
 
 @pytest.fixture

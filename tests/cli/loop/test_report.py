@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.loop.report import RunRecord, render, write
+from millrace.cli.loop.report import RunRecord, render, write
 
 _PLOTS = ("plot-auc", "plot-freshness", "plot-throughput", "plot-timeline", "plot-delay")
 

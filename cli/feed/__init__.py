@@ -1,0 +1,1 @@
+"""`millrace feed` and `millrace feed backfill`."""

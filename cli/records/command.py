@@ -1,0 +1,170 @@
+"""`millrace records`: looks at, counts, converts, sends and compares the records of files and topics."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from millrace.cli.common import add_command
+from millrace.cli.records.source import SOURCES, add_source_flags
+
+_DESCRIPTION = f"""\
+Looks at, counts, converts, sends and compares records.
+{SOURCES}"""
+
+_PLACES = {"DEST": "a path"}
+
+_EXAMPLES = {
+    "head": """
+millrace records head topic:train.feed -n 3 --fids
+millrace records head '/data/{DATE(20260101, 20260107)}/part-*' --records instance --where rows.yaml""",
+    "stat": """
+millrace records stat topic:train.feed --limit 100000
+millrace records stat 'rows/*.parquet' --json""",
+    "convert": """
+millrace records convert instances.snappy --records instance rows.parquet --dead-letters bad.parquet
+millrace records convert rows.parquet examples.tfrecord.gz --to example --recipe examples/recipes/full.yaml""",
+    "replay": """
+millrace records replay topic:train.feed train.copy --start time:1767225600000 --rate 1000
+millrace records replay topic:feed.dead-letter --from-dead-letters --reason bad_timestamp""",
+    "diff": """
+millrace records diff rows.parquet topic:train.feed
+millrace records diff before.jsonl after.jsonl --key request_id --json""",
+}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    examples = "\n".join(example.strip() for example in _EXAMPLES.values())
+    parser = add_command(subparsers, "records", _DESCRIPTION, examples, _run)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(_EXAMPLES))
+    _add_head(actions)
+    _add_stat(actions)
+    _add_convert(actions)
+    _add_replay(actions)
+    _add_diff(actions)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Imports what the action needs, and only that."""
+    run: Callable[[argparse.Namespace], int] = importlib.import_module(f"millrace.cli.records.{arguments.action}").run
+    return run(arguments)
+
+
+def _add(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, description: str, *positionals: str
+) -> argparse.ArgumentParser:
+    parser = add_command(actions, name, description, _EXAMPLES[name], _run)
+    for each in positionals:
+        parser.add_argument(each.lower(), metavar=each, help=_PLACES.get(each, "a path, a pattern or topic:NAME"))
+    return parser
+
+
+def _add_head(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(actions, "head", f"Prints the first rows, one JSON object a line.\n{SOURCES}", "SOURCE")
+    parser.add_argument("-n", "--limit", type=_at_least_one, metavar="N", help="rows (default: 10, in a table 3)")
+    parser.add_argument("--format", choices=("json", "table"), default="json", help="(default: %(default)s)")
+    parser.add_argument("--columns", type=_names, metavar="NAMES", help="only these, with commas between them")
+    parser.add_argument("--fids", action="store_true", help='fids as "slot/signature" in place of numbers')
+    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe that filters and changes rows before")
+    add_source_flags(parser)
+
+
+def _add_stat(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        actions,
+        "stat",
+        "Counts records, rows and dead letters, and says what is in each column: rows that have it, values, distinct\n"
+        f"values (an estimate from 4,096 on), range, lengths of lists.\n{SOURCES}",
+        "SOURCE",
+    )
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop behind the batch of the N-th row")
+    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe that filters and changes rows before")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_source_flags(parser)
+
+
+def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        actions,
+        "convert",
+        "Writes all rows to one file. The end of DEST tells its format: .parquet, .avro, .arrow, .jsonl or .tfrecord\n"
+        "(tf.Example, or what --to says); other files have framed records and need --to. Behind .jsonl, .tfrecord or\n"
+        "another name .snappy, .zst, .zlib and .gz compress. DEST appears whole or not at all. Exit code 1, and no\n"
+        "DEST, when records cannot be read and --dead-letters is not given.\n" + SOURCES,
+        "SOURCE",
+        "DEST",
+    )
+    parser.add_argument("--to", metavar="FORMAT", help="of DEST, where its name does not tell")
+    parser.add_argument("--to-frames", metavar="HEADERS", help="of DEST's records (default: sort-id)")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="steps that rows go through, YAML or JSON")
+    parser.add_argument("--dead-letters", type=Path, metavar="FILE", help="Parquet file of what cannot be read")
+    parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    add_source_flags(parser)
+
+
+def _add_replay(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        actions,
+        "replay",
+        "Sends records to a topic: as they are, with their keys and headers; those of a topic to the partition that\n"
+        "they had where both have as many. Files of rows become Arrow blocks, or what --to says. With\n"
+        "--from-dead-letters refused records go back to the topic and partition where they came from, or to TOPIC.\n"
+        "Exit code 1 when a record was not delivered.\n" + SOURCES,
+        "SOURCE",
+    )
+    parser.add_argument("topic", nargs="?", metavar="TOPIC", help="an existing topic")
+    parser.add_argument("--from-dead-letters", action="store_true", help="SOURCE holds dead letters")
+    parser.add_argument(
+        "--reason", type=_names, default=[], metavar="REASONS", help="dead letters of these reasons only"
+    )
+    parser.add_argument("--to", default="arrow", metavar="FORMAT", help="of rows of files (default: %(default)s)")
+    parser.add_argument("--rate", type=_positive, metavar="N", help="records a second (default: as fast as it goes)")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="records at most")
+    parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    add_source_flags(parser)
+
+
+def _add_diff(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        actions,
+        "diff",
+        "Compares rows: which only A has, which only B has, and which columns of the others differ. Rows belong\n"
+        "together by where they come from (file or partition, offset, row), or by --key; then where they come from is\n"
+        f"ignored. Exit code 1 when they differ.\n{SOURCES}",
+        "A",
+        "B",
+    )
+    parser.add_argument("--key", type=_names, metavar="NAMES", help="columns that tell which rows belong together")
+    parser.add_argument("--ordered", action="store_true", help="equal rows in another order differ, too")
+    parser.add_argument(
+        "--limit", type=_at_least_one, default=3, metavar="N", help="examples of each kind (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--records-b", metavar="FORMAT", help="of B (default: by its name, else as A)")
+    add_source_flags(parser)
+
+
+def _at_least_one(text: str) -> int:
+    """argparse type: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    """argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    """argparse type: names with commas between them."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' names nothing; write NAME[,NAME]")
+    return found

@@ -1,0 +1,53 @@
+"""`millrace records convert`: all rows of a source in another format."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from millrace.cli.records.screen import count, progress
+from millrace.cli.records.source import dest_settings, is_topic, open_source, read_chain
+from millrace.pipelines.files.format import DEAD_LETTER
+from millrace.pipelines.records.convert import BadRecordsError, Conversion, Converted
+from millrace.runtime.errors import UserError
+from millrace.transforms.recipe.chain import TransformChain
+
+
+def run(arguments: argparse.Namespace) -> int:
+    def make_chain() -> TransformChain | None:
+        return read_chain(arguments.recipe, "--recipe")
+
+    make_chain()  # wrong steps show before anything is read
+    settings = dest_settings(arguments, arguments.dest)
+    if is_topic(arguments.dest):
+        raise UserError(
+            "DEST", arguments.dest, "is a topic", "convert to a file and send it with `millrace records replay`"
+        )
+    source = open_source(arguments, arguments.source)
+    if DEAD_LETTER in (settings.format, source.settings.format):
+        raise UserError("--records", DEAD_LETTER, "dead letters are no rows", "send them again with `records replay`")
+    try:
+        with progress("converting", source.size) as advance:
+            converted = Conversion(source, make_chain, arguments.dead_letters, advance).to_file(
+                arguments.dest, settings
+            )
+    except BadRecordsError as error:
+        refused = f"{count(error.refused.counts.total())} cannot be read, so nothing was written: {error}"
+        print(f"millrace records: {refused}; --dead-letters FILE sets them apart", file=sys.stderr)
+        return 1
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise UserError("DEST", arguments.dest, problem, "choose another place") from error
+    print(json.dumps(_facts(converted)) if arguments.json else _describe(converted, arguments.dest))
+    return 0
+
+
+def _facts(converted: Converted) -> dict[str, Any]:
+    rows = {"rows_read": converted.rows_read, "rows_written": converted.rows_written}
+    return rows | {"dead_letters": converted.refused.as_json()}
+
+
+def _describe(converted: Converted, dest: str) -> str:
+    refused = f"\n{count(converted.refused.counts.total())} cannot be read: {converted.refused}"
+    refused = refused if converted.refused.counts else ""
+    return f"{dest}: {converted.rows_written:,} rows of {converted.rows_read:,}{refused}"

@@ -1,0 +1,276 @@
+#include "ops/cc/records/wire/framing.h"
+
+#include <cstring>
+
+#include "ops/cc/embedding/base/crc32c.h"
+#include "ops/cc/records/c_api.h"
+
+namespace millrace::records {
+namespace {
+
+constexpr uint64_t kSentinel = 0xfefefefe;
+constexpr uint64_t kAbsurd = uint64_t{1} << 62;
+constexpr int64_t kTfHeaderBytes = 12;
+constexpr int64_t kTfFooterBytes = 4;
+constexpr int64_t kCheckedBytes = 16 << 10;
+
+template <typename T>
+T Load(const uint8_t* bytes) {
+  T value;
+  std::memcpy(&value, bytes, sizeof(value));
+  return value;
+}
+
+// TFRecord stores checksums rotated, so that one over data with checksums inside stays strong.
+uint32_t MaskedCrc(const uint8_t* data, int64_t size) {
+  const uint32_t crc = Crc32c(0, data, static_cast<size_t>(size));
+  return ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
+}
+
+bool IsTfHeader(const uint8_t* bytes) { return MaskedCrc(bytes, 8) == Load<uint32_t>(bytes + 8); }
+
+// Whether a TFRecord begins here, for a reader that has lost its way. A payload of eight bytes looks like a header too,
+// so either the next header must fit or the payload's checksum; `kUnsure` when the buffer ends before one can tell.
+enum class Guess { kNo, kYes, kUnsure };
+
+Guess GuessTfRecord(const uint8_t* data, int64_t size, int64_t position, int64_t max_record_bytes) {
+  if (!IsTfHeader(data + position)) return Guess::kNo;
+  const uint64_t length = Load<uint64_t>(data + position);
+  if (length > static_cast<uint64_t>(max_record_bytes)) return Guess::kNo;
+  const int64_t start = position + kTfHeaderBytes, end = start + static_cast<int64_t>(length);
+  const int64_t next = end + kTfFooterBytes;
+  if (next > size) return Guess::kUnsure;
+  // Only short payloads, or a crafted file of headers would take for ever.
+  if (end - start <= kCheckedBytes && MaskedCrc(data + start, end - start) == Load<uint32_t>(data + end)) {
+    return Guess::kYes;
+  }
+  if (size - next < kTfHeaderBytes) return Guess::kUnsure;
+  return IsTfHeader(data + next) ? Guess::kYes : Guess::kNo;
+}
+
+// Reads the parts of one header; once something is wrong, all further reads give 0.
+class Header {
+ public:
+  Header(const uint8_t* data, int64_t size, int64_t position) : data_(data), size_(size), position_(position) {}
+
+  uint64_t Word() {
+    if (status != FrameStatus::kOk) return 0;
+    if (size_ - position_ < 8) {
+      status = FrameStatus::kTruncated;
+      return 0;
+    }
+    position_ += 8;
+    return Load<uint64_t>(data_ + position_ - 8);
+  }
+
+  void Skip(uint64_t bytes, int64_t limit) {
+    if (status != FrameStatus::kOk) return;
+    if (bytes > static_cast<uint64_t>(limit)) {
+      status = FrameStatus::kMalformed;
+    } else if (bytes > static_cast<uint64_t>(size_ - position_)) {
+      status = FrameStatus::kTruncated;
+    } else {
+      position_ += static_cast<int64_t>(bytes);
+    }
+  }
+
+  int64_t position() const { return position_; }
+
+  FrameStatus status = FrameStatus::kOk;
+
+ private:
+  const uint8_t* const data_;
+  const int64_t size_;
+  int64_t position_;
+};
+
+Frame ParseTfRecord(const uint8_t* data, int64_t size, int64_t position, int64_t max_record_bytes) {
+  if (size - position < kTfHeaderBytes) return {FrameStatus::kTruncated, position, 0, -1, 0};
+  const uint64_t length = Load<uint64_t>(data + position);
+  if (!IsTfHeader(data + position) || length >= kAbsurd) return {FrameStatus::kMalformed, position, 0, -1, 0};
+  const int64_t start = position + kTfHeaderBytes, bytes = static_cast<int64_t>(length);
+  const int64_t next = start + bytes + kTfFooterBytes;
+  if (bytes > max_record_bytes) return {FrameStatus::kTooLarge, start, bytes, next, 0};
+  if (next > size) return {FrameStatus::kTruncated, start, bytes, next, 0};
+  const bool intact = MaskedCrc(data + start, bytes) == Load<uint32_t>(data + start + bytes);
+  return {intact ? FrameStatus::kOk : FrameStatus::kBadChecksum, start, bytes, next, 0};
+}
+
+Frame ParseLine(const uint8_t* data, int64_t size, int64_t position, int64_t max_record_bytes) {
+  const void* const found = std::memchr(data + position, '\n', static_cast<size_t>(size - position));
+  if (found == nullptr) {
+    const bool too_large = size - position > max_record_bytes;
+    return {too_large ? FrameStatus::kTooLarge : FrameStatus::kTruncated, position, 0, -1, 0};
+  }
+  const int64_t length = static_cast<const uint8_t*>(found) - data - position, next = position + length + 1;
+  return {length > max_record_bytes ? FrameStatus::kTooLarge : FrameStatus::kOk, position, length, next, 0};
+}
+
+}  // namespace
+
+Frame ParseFrame(const uint8_t* data, int64_t size, int64_t position, int32_t flags, int64_t max_record_bytes) {
+  if (flags & kTfRecord) return ParseTfRecord(data, size, position, max_record_bytes);
+  if (flags & kLine) return ParseLine(data, size, position, max_record_bytes);
+  Header header(data, size, position);
+  uint32_t key = 0;
+  if (flags & kLagrangexHeader) {
+    key = static_cast<uint32_t>(header.Word()) & 0xffffff00u;
+  } else {
+    uint64_t aggregate = 0;
+    if (flags & kKafkaDumpPrefix) {
+      aggregate = header.Word();
+      if (aggregate == 0) header.Word();
+    }
+    if (flags & kHasSortId) header.Skip(aggregate != 0 ? aggregate : header.Word(), max_record_bytes);
+    if (flags & kKafkaDump) header.Word();
+  }
+  const uint64_t length = header.Word();
+  if (header.status != FrameStatus::kOk) return {header.status, position, 0, -1, key};
+  if (length == kSentinel || length >= kAbsurd) return {FrameStatus::kMalformed, position, 0, -1, key};
+  const int64_t start = header.position(), bytes = static_cast<int64_t>(length), next = start + bytes;
+  if (bytes > max_record_bytes) return {FrameStatus::kTooLarge, start, bytes, next, key};
+  if (next > size) return {FrameStatus::kTruncated, start, bytes, next, key};
+  return {FrameStatus::kOk, start, bytes, next, key};
+}
+
+}  // namespace millrace::records
+
+using millrace::records::Frame;
+using millrace::records::FrameStatus;
+using millrace::records::ParseFrame;
+
+// Scans whole frames from `position` on, until the buffer ends, a frame is wrong or `capacity` frames were found.
+//
+// `starts`, `lengths`, `positions` (of the frames) and `keys` have room for `capacity`. `end`: where the scan stopped;
+// `next`: where the frame there ends, -1 where nobody can tell; `status`: a FrameStatus. Returns the number of frames.
+MILLRACE_C_API int64_t millrace_split_frames(const uint8_t* data, int64_t size, int64_t position, int32_t flags,
+                                             int64_t max_record_bytes, int64_t capacity, int64_t* starts,
+                                             int64_t* lengths, int64_t* positions, uint32_t* keys, int64_t* end,
+                                             int64_t* next, int32_t* status) {
+  int64_t count = 0;
+  FrameStatus stopped = FrameStatus::kOk;
+  *next = position;
+  while (position < size && stopped == FrameStatus::kOk) {
+    if (count == capacity) {
+      stopped = FrameStatus::kFull;
+      break;
+    }
+    const Frame frame = ParseFrame(data, size, position, flags, max_record_bytes);
+    stopped = frame.status;
+    *next = frame.next;
+    if (stopped != FrameStatus::kOk) break;
+    starts[count] = frame.start;
+    lengths[count] = frame.length;
+    positions[count] = position;
+    keys[count] = frame.data_source_key;
+    ++count;
+    position = frame.next;
+  }
+  *end = position;
+  *status = static_cast<int32_t>(stopped);
+  return count;
+}
+
+// Scans the values of a binary column, each of which holds frames: value i is data[offsets[i], offsets[i + 1]).
+//
+// Like `millrace_split_frames`, with the value of each frame in `rows`, and with what is wrong: `bad_rows`,
+// `bad_starts` and `bad_lengths` (in `data`) and `bad_status`, `*bad` of them. Where nobody can tell the end of a bad
+// frame it takes the rest of its value. At most `frames_per_value` frames are taken of a value: from there on its
+// status is kFull. Each array has room for `capacity`. Returns the number of frames, or -1 when `capacity` is too
+// small.
+MILLRACE_C_API int64_t millrace_split_values(const uint8_t* data, const int32_t* offsets, int64_t values, int32_t flags,
+                                             int64_t max_record_bytes, int64_t frames_per_value, int64_t capacity,
+                                             int64_t* starts, int64_t* lengths, int64_t* rows, uint32_t* keys,
+                                             int64_t* bad_rows, int64_t* bad_starts, int64_t* bad_lengths,
+                                             int32_t* bad_status, int64_t* bad) {
+  int64_t count = 0;
+  *bad = 0;
+  for (int64_t row = 0; row < values; ++row) {
+    const int64_t size = offsets[row + 1];
+    int64_t position = offsets[row];
+    for (int64_t frames = 0; position < size; ++frames) {
+      if (count == capacity || *bad == capacity) return -1;
+      Frame frame = ParseFrame(data, size, position, flags, max_record_bytes);
+      if (frames == frames_per_value) frame = {FrameStatus::kFull, position, 0, -1, 0};
+      if (frame.status == FrameStatus::kOk) {
+        starts[count] = frame.start;
+        lengths[count] = frame.length;
+        rows[count] = row;
+        keys[count] = frame.data_source_key;
+        ++count;
+      } else {
+        if (frame.next < 0 || frame.next > size) frame.next = size;
+        bad_rows[*bad] = row;
+        bad_starts[*bad] = position;
+        bad_lengths[*bad] = frame.next - position;
+        bad_status[*bad] = static_cast<int32_t>(frame.status);
+        ++*bad;
+      }
+      position = frame.next;
+    }
+  }
+  return count;
+}
+
+// Copies the `count` ranges of `data` one after the other into `out`; `offsets` gets count + 1 positions in it.
+MILLRACE_C_API void millrace_copy_ranges(const uint8_t* data, const int64_t* starts, const int64_t* lengths,
+                                         int64_t count, uint8_t* out, int32_t* offsets) {
+  int64_t position = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    offsets[i] = static_cast<int32_t>(position);
+    if (lengths[i] > 0) std::memcpy(out + position, data + starts[i], static_cast<size_t>(lengths[i]));
+    position += lengths[i];
+  }
+  offsets[count] = static_cast<int32_t>(position);
+}
+
+// The first position from `position` on where a frame begins: a TFRecord by its checksums, a line behind the next line
+// feed; -1 when there is none. Other framings cannot tell. Where more bytes could decide it, `*sure` is 0: at the end
+// of a stream there are none, so `is_last` makes such positions be passed over.
+MILLRACE_C_API int64_t millrace_find_frame(const uint8_t* data, int64_t size, int64_t position, int32_t flags,
+                                           int64_t max_record_bytes, int32_t is_last, int32_t* sure) {
+  using millrace::records::Guess;
+  *sure = 1;
+  if (flags & millrace::records::kLine) {
+    const void* const found = std::memchr(data + position, '\n', static_cast<size_t>(size - position));
+    return found == nullptr ? -1 : static_cast<const uint8_t*>(found) - data + 1;
+  }
+  if (!(flags & millrace::records::kTfRecord)) return -1;
+  for (; position + millrace::records::kTfHeaderBytes <= size; ++position) {
+    const Guess guess = millrace::records::GuessTfRecord(data, size, position, max_record_bytes);
+    if (guess == Guess::kNo || (guess == Guess::kUnsure && is_last)) continue;
+    *sure = guess == Guess::kYes;
+    return position;
+  }
+  return -1;
+}
+
+// Writes a frame around each value of a binary column: `prefix` bytes, uint64 length, payload; as TFRecords, length and
+// payload with their checksums; as lines, the payload and a line feed. `out` has room for all.
+MILLRACE_C_API void millrace_join_frames(const uint8_t* data, const int32_t* offsets, int64_t values, int32_t flags,
+                                         const uint8_t* prefix, int64_t prefix_bytes, uint8_t* out) {
+  const auto put = [&out](const void* bytes, int64_t size) {
+    if (size > 0) std::memcpy(out, bytes, static_cast<size_t>(size));
+    out += size;
+  };
+  for (int64_t row = 0; row < values; ++row) {
+    const uint8_t* const payload = data + offsets[row];
+    const uint64_t length = static_cast<uint64_t>(offsets[row + 1] - offsets[row]);
+    if (flags & millrace::records::kLine) {
+      put(payload, static_cast<int64_t>(length));
+      put("\n", 1);
+      continue;
+    }
+    put(prefix, prefix_bytes);
+    put(&length, sizeof(length));
+    if (flags & millrace::records::kTfRecord) {
+      const uint32_t length_crc = millrace::records::MaskedCrc(reinterpret_cast<const uint8_t*>(&length), 8);
+      put(&length_crc, sizeof(length_crc));
+    }
+    put(payload, static_cast<int64_t>(length));
+    if (flags & millrace::records::kTfRecord) {
+      const uint32_t payload_crc = millrace::records::MaskedCrc(payload, static_cast<int64_t>(length));
+      put(&payload_crc, sizeof(payload_crc));
+    }
+  }
+}

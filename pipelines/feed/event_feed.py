@@ -1,0 +1,105 @@
+"""The training feed: events in, training batches out; one graph, streaming or bounded by choice of source.
+
+impressions, actions -> decode -> shard by request -> join -> fids, labels, sampling -> shard by user -> train topic
+                           `-> dead letters                                                         `-> or Parquet
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from millrace.pipelines.feed.folder import ReadEventFiles
+from millrace.pipelines.feed.join import ROUTED_ACTIONS, JoinEvents, split_by_shard
+from millrace.pipelines.feed.options import FeedOptions, FileSettings, Tuning
+from millrace.pipelines.feed.read_plan import ReadPlan
+from millrace.pipelines.feed.record_feed import add_record_feed
+from millrace.pipelines.feed.rows_stage import RowsStageFactory
+from millrace.pipelines.feed.sinks import sinks_of
+from millrace.pipelines.feed.source import DeadLetterWatch, read_topics
+from millrace.runtime import telemetry
+from millrace.runtime.topics import Topics
+from millrace.transforms.batch import record_batch
+from millrace.transforms.feed.config import FeedConfig
+from millrace.transforms.feed.events import decode_actions, decode_impressions
+
+__all__ = ["build_feed"]
+
+_NAMESPACE = telemetry.namespace("pipelines", "training_feed")
+_DEAD_LETTERS = "dead_letters"
+_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
+
+
+def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) -> None:
+    """Adds the whole feed to `pipeline`; `plan` says where to read (`millrace.pipelines.feed.read_plan.plan_reads`)."""
+    sinks = sinks_of(options, plan)
+    if options.reads_records:
+        add_record_feed(pipeline, options, plan, sinks)
+        return
+    decode = beam.ParDo(_DecodeDoFn(options.config, plan.topics, options.tuning))
+    decode = decode.with_output_types(tuple[int, pa.RecordBatch]).with_outputs(_DEAD_LETTERS, main="rows")
+    in_process = uuid.uuid4().hex if options.in_process else None
+    decoded = _read(pipeline, options, plan, in_process) | "DecodeEvents" >> decode
+    tuning = options.tuning
+    join = JoinEvents(
+        options.config,
+        options.streaming,
+        tuning.timer_seconds,
+        then=sinks.rows,
+        rows_stage=RowsStageFactory(options.config, options.recipe),
+        max_pending_rows=tuning.max_pending_rows,
+        spill_folder=tuning.spill_folder,
+        in_process=in_process,
+    )
+    joined = decoded.rows | "JoinAndWrite" >> join
+    _ = joined[ROUTED_ACTIONS] | "WriteRoutedActions" >> beam.ParDo(sinks.routed_actions)
+    _ = decoded[_DEAD_LETTERS] | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
+
+
+def _read(
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, paced_by: str | None
+) -> beam.PCollection[pa.RecordBatch]:
+    source = options.source
+    if isinstance(source, FileSettings):
+        impressions = pipeline | "ReadImpressions" >> ReadEventFiles(
+            source.impressions, plan.topics.impressions, "--impression-files", source.first_file
+        )
+        actions = pipeline | "ReadActions" >> ReadEventFiles(source.actions, plan.topics.actions, "--action-files")
+        return (impressions, actions) | "BothKinds" >> beam.Flatten()
+    return pipeline | "ReadEvents" >> read_topics(options, plan, paced_by)
+
+
+class _DecodeDoFn(beam.DoFn):
+    """Raw blocks of either topic to (join shard, rows) and dead letters.
+
+    One step for both topics: two would need a Flatten, which costs Prism a bundle of its own.
+
+    Fails when most of a partition cannot be read. Counters: `impression_rows`, `actions`, `dead_letters_<reason>`.
+    """
+
+    def __init__(
+        self, config: FeedConfig, topics: Topics, tuning: Tuning, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._context_fields, self._topics, self._clock = config.context_fields(), topics, clock
+        self._shards = tuning.join_shards
+        self._watch = DeadLetterWatch(_NAMESPACE, tuning.max_drop_ratio)
+        self._rows = Metrics.counter(_NAMESPACE, "impression_rows")
+        self._actions = Metrics.counter(_NAMESPACE, "actions")
+
+    def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | _DeadLetters]:
+        now_ms = int(self._clock() * 1000)
+        if record_batch.raw_topic(block) == self._topics.actions:
+            rows, dead = decode_actions(block, now_ms)
+            self._actions.inc(rows.num_rows)
+        else:
+            rows, dead = decode_impressions(block, self._context_fields, now_ms)
+            self._rows.inc(rows.num_rows)
+        self._watch.observe(block, dead)
+        if rows.num_rows:
+            yield from split_by_shard(rows, self._shards)
+        if dead.num_rows:
+            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)

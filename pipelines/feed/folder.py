@@ -1,0 +1,83 @@
+"""Files in and out of a bounded feed: JSON-lines events, Parquet batches."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from millrace.pipelines.files.sources import DEAD_LETTERS, ReadJsonLines
+from millrace.runtime.atomic_file import write_bytes, write_text
+from millrace.runtime.errors import UserError
+
+SUCCESS = "_SUCCESS"
+"""Marker file, written last: without it a folder may lack rows."""
+
+
+class ReadEventFiles(beam.PTransform):
+    """JSON-lines files to raw blocks (`record_batch.raw_schema`): partition = number of the file, offset = line number.
+
+    A file that cannot be read to its end fails the run: its events must not be missing without notice.
+
+    Args:
+      pattern: of the paths (`file_patterns`); compressed files are known by their names.
+      topic: the topic whose events these are.
+      first_file: number of the first file.
+
+    Raises: UserError when no file matches.
+    """
+
+    def __init__(self, pattern: str | Sequence[str], topic: str, field_name: str, first_file: int = 0) -> None:
+        super().__init__()
+        self._read = ReadJsonLines(pattern, topic=topic, field=field_name, first_file=first_file)
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
+        read = begin | "ReadLines" >> self._read
+        _ = read[DEAD_LETTERS] | "RefuseDamage" >> beam.ParDo(_RefuseDoFn())
+        return read["rows"]
+
+    def display_data(self) -> dict[str, Any]:
+        return self._read.display_data()
+
+
+class _RefuseDoFn(beam.DoFn):
+    def process(self, dead: pa.RecordBatch) -> None:
+        raise ValueError(f"a file is damaged: {dead.column('detail')[0].as_py()}")
+
+
+class WriteParquetDoFn(beam.DoFn):
+    """(name, batch) to `<folder>/<name>.parquet` on this machine's disk; gives the names.
+
+    Each file is written beside and renamed, so a retried bundle writes the same file again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def process(self, element: tuple[str, pa.RecordBatch]) -> Iterator[str]:
+        name, batch = element
+        self._folder.mkdir(parents=True, exist_ok=True)
+        data = io.BytesIO()
+        pq.write_table(pa.Table.from_batches([batch]), data, compression="zstd")
+        write_bytes(self._folder / f"{name}.parquet", data.getvalue())
+        yield name
+
+
+def prepare_folder(folder: Path, field_name: str) -> None:
+    """Creates `folder`; UserError when it holds anything or cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = next(folder.iterdir(), None)
+    except OSError as error:
+        raise UserError(field_name, folder, f"cannot be written ({error.strerror})", "choose another folder") from error
+    if taken is not None:
+        raise UserError(field_name, folder, "the folder is not empty", "choose a new one")
+
+
+def mark_success(folder: Path, summary: dict[str, object]) -> None:
+    """Writes the marker, with `summary` as JSON: every file is there."""
+    write_text(folder / SUCCESS, json.dumps(summary, sort_keys=True) + "\n")

@@ -1,0 +1,234 @@
+"""JoinEvents: impressions with the actions on them, as a keyed step of a pipeline.
+
+Streaming, a shard's `transforms.feed.join.JoinIndex` is a machine of `pipelines.feed.shard_state`, with the stage that
+makes train rows of its rows, if there is one. Bounded, the shards are grouped and joined at once by event time.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from millrace.pipelines.feed.chain import Chain
+from millrace.pipelines.feed.shard_state import CLOSE, ComposedFactory, MachineFactory, RowsStage, ShardStateDoFn
+from millrace.runtime import telemetry
+from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
+from millrace.transforms.batch.fid import siphash24
+from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
+from millrace.transforms.feed.config import FeedConfig
+from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
+from millrace.transforms.feed.join import JoinIndex, join_bounded
+from millrace.transforms.feed.row_spill import IN_MEMORY, SpillSettings
+
+ROUTED_ACTIONS = "routed_actions"
+"""Tag of the actions that did not join, with the reason."""
+
+_NAMESPACE = telemetry.namespace("pipelines", "join_events")
+_COUNTED = telemetry.counter("feed_join", "What became of rows and actions in the join.", ("outcome",))
+_PENDING = telemetry.gauge("feed_join_pending_rows", "Rows that wait for an action.", ("shard",))
+_HELD = telemetry.gauge("feed_join_bytes", "Memory that a join holds.", ("shard",))
+_SPILLED = telemetry.gauge("feed_join_spilled_bytes", "What a join holds in files instead.", ("shard",))
+
+_SHARD_KEY = b"millrace-shard-1"
+_IMPRESSIONS, _ACTIONS = b"I", b"A"
+
+
+def split_by_shard(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(shard, rows) by hash of `request_id`: an impression and its actions meet in one shard."""
+    if shards == 1:
+        yield 0, rows
+        return
+    shard = (siphash24(rows.column("request_id"), _SHARD_KEY) % np.uint64(shards)).astype(np.int64)
+    order = np.argsort(shard, kind="stable")
+    edges = np.searchsorted(shard[order], np.arange(shards + 1)).tolist()
+    sorted_rows = rows.take(pa.array(order))
+    for number in range(shards):
+        start, stop = edges[number], edges[number + 1]
+        if stop > start:
+            yield number, sorted_rows.slice(start, stop - start)
+
+
+def is_actions(rows: pa.RecordBatch) -> bool:
+    """Whether `rows` are actions; else they are impression rows."""
+    return "action" in rows.schema.names
+
+
+class JoinEvents(beam.PTransform):
+    """(shard, impression or action rows) to `rows`, (shard, joined rows), and `routed_actions`.
+
+    Joined rows have `transforms.feed.join.joined_schema`, or are what `rows_stage` makes of them; routed actions have
+    `transforms.feed.event_schemas.ROUTED_ACTION_SCHEMA`. The input must carry its type, `tuple[int, pa.RecordBatch]`.
+
+    Args:
+      config: window, lateness, label actions and what else rules the join.
+      streaming: with state and timers; otherwise the input is bounded and grouped by shard.
+      timer_seconds: how often a shard looks for windows that have closed.
+      then: takes each output in the same step (`millrace.pipelines.feed.chain` says why); what it gives is the output.
+      rows_stage: makes the stage that all rows of a shard pass in order of leaving; its state is kept with the join's.
+      max_pending_rows: rows that a shard holds in memory; the oldest beyond that lie in files of `spill_folder`.
+      spill_folder: on a local disk; default: the system's folder of temporary files.
+      clock: seconds since the epoch.
+      in_process: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
+
+    Counters (`pipelines.join_events`): the fields of `transforms.feed.join.JoinCounters`, `index_loads`.
+    """
+
+    def __init__(
+        self,
+        config: FeedConfig,
+        streaming: bool,
+        timer_seconds: float = 0.2,
+        then: beam.DoFn | None = None,
+        rows_stage: Callable[[], RowsStage] | None = None,
+        max_pending_rows: int | None = None,
+        spill_folder: Path | None = None,
+        clock: Callable[[], float] = time.time,
+        in_process: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._in_process = in_process
+        self._config, self._streaming, self._then, self._stage = config, streaming, then, rows_stage
+        self._spill = SpillSettings(max_pending_rows, spill_folder)
+        self._timer_seconds, self._clock = timer_seconds, clock
+
+    def expand(self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]) -> Any:
+        if self._streaming:
+            join = join_do_fn(
+                self._config, self._timer_seconds, self._then, self._stage, self._spill, self._clock, self._in_process
+            )
+            return sharded | "JoinInState" >> _with_routes(join)
+        grouped = sharded | "GroupShards" >> beam.GroupByKey()
+        return grouped | "JoinGroups" >> _with_routes(JoinBoundedDoFn(self._config, self._stage, self._then))
+
+    def display_data(self) -> dict[str, Any]:
+        return {"model": self._config.model, "window_seconds": self._config.window_seconds}
+
+
+def join_do_fn(
+    config: FeedConfig,
+    timer_seconds: float = 0.2,
+    then: beam.DoFn | None = None,
+    rows_stage: Callable[[], RowsStage] | None = None,
+    spill: SpillSettings = IN_MEMORY,
+    clock: Callable[[], float] = time.time,
+    in_process: str | None = None,
+) -> ShardStateDoFn:
+    """The streaming join, with the arguments of `JoinEvents`."""
+    factory: MachineFactory = JoinMachineFactory(config, spill)
+    if rows_stage is not None:
+        factory = ComposedFactory(factory, rows_stage)
+    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock, in_process=in_process)
+
+
+@dataclass(frozen=True)
+class JoinMachineFactory:
+    """Makes join machines of a feed."""
+
+    config: FeedConfig
+    spill: SpillSettings = IN_MEMORY
+
+    def __call__(self, saved: bytes | None) -> "JoinMachine":
+        return JoinMachine(JoinIndex.from_blocks(self.config, [] if saved is None else [saved], spill=self.spill))
+
+
+class JoinMachine:
+    """A `JoinIndex` as a machine of `millrace.pipelines.feed.shard_state`."""
+
+    def __init__(self, index: JoinIndex) -> None:
+        self._index = index
+
+    def apply(self, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
+        if kind == CLOSE:
+            return self._index.close_expired(now_ms)
+        return self._index.add_actions(rows, now_ms) if kind == _ACTIONS else self._index.add_impressions(rows, now_ms)
+
+    def take_side(self) -> Mapping[str, pa.RecordBatch]:
+        routed = self._index.take_routed()
+        return {ROUTED_ACTIONS: routed} if routed.num_rows else {}
+
+    def take_counts(self) -> Mapping[str, int]:
+        return self._index.counters.take()
+
+    def publish(self, shard: int) -> None:
+        _count(self.take_counts())
+        _PENDING.labels(str(shard)).set(self.pending_rows)
+        _HELD.labels(str(shard)).set(self.nbytes)
+        _SPILLED.labels(str(shard)).set(self._index.spilled_bytes)
+
+    def to_block(self) -> bytes:
+        return self._index.to_block()
+
+    @property
+    def next_close_ms(self) -> int | None:
+        return self._index.next_close_ms
+
+    @property
+    def pending_rows(self) -> int:
+        return self._index.pending_rows
+
+    @property
+    def nbytes(self) -> int:
+        return self._index.nbytes
+
+
+class JoinBoundedDoFn(beam.DoFn):
+    """The bounded join of a group of a shard, with the arguments of `JoinEvents`."""
+
+    def __init__(
+        self, config: FeedConfig, rows_stage: Callable[[], RowsStage] | None = None, then: beam.DoFn | None = None
+    ) -> None:
+        self._config, self._stage, self._then = config, rows_stage, then or Chain()
+
+    def setup(self) -> None:
+        self._then.setup()
+
+    def teardown(self) -> None:
+        self._then.teardown()
+
+    def start_bundle(self) -> None:
+        self._then.start_bundle()
+
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
+        parts = list(element[1])
+        schema = impression_schema(self._config.context_fields())
+        impressions = record_batch.concat([part for part in parts if not is_actions(part)], schema)
+        actions = record_batch.concat([part for part in parts if is_actions(part)], ACTION_SCHEMA)
+        joined = join_bounded(impressions, actions, self._config)
+        _count(joined.counters.take())
+        rows = self._staged(joined.rows)
+        if rows.num_rows:
+            yield from self._then.process((element[0], rows))
+        if joined.routed.num_rows:
+            yield beam.pvalue.TaggedOutput(ROUTED_ACTIONS, joined.routed)
+
+    def finish_bundle(self) -> Any:
+        return self._then.finish_bundle()
+
+    def _staged(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        if self._stage is None or not rows.num_rows:
+            return rows
+        stage = self._stage()
+        staged = stage.process(rows)
+        stage.publish()
+        return staged
+
+
+def _with_routes(do_fn: beam.DoFn) -> beam.ParDo:
+    return beam.ParDo(do_fn).with_outputs(ROUTED_ACTIONS, main="rows")
+
+
+def _kind_of(rows: pa.RecordBatch) -> bytes:
+    return _ACTIONS if is_actions(rows) else _IMPRESSIONS
+
+
+def _count(counts: Mapping[str, int]) -> None:
+    """Adds the counts of a join to Beam's metrics and to this process's endpoint."""
+    for name, count in counts.items():
+        Metrics.counter(_NAMESPACE, name).inc(count)
+        _COUNTED.labels(name).inc(count)

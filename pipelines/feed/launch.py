@@ -1,0 +1,158 @@
+"""Runs a feed: starts the runner, submits the graph, waits for its end or for a stop."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+import grpc
+from apache_beam.options import pipeline_options
+from apache_beam.runners.runner import PipelineState
+
+from millrace.pipelines.feed import runners
+from millrace.pipelines.feed.event_feed import build_feed
+from millrace.pipelines.feed.folder import mark_success, prepare_folder
+from millrace.pipelines.feed.options import FeedOptions
+from millrace.pipelines.feed.read_plan import plan_reads
+from millrace.pipelines.kafka.source import FIRST_POLL
+from millrace.runtime.artifacts import Progress
+from millrace.runtime.errors import UserError
+from millrace.runtime.memory import share_heaps, trim_heaps
+
+__all__ = ["FeedFailedError", "run_feed"]
+
+_LOGGER = logging.getLogger(__name__)
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 10.0
+_TRIM_SECONDS = 10.0
+
+
+class FeedFailedError(RuntimeError):
+    """The pipeline failed; the message is one line."""
+
+
+def run_feed(
+    options: FeedOptions,
+    stop: threading.Event,
+    on_ready: Callable[[], None] = lambda: None,
+    progress: Progress = _LOGGER.info,
+) -> dict[str, int]:
+    """Runs until the bounded input ends, the pipeline fails or `stop` is set.
+
+    Args:
+      on_ready: called once, when the workers have begun to read.
+
+    Returns: {counter: value} of the pipeline, as far as the runner tells.
+    Raises:
+      UserError: a setting is wrong, or a broker or a runner cannot be reached.
+      FeedFailedError: the pipeline failed.
+    """
+    share_heaps()
+    plan = plan_reads(options)
+    if options.parquet is not None:
+        prepare_folder(options.parquet, "--output-parquet")
+    FIRST_POLL.clear()
+    with runners.started(options.runner, options.streaming, options.beam_flags, options.work_folder, progress) as flags:
+        pipeline = beam.Pipeline(options=_parsed(options.runner, flags))
+        build_feed(pipeline, options, plan)
+        job = _Job(pipeline)
+        try:
+            ready, next_trim = False, 0.0
+            while not stop.wait(_POLL_SECONDS) and not job.ended:
+                if time.monotonic() >= next_trim:
+                    trim_heaps()
+                    next_trim = time.monotonic() + _TRIM_SECONDS
+                if not ready and job.reading():
+                    ready = True
+                    on_ready()
+        finally:
+            job.stop()
+        counters = job.counters()  # while the runner is there to tell
+    if job.error is not None and not stop.is_set():
+        raise FeedFailedError(_one_line(job.error)) from job.error
+    if options.parquet is not None and not stop.is_set():
+        mark_success(options.parquet, {"counters": counters, "config": options.config.to_json()})
+    return counters
+
+
+def _parsed(runner: str, flags: Sequence[str]) -> pipeline_options.PipelineOptions:
+    """Beam's options; UserError for a flag that Beam does not know.
+
+    Flink's own flags are known to its job server only, which takes them as they are.
+    """
+    if runner != "flink":
+        parser = pipeline_options._BeamArgumentParser(allow_abbrev=False)
+        for group in pipeline_options.PipelineOptions.__subclasses__():
+            group._add_argparse_args(parser)
+        _, unknown = parser.parse_known_args(list(flags))
+        if unknown:
+            raise UserError(unknown[0].partition("=")[0], "", "neither millrace nor Beam knows this flag", "see --help")
+    return pipeline_options.PipelineOptions(list(flags))
+
+
+class _Job:
+    """A pipeline that runs in a thread: the Direct runner blocks in `run`, and signals reach the main thread only."""
+
+    def __init__(self, pipeline: beam.Pipeline) -> None:
+        self._pipeline = pipeline
+        self._result: Any = None
+        self._stopping = False
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def reading(self) -> bool:
+        """Whether workers read: those of this process say so, of others only the job's state is known."""
+        if FIRST_POLL.is_set():
+            return True
+        portable = self._pipeline.options.view_as(pipeline_options.PortableOptions)
+        elsewhere = portable.environment_type not in (None, "LOOPBACK")
+        return elsewhere and self._result is not None and self._result.state == PipelineState.RUNNING
+
+    def stop(self) -> None:
+        """Cancels the job unless it has ended."""
+        self._stopping = True
+        if self.ended or self._result is None:
+            return
+        # Workers that lose their runner complain at length; this end is wanted.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        with contextlib.suppress(Exception):
+            self._result.cancel()
+        self._thread.join(_STOP_SECONDS)
+
+    def counters(self) -> dict[str, int]:
+        """Committed counters of this project's steps; {} where the runner does not tell."""
+        try:
+            found = self._result.metrics().query()["counters"]
+        except Exception:  # a cancelled job may be gone
+            return {}
+        ours = [each for each in found if each.key.metric.namespace.startswith("millrace.")]
+        sums: Counter[tuple[str, str]] = Counter()  # several steps may count alike: there are three sinks
+        for each in ours:
+            sums[each.key.metric.namespace, each.key.metric.name] += each.result or 0
+        return {name: count for (_, name), count in sums.items()}
+
+    def _run(self) -> None:
+        try:
+            self._result = self._pipeline.run()
+            state = self._result.wait_until_finish() or self._result.state  # a dry run has nothing to wait for
+            if state not in (PipelineState.DONE, PipelineState.CANCELLED) and not self._stopping:
+                raise RuntimeError(f"the job ended in state {state}")
+        except Exception as error:  # whatever it is, the main thread reports it
+            self.error = error
+
+
+def _one_line(error: Exception) -> str:
+    """The last line that says something: Beam's messages carry whole tracebacks of workers."""
+    if isinstance(error, grpc.Call):
+        return f"the runner is gone ({error.details()}); its log is in the work folder"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__

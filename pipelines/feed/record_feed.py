@@ -1,0 +1,228 @@
+"""The feed of records that somebody has joined already: decode, recipe, train blocks.
+
+records -> decode -> (by shard, when the recipe has state) recipe, train blocks -> train topic or Parquet
+             `-> dead letters
+"""
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.utils.windowed_value import WindowedValue
+
+from millrace.pipelines.feed.chain import Chain
+from millrace.pipelines.feed.options import FeedOptions, KafkaSettings, RecordFiles, RecordFormat
+from millrace.pipelines.feed.read_plan import ReadPlan
+from millrace.pipelines.feed.rows_stage import RowsStageFactory, TrainRowsStage
+from millrace.pipelines.feed.shard_state import ComposedFactory, ShardStateDoFn
+from millrace.pipelines.feed.sinks import Sinks
+from millrace.pipelines.feed.source import DeadLetterWatch, read_topics
+from millrace.pipelines.files import sources as file_sources
+from millrace.pipelines.files.decode import decode_block
+from millrace.pipelines.files.format import CONTAINERS
+from millrace.runtime import telemetry
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import record_batch
+from millrace.transforms.codecs.record_codec import FORMATS
+from millrace.transforms.frames.framing import FILE_FRAMES
+
+__all__ = ["add_record_feed", "check_format"]
+
+_NAMESPACE = telemetry.namespace("pipelines", "record_feed")
+_DEAD_LETTERS = "dead_letters"
+_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
+
+
+def check_format(name: str, field: str, files: bool) -> None:
+    """Raises UserError naming `field` unless records, or files, can have this format and tell the types of columns."""
+    choices = [each for each in [*FORMATS, *(CONTAINERS if files else ())] if each != "json"]
+    if name not in choices:
+        raise UserError(field, name, "unknown", f"choose {', '.join(dict.fromkeys(choices))}")
+
+
+def add_record_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks) -> None:
+    """Adds the whole feed of records to `pipeline`."""
+    stage = RowsStageFactory(options.config, options.recipe, joined=False)
+    stateful = stage.stateful
+    in_process = uuid.uuid4().hex if options.in_process and stateful else None
+    rows, dead = _read(pipeline, options, plan, in_process)
+    if not stateful:
+        run: beam.PTransform = beam.ParDo(Chain(_StageDoFn(stage), sinks.rows))
+    elif options.streaming:
+        factory = ComposedFactory(_PassThroughFactory(), stage)
+        run = beam.ParDo(
+            ShardStateDoFn(factory, _NAMESPACE, options.tuning.timer_seconds, sinks.rows, in_process=in_process)
+        )
+    else:
+        run = _RunGrouped(Chain(_GroupedStageDoFn(stage), sinks.rows))
+    _ = rows | "RecipeAndWrite" >> run
+    _ = dead | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
+
+
+def _read(
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, paced_by: str | None
+) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
+    """((shard, rows), dead letters)."""
+    source = options.source
+    if isinstance(source, KafkaSettings):
+        assert source.records is not None
+        raw = pipeline | "ReadRecords" >> read_topics(options, plan, paced_by)
+        return _decoded(raw, source.records[1], options)
+    assert isinstance(source, RecordFiles)
+    read = pipeline | "ReadFiles" >> _file_source(source)
+    if source.format.name in CONTAINERS:
+        rows = read["rows"] | "ToShards" >> beam.ParDo(_ToShardDoFn(options.tuning.join_shards)).with_output_types(
+            _SHARDED
+        )
+        return rows, read[file_sources.DEAD_LETTERS]
+    rows, dead = _decoded(read["rows"], RecordFormat(source.format.name), options)
+    return rows, (dead, read[file_sources.DEAD_LETTERS]) | "AllDeadLetters" >> beam.Flatten()
+
+
+_SHARDED = tuple[int, pa.RecordBatch]
+
+
+def _decoded(
+    raw: beam.PCollection[pa.RecordBatch], format: RecordFormat, options: FeedOptions
+) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
+    decode = beam.ParDo(_DecodeRecordsDoFn(format, options.tuning.join_shards, options.tuning.max_drop_ratio))
+    found = raw | "DecodeRecords" >> decode.with_output_types(_SHARDED).with_outputs(_DEAD_LETTERS, main="rows")
+    return found.rows, found[_DEAD_LETTERS]
+
+
+def _file_source(source: RecordFiles) -> beam.PTransform:
+    pattern = source.pattern
+    settings: dict[str, Any] = {"field": "--record-files", "first_file": source.first_file}
+    containers = {
+        "parquet": file_sources.ReadParquetFiles,
+        "avro": file_sources.ReadAvroFiles,
+        "arrow": file_sources.ReadArrowFiles,
+    }
+    if source.format.name in containers:
+        return containers[source.format.name](pattern, **settings)
+    return file_sources.ReadFramedFiles(pattern, source.format.frames or FILE_FRAMES, **settings)
+
+
+class _DecodeRecordsDoFn(beam.DoFn):
+    """Raw blocks to (shard, rows) and dead letters; fails when most of a partition cannot be read.
+
+    Counters: `record_rows`, `dead_letters_<reason>`.
+    """
+
+    def __init__(self, format: RecordFormat, shards: int, max_drop_ratio: float) -> None:
+        self._format, self._shards = format, shards
+        self._watch = DeadLetterWatch(_NAMESPACE, max_drop_ratio)
+        self._rows = Metrics.counter(_NAMESPACE, "record_rows")
+
+    def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | _DeadLetters]:
+        rows, dead = decode_block(block, self._format.name, self._format.frames)
+        self._watch.observe(block, dead)
+        self._rows.inc(rows.num_rows)
+        yield from split_by_partition(rows, self._shards)
+        if dead.num_rows:
+            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)
+
+
+def split_by_partition(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(shard, rows) by source partition: what a record is made of stays together, in order."""
+    if not rows.num_rows:
+        return
+    shard = record_batch.numpy_column(rows, record_batch.SOURCE_PARTITION) % shards
+    for number in np.unique(shard).tolist():
+        yield number, rows if (shard == number).all() else rows.filter(pa.array(shard == number))
+
+
+class _ToShardDoFn(beam.DoFn):
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
+    def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        yield from split_by_partition(rows, self._shards)
+
+
+class _StageDoFn(beam.DoFn):
+    """(shard, rows) to (shard, train rows), without state."""
+
+    def __init__(self, factory: RowsStageFactory) -> None:
+        self._factory = factory
+        self._stage: TrainRowsStage | None = None
+
+    def setup(self) -> None:
+        self._stage = self._factory()
+
+    def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        assert self._stage is not None
+        rows = self._stage.process(element[1])
+        if rows.num_rows:
+            yield element[0], rows
+
+    def finish_bundle(self) -> Iterable[WindowedValue]:
+        assert self._stage is not None
+        self._stage.publish()
+        return ()
+
+
+class _RunGrouped(beam.PTransform):
+    """All rows of a shard through one stage, in the order of their sources."""
+
+    def __init__(self, run: Chain) -> None:
+        super().__init__()
+        self._run = run
+
+    def expand(self, rows: beam.PCollection[tuple[int, pa.RecordBatch]]) -> beam.PCollection[Any]:
+        return rows | "GroupShards" >> beam.GroupByKey() | "RunStage" >> beam.ParDo(self._run)
+
+
+class _GroupedStageDoFn(beam.DoFn):
+    def __init__(self, factory: RowsStageFactory) -> None:
+        self._factory = factory
+
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        stage = self._factory()
+        for batch in sorted(element[1], key=_first_source):
+            rows = stage.process(batch)
+            if rows.num_rows:
+                yield element[0], rows
+        stage.publish()
+
+    def finish_bundle(self) -> Iterable[WindowedValue]:
+        return ()
+
+
+def _first_source(batch: pa.RecordBatch) -> tuple[int, int]:
+    partition, offset, _ = record_batch.provenance(batch.slice(0, 1))
+    return int(partition[0]), int(offset[0])
+
+
+class _PassThrough:
+    """A machine of `millrace.pipelines.feed.shard_state` that lets rows go as they come."""
+
+    next_close_ms = None
+    pending_rows = 0
+    nbytes = 0
+
+    def apply(self, _kind: bytes, _now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
+        return record_batch.empty(pa.schema([])) if rows is None else rows
+
+    def take_side(self) -> Mapping[str, pa.RecordBatch]:
+        return {}
+
+    def take_counts(self) -> Mapping[str, int]:
+        return {}
+
+    def publish(self, shard: int) -> None:
+        pass
+
+    def to_block(self) -> bytes:
+        return b""
+
+
+@dataclass(frozen=True)
+class _PassThroughFactory:
+    def __call__(self, _saved: bytes | None) -> _PassThrough:
+        return _PassThrough()

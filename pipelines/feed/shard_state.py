@@ -1,0 +1,372 @@
+"""A state machine a shard, behind a runner's state: the shell of every keyed step that must be fast and exact.
+
+The key is the number of one of a few shards, so that state, timers and bundles cost a few round trips a second however
+many users there are. A shard's machine lives in this process. What a runner keeps is a log: every block that the
+machine took, every time it was told that time has passed, and now and then, in place of all that, the whole machine. An
+epoch in state, a random number of the last bundle, tells whether the machine in memory is the one that the runner
+committed: if not (a retried bundle, a restart, another worker), it is built again from the log, which is read at no
+other time. Replaying gives the same machine because a machine is deterministic and the log holds the clock.
+
+Prism keeps its state in memory and never retries a bundle, but may show a bundle the state from before the last one:
+there the machine in memory is the truth, and nothing is logged.
+"""
+
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam import coders
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import (
+    BagRuntimeState,
+    BagStateSpec,
+    ReadModifyWriteRuntimeState,
+    ReadModifyWriteStateSpec,
+    RuntimeTimer,
+    TimerSpec,
+    on_timer,
+)
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
+
+from millrace.pipelines.feed.chain import Chain
+from millrace.pipelines.kafka.pace import progress_of
+from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
+from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
+
+ROWS, CLOSE = b"R", b"C"
+"""What a machine is told: that rows came, that time has passed. A machine may know more kinds of rows."""
+
+_SNAPSHOT = b"S"
+_HEADER = struct.Struct("<cqq")  # kind, number (a bag has no order), processing time in ms
+# Below this size a log is not worth replacing.
+_LOG_BYTES = 1 << 20
+_NEVER_MS = 1 << 62
+
+
+class Machine(Protocol):
+    """What a shard holds. The same calls of `apply` in the same order give the same rows and the same machine."""
+
+    def apply(self, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
+        """Takes rows, or None for `CLOSE`; returns the rows that leave, of any schema when there are none."""
+
+    def take_side(self) -> Mapping[str, pa.RecordBatch]:
+        """{tag: rows} that left by another door since the last call."""
+
+    def take_counts(self) -> Mapping[str, Any]:
+        """What was counted since the last call."""
+
+    def publish(self, shard: int) -> None:
+        """Passes what was counted since the last call, and the gauges, on to the metrics."""
+
+    def to_block(self) -> bytes:
+        """The machine, for its factory; counts and side rows are not part of it."""
+
+    @property
+    def next_close_ms(self) -> int | None:
+        """When `CLOSE` next has something to do; None while nothing waits."""
+
+    @property
+    def pending_rows(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+
+MachineFactory = Callable[[bytes | None], Machine]
+"""The machine that `to_block` wrote, or a new one for None."""
+
+
+class RowsStage(Protocol):
+    """Makes rows of a machine's rows, and may learn from them; `transforms.recipe.chain.TransformChain` is one."""
+
+    def process(self, rows: pa.RecordBatch) -> pa.RecordBatch: ...
+
+    def save(self) -> bytes: ...
+
+    def restore(self, data: bytes) -> None: ...
+
+    def take_counts(self) -> Mapping[str, Any]: ...
+
+    def publish(self) -> None: ...
+
+
+class Composed:
+    """A machine whose rows pass through a stage, as one machine: both are saved, restored and replayed together."""
+
+    def __init__(self, first: Machine, stage: RowsStage) -> None:
+        self._first, self._stage = first, stage
+
+    def apply(self, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
+        left = self._first.apply(kind, now_ms, rows)
+        return self._stage.process(left) if left.num_rows else left
+
+    def take_side(self) -> Mapping[str, pa.RecordBatch]:
+        return self._first.take_side()
+
+    def take_counts(self) -> Mapping[str, Any]:
+        return {**self._first.take_counts(), **self._stage.take_counts()}
+
+    def publish(self, shard: int) -> None:
+        self._first.publish(shard)
+        self._stage.publish()
+
+    def to_block(self) -> bytes:
+        """One Arrow IPC stream with one row: `first` and `stage`, the bytes of each."""
+        parts = {"first": self._first.to_block(), "stage": self._stage.save()}
+        return record_batch.encode_ipc(
+            pa.record_batch({name: pa.array([data], pa.large_binary()) for name, data in parts.items()})
+        )
+
+    @property
+    def next_close_ms(self) -> int | None:
+        return self._first.next_close_ms
+
+    @property
+    def pending_rows(self) -> int:
+        return self._first.pending_rows
+
+    @property
+    def nbytes(self) -> int:
+        return self._first.nbytes
+
+
+@dataclass(frozen=True)
+class ComposedFactory:
+    """Makes `Composed` machines; ValueError for bytes of anything else."""
+
+    first: MachineFactory
+    stage: Callable[[], RowsStage]
+
+    def __call__(self, saved: bytes | None) -> Composed:
+        stage = self.stage()
+        if saved is None:
+            return Composed(self.first(None), stage)
+        outer = record_batch.decode_ipc(saved)
+        if outer.schema.names != ["first", "stage"] or outer.num_rows != 1:
+            raise ValueError(f"not the state of a machine with a stage: columns {', '.join(outer.schema.names)}")
+        stage.restore(outer.column("stage")[0].as_py())
+        return Composed(self.first(outer.column("first")[0].as_py()), stage)
+
+
+@dataclass
+class _Shard:
+    """A shard's machine in memory.
+
+    Attributes:
+      entries: number of the next log entry.
+      log_bytes: what was logged since the last snapshot, which has `base_bytes`.
+    """
+
+    machine: Machine
+    epoch: bytes = b""
+    entries: int = 0
+    log_bytes: int = 0
+    base_bytes: int = 0
+    timer_ms: int | None = None
+
+
+class _ShardCache:
+    """Shards between bundles, for all DoFn instances of this process; a bundle takes a shard out while it works."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._shards: dict[tuple[str, int], _Shard] = {}
+        self._lent: set[tuple[str, int]] = set()
+
+    def take(self, run_id: str, number: int) -> _Shard | None:
+        with self._changed:
+            return self._shards.pop((run_id, number), None)
+
+    def lend(self, run_id: str, number: int) -> _Shard | None:
+        """Waits while another bundle has it; None when there is none yet."""
+        with self._changed:
+            self._changed.wait_for(lambda: (run_id, number) not in self._lent)
+            self._lent.add((run_id, number))
+            return self._shards.pop((run_id, number), None)
+
+    def put(self, run_id: str, number: int, shard: _Shard) -> None:
+        with self._changed:
+            self._shards[run_id, number] = shard
+            self._lent.discard((run_id, number))
+            self._changed.notify_all()
+
+
+_cache = _ShardCache()
+
+
+def _always_rows(_rows: pa.RecordBatch) -> bytes:
+    return ROWS
+
+
+class ShardStateDoFn(beam.DoFn):
+    """(shard, rows) to (shard, the rows that leave its machine), and tagged outputs of side rows.
+
+    Args:
+      machine_factory: makes a shard's machine; called in the worker.
+      namespace: of the counter `index_loads`, the times that a machine was built from its log.
+      timer_seconds: how often a shard looks for what has to leave.
+      then: takes each output in the same step (`millrace.pipelines.feed.chain` says why); what it gives is the output.
+      kind_of: what rows a machine is told to have come.
+      clock: seconds since the epoch.
+      run_id: of the pipeline; shards in memory are told apart by it.
+      in_process: where runner, readers and this step live and die together (Prism), the feed whose readers are told how
+        far it has come (`millrace.pipelines.kafka.pace`); nothing is logged then.
+    """
+
+    _LOG = BagStateSpec("log", coders.BytesCoder())
+    _EPOCH = ReadModifyWriteStateSpec("epoch", coders.BytesCoder())
+    _TIMER = TimerSpec("close", TimeDomain.REAL_TIME)
+
+    def __init__(
+        self,
+        machine_factory: MachineFactory,
+        namespace: str,
+        timer_seconds: float = 0.2,
+        then: beam.DoFn | None = None,
+        kind_of: Callable[[pa.RecordBatch], bytes] = _always_rows,
+        clock: Callable[[], float] = time.time,
+        run_id: str | None = None,
+        in_process: str | None = None,
+    ) -> None:
+        self._factory, self._kind_of, self._clock = machine_factory, kind_of, clock
+        self._then = then or Chain()
+        self._timer_ms = round(timer_seconds * 1000)
+        self._run_id = run_id or uuid.uuid4().hex
+        self._in_process = in_process
+        self._loads = Metrics.counter(namespace, "index_loads")
+
+    def setup(self) -> None:
+        self._then.setup()
+
+    def teardown(self) -> None:
+        self._then.teardown()
+
+    def start_bundle(self) -> None:
+        self._open: dict[int, _Shard] = {}
+        self._read_at: dict[int, Timestamp] = {}
+        self._then.start_bundle()
+
+    def process(
+        self,
+        element: tuple[int, pa.RecordBatch],
+        log: BagRuntimeState = beam.DoFn.StateParam(_LOG),  # noqa: B008
+        epoch: ReadModifyWriteRuntimeState = beam.DoFn.StateParam(_EPOCH),  # noqa: B008
+        timer: RuntimeTimer = beam.DoFn.TimerParam(_TIMER),  # noqa: B008
+        read_at: Timestamp = beam.DoFn.TimestampParam,
+    ) -> Iterator[Any]:
+        number, rows = element
+        if self._in_process is not None:
+            self._read_at[number] = max(read_at, self._read_at.get(number, read_at))
+        shard = self._shard(number, log, epoch)
+        yield from self._apply(number, shard, log, self._kind_of(rows), rows)
+        # A runner with elements at hand may not come to its timers.
+        if (shard.machine.next_close_ms or _NEVER_MS) <= self._now_ms():
+            yield from self._apply(number, shard, log, CLOSE, None)
+        self._arm(shard, timer)
+
+    @on_timer(_TIMER)
+    def close(
+        self,
+        number: int = beam.DoFn.KeyParam,
+        log: BagRuntimeState = beam.DoFn.StateParam(_LOG),  # noqa: B008
+        epoch: ReadModifyWriteRuntimeState = beam.DoFn.StateParam(_EPOCH),  # noqa: B008
+        timer: RuntimeTimer = beam.DoFn.TimerParam(_TIMER),  # noqa: B008
+    ) -> Iterator[Any]:
+        shard = self._shard(number, log, epoch)
+        shard.timer_ms = None
+        yield from self._apply(number, shard, log, CLOSE, None)
+        self._arm(shard, timer)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        yield from self._then.finish_bundle()
+        for number, shard in self._open.items():
+            shard.machine.publish(number)
+            if self._in_process is not None:
+                due_ms = shard.machine.next_close_ms
+                due = None if due_ms is None else (due_ms - self._now_ms()) / 1000
+                progress_of(self._in_process).reached(number, self._read_at.get(number), due)
+            _cache.put(self._run_id, number, shard)
+        self._open = {}
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _apply(
+        self, number: int, shard: _Shard, log: BagRuntimeState, kind: bytes, rows: pa.RecordBatch | None
+    ) -> Iterator[Any]:
+        now_ms = self._now_ms()
+        left = shard.machine.apply(kind, now_ms, rows)
+        if self._in_process is None:
+            _note(shard, log, kind, now_ms, record_batch.encode_ipc(rows) if rows is not None else b"")
+        if left.num_rows:
+            yield from self._then.process((number, left))
+        for tag, side in shard.machine.take_side().items():
+            yield beam.pvalue.TaggedOutput(tag, side)
+
+    def _shard(self, number: int, log: BagRuntimeState, epoch: ReadModifyWriteRuntimeState) -> _Shard:
+        """The shard as the runner committed it; it belongs to this bundle until the bundle ends."""
+        shard = self._open.get(number)
+        if shard is None and self._in_process is not None:
+            shard = self._open[number] = _cache.lend(self._run_id, number) or _Shard(self._factory(None))
+        elif shard is None:
+            committed = epoch.read() or b""
+            shard = _cache.take(self._run_id, number)
+            if shard is None or shard.epoch != committed:
+                shard = _load(self._factory, log.read() if committed else ())
+                self._loads.inc()
+            shard.epoch = uuid.uuid4().bytes
+            epoch.write(shard.epoch)
+            self._open[number] = shard
+        return shard
+
+    def _arm(self, shard: _Shard, timer: RuntimeTimer) -> None:
+        """Keeps one timer set while anything waits."""
+        next_ms = shard.machine.next_close_ms
+        if next_ms is not None and shard.timer_ms is None:
+            shard.timer_ms = max(next_ms, self._now_ms() + self._timer_ms)
+            timer.set(Timestamp(micros=shard.timer_ms * 1000))
+
+
+def _note(shard: _Shard, log: BagRuntimeState, kind: bytes, now_ms: int, body: bytes) -> None:
+    """Logs what was just applied, or the whole machine once the log has outgrown it."""
+    entry = _HEADER.pack(kind, shard.entries, now_ms) + body
+    shard.entries += 1
+    shard.log_bytes += len(entry)
+    if shard.log_bytes <= max(_LOG_BYTES, shard.base_bytes):
+        log.add(entry)
+        return
+    snapshot = _HEADER.pack(_SNAPSHOT, shard.entries - 1, now_ms) + shard.machine.to_block()
+    log.clear()
+    log.add(snapshot)
+    shard.log_bytes, shard.base_bytes = 0, len(snapshot)
+
+
+def _load(factory: MachineFactory, entries: Iterable[bytes]) -> _Shard:
+    """Replays a log; what left then has left, and was counted."""
+    shard = _Shard(factory(None))
+    for entry in sorted(entries, key=_entry_number):
+        kind, number, now_ms = _HEADER.unpack_from(entry)
+        body = memoryview(entry)[_HEADER.size :]
+        shard.entries = number + 1
+        if kind == _SNAPSHOT:
+            shard.machine = factory(bytes(body))
+            shard.base_bytes = len(entry)
+        else:
+            shard.machine.apply(kind, now_ms, record_batch.decode_ipc(body) if len(body) else None)
+            shard.log_bytes += len(entry)
+        shard.machine.take_side()
+    shard.machine.take_counts()
+    return shard
+
+
+def _entry_number(entry: bytes) -> int:
+    return int(_HEADER.unpack_from(entry)[1])

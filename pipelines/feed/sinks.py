@@ -1,0 +1,137 @@
+"""Where a feed's rows, dead letters and routed actions go: topics, or Parquet files of a bounded feed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
+
+from millrace.pipelines.feed.chain import Chain
+from millrace.pipelines.feed.folder import WriteParquetDoFn
+from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
+from millrace.pipelines.feed.read_plan import ReadPlan
+from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafkaDoFn
+from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.batch.fid import siphash24
+from millrace.transforms.feed import shards as fid_sharding
+from millrace.transforms.feed.config import FeedConfig
+from millrace.transforms.feed.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
+
+_CONTENT_TYPE = (("content-type", record_batch.CONTENT_TYPE.encode("ascii")),)
+# A block is worth its overhead from some hundred rows on; a bundle with more rows than this gives several blocks.
+_BUNDLE_ROWS = 20_000
+
+
+class Sinks(NamedTuple):
+    """DoFns that write: (shard, train rows), dead letters, and actions that did not join."""
+
+    rows: Chain
+    dead_letters: Chain
+    routed_actions: Chain
+
+
+def sinks_of(options: FeedOptions, plan: ReadPlan) -> Sinks:
+    """The sinks that the options ask for."""
+    if options.parquet is not None:
+        return _files(options, options.parquet)
+    if not isinstance(options.source, KafkaSettings):
+        raise TypeError(f"a feed to topics reads topics, got {options.source!r}")
+    connection, topics = options.source.connection, plan.topics
+    train = WriteToKafkaDoFn(connection, topics.train(options.config.model))
+    return Sinks(
+        Chain(_TrainBlocksDoFn(options.config, plan.feed_shards), train),
+        Chain(_DeadLetterRecordsDoFn(), WriteToKafkaDoFn(connection, topics.dead_letter)),
+        Chain(_BlockRecordsDoFn(), WriteToKafkaDoFn(connection, topics.routed_actions)),
+    )
+
+
+def _files(options: FeedOptions, folder: Path) -> Sinks:
+    name_rows = _NameBySourceDoFn() if options.reads_records else _TrainFilesDoFn(options.tuning.join_shards)
+    return Sinks(
+        Chain(name_rows, WriteParquetDoFn(folder)),
+        Chain(_NameDeadLettersDoFn(), WriteParquetDoFn(folder / DEAD_LETTERS_FOLDER)),
+        Chain(_NameByContentDoFn(), WriteParquetDoFn(folder / ROUTED_ACTIONS_FOLDER)),
+    )
+
+
+class _DeadLetterRecordsDoFn(beam.DoFn):
+    def process(self, dead: pa.RecordBatch) -> Iterator[KafkaRecord]:
+        headers = dead_letter.kafka_headers(dead)
+        for value, header in zip(dead.column("value").to_pylist(), headers, strict=True):
+            yield KafkaRecord(value, headers=tuple(header))
+
+
+class _NameDeadLettersDoFn(beam.DoFn):
+    """Dead letters to (file name, dead letters): named after the first, so a retried bundle names them alike."""
+
+    def process(self, dead: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        topic, partition, offset = (dead.column(name)[0].as_py() for name in ("topic", "partition", "offset"))
+        yield f"{topic}-{partition:05d}-{offset:012d}", dead
+
+
+class _TrainBlocksDoFn(beam.DoFn):
+    """(join shard, train rows) to train blocks, one per bundle and feed shard where they are not too large."""
+
+    def __init__(self, config: FeedConfig, feed_shards: int) -> None:
+        self._feed_shards = feed_shards
+        self._user_slot = fid_sharding.user_slot(config)
+
+    def start_bundle(self) -> None:
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+
+    def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[KafkaRecord]:
+        self._held.append(element[1])
+        self._held_rows += element[1].num_rows
+        if self._held_rows >= _BUNDLE_ROWS:
+            yield from self._take()
+
+    def finish_bundle(self) -> Iterator[beam.utils.windowed_value.WindowedValue]:
+        for record in self._take():
+            yield GlobalWindows.windowed_value(record)
+
+    def _take(self) -> Iterator[KafkaRecord]:
+        if not self._held:
+            return
+        batch = record_batch.concat(self._held)
+        self._held, self._held_rows = [], 0
+        shards = fid_sharding.split_by_shard(batch, self._feed_shards, self._user_slot)
+        for shard, rows in shards.items():
+            for _, data in record_batch.encode_blocks(rows):
+                yield KafkaRecord(data, str(shard).encode("ascii"), shard, _CONTENT_TYPE)
+
+
+class _TrainFilesDoFn(beam.DoFn):
+    """(join shard, all its train rows) to (file name, train rows)."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
+    def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[tuple[str, pa.RecordBatch]]:
+        yield f"part-{element[0]:05d}-of-{self._shards:05d}", element[1]
+
+
+class _NameBySourceDoFn(beam.DoFn):
+    """(shard, some train rows) to (file name, train rows): named after the first row, so a retry names them alike."""
+
+    def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[tuple[str, pa.RecordBatch]]:
+        partition, offset, row = (int(part[0]) for part in record_batch.provenance(element[1].slice(0, 1)))
+        yield f"rows-{partition:05d}-{offset:012d}-{row:05d}", element[1]
+
+
+class _BlockRecordsDoFn(beam.DoFn):
+    """Batches to messages of one Arrow IPC stream."""
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[KafkaRecord]:
+        for _, data in record_batch.encode_blocks(batch):
+            yield KafkaRecord(data, headers=_CONTENT_TYPE)
+
+
+class _NameByContentDoFn(beam.DoFn):
+    """Batches to (file name, batch): a hash of the bytes, so a retried bundle names them alike."""
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        digest = siphash24(pa.array([record_batch.encode_ipc(batch)], pa.binary()))
+        yield f"{int(digest[0]):016x}", batch

@@ -1,0 +1,157 @@
+"""Writes an iterator of canonical batches into one file of any format, with bounded memory."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from millrace.pipelines.files.format import TF_EXAMPLE, RecordSettings
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import record_batch
+from millrace.transforms.codecs.avro_file import write_avro
+from millrace.transforms.codecs.json_text import json_lines
+from millrace.transforms.codecs.record_codec import encode_records
+from millrace.transforms.codecs.tables import check_columns, mark_canonical
+from millrace.transforms.frames.compression import write_chunks
+from millrace.transforms.frames.framing import join_frames
+
+_SLICE_ROWS = 8192
+_ROW_GROUP = 1 << 16
+
+Encode = Callable[[pa.RecordBatch], pa.BinaryArray]
+"""Rows to the values of records."""
+
+
+def make_encoder(settings: RecordSettings) -> Encode:
+    """Rows to values, in every format that records have."""
+    if settings.format == "json":
+        return lambda rows: json_lines(rows).cast(pa.binary())
+    if settings.format == TF_EXAMPLE:
+        from millrace.transforms.codecs.tf_example import encode_tf_examples
+
+        options = settings.tf_example
+        assert options is not None
+        return lambda rows: encode_tf_examples(rows, options)
+    return lambda rows: encode_records(rows, settings.format)
+
+
+def needs_schema(settings: RecordSettings) -> bool:
+    """Whether all rows of a file must have the same columns."""
+    return settings.framing is None
+
+
+def write_rows(file: BinaryIO, batches: Iterable[pa.RecordBatch], settings: RecordSettings) -> None:
+    """Writes `batches`; where the format needs it (`needs_schema`) they have one schema, and there is one at least.
+
+    Raises: UserError naming a column that the format cannot hold.
+    """
+    if settings.framing is None:
+        _CONTAINER_WRITERS[settings.format](file, batches)
+        return
+    encode, framing = make_encoder(settings), settings.framing
+    values = (encode(part) for batch in batches for part in _slices(batch, _SLICE_ROWS))
+    write_chunks(file, (join_frames(each, framing) for each in values), settings.compression)
+
+
+def _slices(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
+    groups = _groups(map(mark_canonical, batches))
+    first = next(groups)
+    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for group in groups:
+            writer.write_table(group)
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Tables of about 65,536 rows."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(each.num_rows for each in held) >= _ROW_GROUP:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _write_arrow(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
+    marked = map(mark_canonical, batches)
+    first = next(marked)
+    with pa.ipc.new_file(file, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in marked:
+            writer.write_batch(batch)
+
+
+_CONTAINER_WRITERS: Mapping[str, Callable[[BinaryIO, Iterable[pa.RecordBatch]], None]] = {
+    "parquet": _write_parquet,
+    "arrow": _write_arrow,
+    "avro": write_avro,
+}
+
+
+class MoreColumnsError(Exception):
+    """A batch has columns that the first one lacks; `schema` has those of all."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        super().__init__(f"columns {', '.join(schema.names)}")
+        self.schema = schema
+
+
+def with_one_schema(batches: Iterator[pa.RecordBatch], schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
+    """The batches with the columns of `schema`, default: the first one's; one of no rows where there are none.
+
+    Raises:
+      MoreColumnsError: other columns turned up. All batches were read by then, to know them.
+      UserError: a column has two types, or one that no feature has.
+    """
+    for batch in batches:
+        union = _union(schema, batch.schema)
+        if union is not schema:
+            check_columns(union.remove_metadata(), None, {})
+        if schema is not None and len(union) > len(schema):
+            for rest in batches:
+                union = _union(union, rest.schema)
+            raise MoreColumnsError(union)
+        schema = union
+        yield _fitted(batch, schema)
+    if schema is None:
+        yield record_batch.with_provenance(record_batch.empty(pa.schema([])))
+
+
+def _union(known: pa.Schema | None, found: pa.Schema) -> pa.Schema:
+    """`known` with the fields of `found` that it lacks."""
+    if known is None:
+        return found
+    new = []
+    for field in found:
+        index = known.get_field_index(field.name)
+        if index < 0:
+            new.append(field)
+        elif _kind(known.field(index)) != _kind(field):
+            raise UserError(
+                f"column {field.name}",
+                field.type,
+                f"in earlier records it is {known.field(index).type}",
+                "convert the records apart, or map the column with --recipe",
+            )
+    return pa.schema([*known, *new]) if new else known
+
+
+def _kind(field: pa.Field) -> tuple[pa.DataType, bytes | None]:
+    return field.type, (field.metadata or {}).get(record_batch.KIND_KEY)
+
+
+def _fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [record_batch.column_of(batch, field.name) for field in schema]
+    filled = [
+        pa.nulls(batch.num_rows, field.type) if column is None else column
+        for field, column in zip(schema, columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(filled, schema=schema)

@@ -1,0 +1,290 @@
+"""ReadFromKafka: a native Kafka source on confluent-kafka, no expansion service.
+
+The element is a block (schema: `transforms.batch.record_batch.raw_schema`) of up to `max_records` records of one topic,
+never a single record. Unbounded, it is Beam's `UnboundedSource`: a split reads a set of partitions, of several topics
+if need be (each split costs a bundle a poll); its checkpoint mark is the next offset of each partition, and a runner
+with durable state (Flink, Dataflow) resumes from the mark. Offsets are also committed to a consumer group when a bundle
+is
+final, for monitoring and for runners whose state dies with them: the commit trails by `commit_delay_seconds`, so that
+a feed that starts from the group reads again what a stateful step may have held in memory for so long. Nothing ever
+joins a group, so that nothing is ever rebalanced. Bounded, it reads offset ranges fixed at construction.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam import coders
+from apache_beam.io.unbounded_source import (
+    CheckpointMark,
+    ReadFromUnboundedSource,
+    UnboundedReader,
+    UnboundedSource,
+)
+from apache_beam.transforms.display import DisplayDataItem
+
+from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS
+from millrace.pipelines.kafka.reader import (
+    FIRST_POLL,
+    HEARTBEAT,
+    KafkaBlockReader,
+    KafkaMark,
+    KafkaMarkCoder,
+    ReaderSettings,
+    raw_batch,
+    resting,
+)
+from millrace.pipelines.kafka.watermark import POLICIES, TimestampPolicy
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_blocks import BlockReader, KafkaReadError, Positions, resolve_topics
+from millrace.runtime.kafka_client import KafkaConnection
+from millrace.transforms.beam import coder
+
+__all__ = ["FIRST_POLL", "HEARTBEAT", "KafkaSource", "OffsetRange", "ReadFromKafka", "cut_ranges", "raw_batch"]
+
+DEFAULT_MAX_RECORDS = 2000
+# An idle split asks again after this long; the wait is the runner's, not a blocked worker thread.
+DEFAULT_POLL_SECONDS = 0.1
+DEFAULT_METADATA_SECONDS = 10.0
+# A busy split ends its bundle after so many blocks: downstream steps and commits see them at once.
+_BLOCKS_PER_BUNDLE = 4
+_QUIET_SECONDS = 30.0
+_RANGE_RECORDS = 100_000
+
+
+class OffsetRange(NamedTuple):
+    """Offsets `[start, end)` of one partition."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+
+
+class ReadFromKafka(beam.PTransform):
+    """Reads topics as blocks of records, one topic a block; `of_topics` takes positions in words.
+
+    Args:
+      connection: brokers and client settings.
+      start: {(topic, partition): first offset}.
+      end: {(topic, partition): offset after the last}; None reads on for ever.
+      group_id: consumer group that progress is committed to; used when unbounded.
+      splits: readers that share the partitions, by partition number modulo splits; more than one pays only when a
+        reader is the limit.
+      max_records: records per block at most.
+      poll_seconds: how long an idle split rests before it asks again.
+      commit_delay_seconds: how far the committed offsets trail behind what was read.
+      timestamp_policy: whose clock time stamps and watermark follow: `record_time` (the producer's), `log_append_time`
+        (the broker's; the topic must keep it) or `processing_time`.
+      metadata_seconds: how often an unbounded read looks for partitions of its topics that `start` does not name; it
+        takes them over from their first offset. None: it reads what `start` names.
+      paced_by: name of the feed whose stateful step, in the same process, sets the pace (`pipelines.kafka.pace`): for
+        runners that hold any number of elements. Time stamps are then processing times.
+      align_ms: an unbounded read gives no record whose time stamp is further ahead, in ms, of a partition of its split
+        that has more to read; so that a feed that catches up sees events nearly in the order in which they happened. A
+        partition at its end holds nobody back, nor one that gives nothing for 5 s (`silent_partitions` counts those).
+
+    Counters (`millrace.pipelines.kafka_io`): `records_read`, `bytes_read`, `blocks_read`, `silent_partitions`; gauge
+    `lag_records`, per split. On `/metrics`: `millrace_feed_records_read_total{topic}`,
+    `millrace_feed_lag_records{topic,partition}`, `millrace_feed_silent_partitions_total{topic}`.
+
+    Raises, while it runs:
+      KafkaReadError: an offset is not there any more, a partition has disappeared, or the topic has no append times.
+
+    Example:
+      >>> read = ReadFromKafka.of_topics(KafkaConnection(address), [topic], start="earliest", until="end")
+      >>> with beam.Pipeline() as pipeline:
+      ...     values = pipeline | read | beam.FlatMap(lambda block: block.column("value").to_pylist())
+      ...     _ = assert_that(values, equal_to([b"first", b"second"]))
+    """
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        start: Mapping[tuple[str, int], int],
+        end: Mapping[tuple[str, int], int] | None = None,
+        group_id: str = "millrace",
+        splits: int = 1,
+        max_records: int = DEFAULT_MAX_RECORDS,
+        poll_seconds: float = DEFAULT_POLL_SECONDS,
+        commit_delay_seconds: float = 0.0,
+        timestamp_policy: TimestampPolicy = "record_time",
+        metadata_seconds: float | None = DEFAULT_METADATA_SECONDS,
+        paced_by: str | None = None,
+        align_ms: int = DEFAULT_ALIGN_MS,
+    ) -> None:
+        super().__init__()
+        if not start:
+            raise ValueError("start must name at least one partition, got {}")
+        if splits < 1 or max_records < 1 or poll_seconds <= 0 or commit_delay_seconds < 0:
+            raise ValueError(f"out of range: {splits=}, {max_records=}, {poll_seconds=}, {commit_delay_seconds=}")
+        if metadata_seconds is not None and metadata_seconds <= 0:
+            raise ValueError(f"out of range: {metadata_seconds=}")
+        if align_ms < 0:
+            raise ValueError(f"out of range: {align_ms=}")
+        if timestamp_policy not in POLICIES:
+            raise UserError("timestamp_policy", timestamp_policy, "unknown", f"choose {', '.join(POLICIES)}")
+        if end is not None and set(end) != set(start):
+            raise ValueError(f"end must name the same partitions as start, got {end!r} and {start!r}")
+        self._connection, self._start, self._end = connection, dict(start), end
+        self._group_id, self._splits, self._poll_seconds = group_id, splits, poll_seconds
+        policy = timestamp_policy if paced_by is None else "processing_time"
+        self._settings = ReaderSettings(max_records, commit_delay_seconds, policy, metadata_seconds, paced_by, align_ms)
+
+    @classmethod
+    def of_topics(
+        cls,
+        connection: KafkaConnection,
+        topics: Collection[str],
+        start: str = "group",
+        until: str | None = None,
+        group_id: str = "millrace",
+        **settings: Any,
+    ) -> "ReadFromKafka":
+        """Asks the brokers now which offsets `start` and `until` mean.
+
+        Args:
+          start: earliest, latest, group, time:MILLISECONDS, or JSON {partition: offset}.
+          until: None reads on for ever; `end` is the ends as they are now; time: and JSON as in `start`.
+          settings: as of the constructor.
+
+        Raises:
+          UserError: a topic does not exist, or a position is wrong.
+        """
+        first = resolve_topics(connection, topics, start, group_id, "start")
+        last = None
+        if until is not None:
+            last = resolve_topics(connection, topics, "latest" if until == "end" else until, group_id, "until")
+            last = {key: max(offset, first[key]) for key, offset in last.items()}
+        return cls(connection, first, last, group_id, **settings)
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
+        if self._end is None:
+            source = KafkaSource(
+                self._connection,
+                tuple(sorted(self._start.items())),
+                self._group_id,
+                replace(self._settings, splits=self._splits),
+            )
+            return begin | "ReadUnbounded" >> ReadFromUnboundedSource(
+                source, poll_interval=self._poll_seconds, max_records_per_bundle=_BLOCKS_PER_BUNDLE
+            )
+        return (
+            begin
+            | "ListRanges" >> beam.Create(list(cut_ranges(self._start, self._end)))
+            | "SpreadRanges" >> beam.Reshuffle()
+            | "ReadRanges" >> beam.ParDo(_ReadRangeDoFn(self._connection, self._settings.max_records))
+        )
+
+    def display_data(self) -> dict[str, Any]:
+        return {
+            "brokers": DisplayDataItem(self._connection.bootstrap_servers, label="Kafka brokers"),
+            "topics": DisplayDataItem(", ".join(sorted({topic for topic, _ in self._start})), label="Topics"),
+            "group": DisplayDataItem(self._group_id, label="Consumer group of committed offsets"),
+            "bounded": DisplayDataItem(self._end is not None, label="Ends at fixed offsets"),
+            "timestamp_policy": DisplayDataItem(self._settings.timestamp_policy, label="Time stamps"),
+            "splits": DisplayDataItem(self._splits, label="Readers"),
+        }
+
+
+def cut_ranges(
+    start: Mapping[tuple[str, int], int], end: Mapping[tuple[str, int], int], size: int = _RANGE_RECORDS
+) -> Iterator[OffsetRange]:
+    """Ranges of at most `size` offsets that cover [start, end) of every partition."""
+    for (topic, partition), first in sorted(start.items()):
+        last = end[topic, partition]
+        for low in range(first, last, size):
+            yield OffsetRange(topic, partition, low, min(low + size, last))
+
+
+@dataclass(frozen=True)
+class KafkaSource(UnboundedSource):
+    """Partitions from fixed offsets on; see `ReadFromKafka` for the arguments.
+
+    Equal sources are equal: Beam pickles one for every bundle, and remembers the result by value.
+
+    Attributes:
+      topics: whose new partitions are read too; those of `start` unless a split has none of them.
+    """
+
+    connection: KafkaConnection
+    start: tuple[tuple[tuple[str, int], int], ...]
+    group_id: str
+    settings: ReaderSettings
+    topics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.topics:
+            object.__setattr__(self, "topics", tuple(sorted({topic for (topic, _), _ in self.start})))
+
+    def split(self, desired_num_splits: int, options: Any = None) -> list[UnboundedSource]:
+        count = min(self.settings.splits, desired_num_splits)
+        return [
+            replace(
+                self,
+                start=tuple(each for each in self.start if each[0][1] % count == index),
+                settings=replace(self.settings, splits=count, index=index),
+            )
+            for index in range(count)
+        ]
+
+    def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> UnboundedReader:
+        start = checkpoint_mark.positions if isinstance(checkpoint_mark, KafkaMark) else dict(self.start)
+        rested = resting.take(self, start)
+        if rested is not None:
+            return rested.successor()
+
+        def open_at(positions: Positions) -> BlockReader:
+            return BlockReader(self.connection, positions, self.group_id)
+
+        return KafkaBlockReader(open_at, start, self.settings, self.topics, self)
+
+    def get_checkpoint_mark_coder(self) -> coders.Coder:
+        return KafkaMarkCoder()
+
+    def default_output_coder(self) -> coders.Coder:
+        return coder.RecordBatchCoder()
+
+
+class _ReadRangeDoFn(beam.DoFn):
+    """Reads every record of an offset range; records that compaction removed are not there to read.
+
+    One client reads all ranges of an instance, one after the other.
+    """
+
+    def __init__(self, connection: KafkaConnection, max_records: int) -> None:
+        self._connection, self._max_records = connection, max_records
+        self._reader: BlockReader | None = None
+
+    def process(self, wanted: OffsetRange) -> Iterator[pa.RecordBatch]:
+        key = (wanted.topic, wanted.partition)
+        if self._reader is None:
+            self._reader = BlockReader(self._connection, {key: wanted.start})
+        else:
+            self._reader.assign({key: wanted.start})
+        give_up = time.monotonic() + _QUIET_SECONDS
+        while (left := wanted.end - self._reader.positions()[key]) > 0:
+            HEARTBEAT.beat()
+            # The client waits for as many as it is asked for: more than there are would cost the whole wait.
+            for block in self._reader.read(min(self._max_records, left), 0.2):
+                give_up = time.monotonic() + _QUIET_SECONDS
+                yield _up_to(raw_batch(block), wanted.end)
+            if time.monotonic() > give_up:
+                raise KafkaReadError(
+                    f"{key[0]}[{key[1]}]: offset {wanted.end - 1} does not come; does the range end in an open "
+                    "transaction, or beyond the end?"
+                )
+
+    def teardown(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+def _up_to(batch: pa.RecordBatch, end: int) -> pa.RecordBatch:
+    """Rows of a single-partition block with an offset below `end`: offsets ascend."""
+    offsets = batch.column("offset").to_numpy()
+    return batch.slice(0, int(offsets.searchsorted(end)))

@@ -1,0 +1,1 @@
+"""What `millrace records` does with records of files and topics."""

@@ -1,0 +1,103 @@
+"""From a source of records to one file, through a recipe if need be; nothing is written unless all is well."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from millrace.pipelines.files.format import RecordSettings
+from millrace.pipelines.files.sinks import publish
+from millrace.pipelines.files.writers import MoreColumnsError, needs_schema, with_one_schema, write_rows
+from millrace.pipelines.records.source import Progress, RecordSource, Refused
+from millrace.transforms.batch import dead_letter
+from millrace.transforms.recipe.chain import TransformChain
+
+
+class BadRecordsError(Exception):
+    """Records that cannot be read, and no place to put them."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(str(refused))
+        self.refused = refused
+
+
+@dataclass
+class Converted:
+    """What happened: rows that were read and written, and what could not be read."""
+
+    rows_read: int = 0
+    rows_written: int = 0
+    refused: Refused = field(default_factory=Refused)
+
+
+class Conversion:
+    """One run through a source.
+
+    Args:
+      make_chain: makes the steps anew for each pass over the source, or None where rows stay as they are.
+      dead_letters: file of the dead letters, Parquet of `dead_letter.SCHEMA`; None: there must not be any.
+      progress: is told each part that was read.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        make_chain: Callable[[], TransformChain | None],
+        dead_letters: Path | None,
+        progress: Progress,
+    ) -> None:
+        self._source, self._make_chain, self._dead_letters = source, make_chain, dead_letters
+        self._progress = progress
+        self.result = Converted()
+
+    def to_file(self, path: str, settings: RecordSettings) -> Converted:
+        """Writes the rows to `path`, which appears whole or not at all.
+
+        A format whose rows share one schema needs a second pass where the first batch does not have all columns.
+
+        Raises: BadRecordsError, UserError.
+        """
+        schema = None
+        while True:
+            try:
+                self._run(functools.partial(_publish, path, settings, schema))
+                return self.result
+            except MoreColumnsError as found:
+                schema = found.schema
+
+    def _run(self, write: Callable[[Iterator[pa.RecordBatch]], None]) -> None:
+        self.result = Converted()
+        if self._dead_letters is None:
+            write(self._rows(lambda dead: None))
+            return
+
+        def write_both(file: BinaryIO) -> None:
+            with pq.ParquetWriter(file, dead_letter.SCHEMA, compression="zstd") as writer:
+                write(self._rows(writer.write_batch))
+
+        publish(str(self._dead_letters), write_both)
+
+    def _rows(self, bury: Callable[[pa.RecordBatch], None]) -> Iterator[pa.RecordBatch]:
+        result = self.result
+        chain = self._make_chain()
+        for part in self._source.parts():
+            self._progress(part.done, part.rows.num_rows)
+            result.rows_read += part.rows.num_rows
+            result.refused.add(part.dead)
+            if part.dead.num_rows:
+                bury(part.dead)
+            rows = part.rows if chain is None or not part.rows.num_rows else chain.process(part.rows)
+            result.rows_written += rows.num_rows
+            if len(rows.schema):
+                yield rows
+        if result.refused.counts and self._dead_letters is None:
+            raise BadRecordsError(result.refused)
+
+
+def _publish(path: str, settings: RecordSettings, schema: pa.Schema | None, rows: Iterator[pa.RecordBatch]) -> None:
+    batches = with_one_schema(rows, schema) if needs_schema(settings) else rows
+    publish(path, lambda file: write_rows(file, batches, settings))

@@ -1,0 +1,230 @@
+"""Files or a topic as an iterator of canonical batches and dead letters, without a pipeline: for `millrace records`.
+
+Memory is bounded by one batch, whatever the size of the source.
+"""
+
+import abc
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.io.filesystems import FileSystems
+from confluent_kafka import Message
+
+from millrace.pipelines.files import readers as file_readers
+from millrace.pipelines.files.decode import make_decoder
+from millrace.pipelines.files.format import DEAD_LETTER, RecordSettings
+from millrace.pipelines.files.patterns import match_files
+from millrace.pipelines.files.readers import ParquetSettings, StreamSettings, open_file
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_blocks import KafkaReadError
+from millrace.runtime.topic_range import TopicRange, read_messages
+from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.frames.framing import FrameOptions
+
+_NONE = record_batch.empty(pa.schema([]))
+_NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
+
+Progress = Callable[[int, int], None]
+"""Is told how much of a source's `size` was read so far, and how many rows or records came with that."""
+
+_ReadFile = Callable[[BinaryIO, int, str], file_readers.Batches]
+
+
+class Part(NamedTuple):
+    """Some of a source, in order.
+
+    Attributes:
+      rows: canonical rows.
+      dead: dead letters.
+      done: how much of the source's `size` was read with this part.
+      block: the raw block that the rows were in; None for files of rows.
+    """
+
+    rows: pa.RecordBatch
+    dead: pa.RecordBatch
+    done: int
+    block: pa.RecordBatch | None = None
+
+
+class Refused:
+    """Counts dead letters by reason, and keeps what was said of the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._details: dict[str, str] = {}
+
+    def add(self, dead: pa.RecordBatch) -> None:
+        if not dead.num_rows:
+            return
+        self.counts.update(dead_letter.count_by_reason(dead))
+        for reason in self.counts.keys() - self._details.keys():
+            first = pc.index(dead.column("reason"), reason).as_py()
+            self._details[reason] = dead.column("detail")[first].as_py() or ""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{reason} {n} ({self._details[reason]})" for reason, n in sorted(self.counts.items()))
+
+    def as_json(self) -> dict[str, dict[str, int | str]]:
+        """{reason: {"records": how many, "first": what was said of the first}}."""
+        return {each: {"records": n, "first": self._details[each]} for each, n in sorted(self.counts.items())}
+
+
+class RecordSource(abc.ABC):
+    """Records somewhere; each of its iterators begins at the start.
+
+    Attributes:
+      name: as the user gave it.
+      size: of the whole, in the units of `Part.done`.
+    """
+
+    name: str
+    settings: RecordSettings
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int: ...
+
+    @abc.abstractmethod
+    def parts(self) -> Generator[Part, None, None]:
+        """Decoded rows and dead letters. Raises: UserError for a source that cannot be read at all."""
+
+    @abc.abstractmethod
+    def blocks(self) -> Iterator[Part]:
+        """The records as they are, in raw blocks without rows."""
+
+
+@dataclass(frozen=True)
+class FileSource(RecordSource):
+    """Files, one after the other; `size` is in bytes."""
+
+    name: str
+    settings: RecordSettings
+    files: Sequence[tuple[int, str]]
+    sizes: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    def parts(self) -> Generator[Part, None, None]:
+        settings = self.settings
+        if settings.framing is None:
+            yield from self._read(self._row_reader())
+        else:
+            decode = make_decoder(settings, frames=None)
+            for block, dead, done, _ in self._read(self._read_blocks):
+                rows, refused = decode(block)
+                yield Part(rows, record_batch.concat([dead, refused]) if dead.num_rows else refused, done, block)
+
+    def blocks(self) -> Iterator[Part]:
+        for block, dead, done, _ in self._read(self._read_blocks):
+            yield Part(_NONE, dead, done, block)
+
+    def _row_reader(self) -> _ReadFile:
+        parquet = ParquetSettings(kinds=self.settings.kinds)
+        readers: dict[str, _ReadFile] = {
+            "parquet": lambda file, number, path: file_readers.read_parquet(file, number, path, parquet),
+            "avro": file_readers.read_avro,
+            "arrow": file_readers.read_arrow,
+            DEAD_LETTER: file_readers.read_dead_letters,
+        }
+        return readers[self.settings.format]
+
+    def _read_blocks(self, file: BinaryIO, number: int, path: str) -> file_readers.Batches:
+        assert self.settings.framing is not None
+        settings = StreamSettings(self.settings.framing, self.settings.compression)
+        return file_readers.read_blocks(file, number, path, settings)
+
+    def _read(self, read: _ReadFile) -> Iterator[Part]:
+        before = 0
+        for (number, path), size in zip(self.files, self.sizes, strict=True):
+            try:
+                with open_file(path) as file:
+                    for batch, dead in read(file, number, path):
+                        yield Part(batch, dead, before + (min(size, file.tell()) if file.seekable() else 0))
+            except OSError as error:
+                raise UserError("SOURCE", path, f"cannot be read ({error.strerror or error})", "name files") from error
+            before += size
+
+
+@dataclass(frozen=True)
+class TopicSource(RecordSource):
+    """A range of a topic; `size` is in records."""
+
+    name: str
+    settings: RecordSettings
+    range: TopicRange
+
+    @property
+    def size(self) -> int:
+        return self.range.size
+
+    def parts(self) -> Generator[Part, None, None]:
+        framing = self.settings.framing
+        decode = make_decoder(self.settings, framing if isinstance(framing, FrameOptions) else None)
+        done = 0
+        for messages in self.messages():
+            done += len(messages)
+            block = raw_block(self.range.topic, messages)
+            if self.settings.format == DEAD_LETTER:
+                yield Part(_NONE, dead_letters_of(messages), done, block)
+            else:
+                yield Part(*decode(block), done, block)
+
+    def blocks(self) -> Iterator[Part]:
+        done = 0
+        for messages in self.messages():
+            done += len(messages)
+            yield Part(_NONE, _NO_DEAD_LETTERS, done, raw_block(self.range.topic, messages))
+
+    def messages(self) -> Iterator[list[Message]]:
+        """The records with their keys and headers."""
+        try:
+            yield from read_messages(self.range)
+        except KafkaReadError as error:
+            raise UserError("SOURCE", self.name, str(error), "see the brokers, or start elsewhere") from error
+
+
+def open_files(pattern: str, settings: RecordSettings) -> FileSource:
+    """The files that a pattern matches. UserError when there are none."""
+    files = match_files(pattern, "SOURCE")
+    sizes = [FileSystems.get_filesystem(path).size(path) for _, path in files]
+    return FileSource(pattern, settings, files, sizes)
+
+
+def raw_block(topic: str, messages: Sequence[Message]) -> pa.RecordBatch:
+    """A raw block (`record_batch.raw_schema`) of Kafka messages."""
+    columns = [
+        [message.value() for message in messages],
+        [message.partition() for message in messages],
+        [message.offset() for message in messages],
+        [max(0, message.timestamp()[1]) for message in messages],
+    ]
+    arrays = [pa.array(values, each.type) for values, each in zip(columns, record_batch.RAW_FIELDS, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=record_batch.raw_schema(topic))
+
+
+def dead_letters_of(messages: Sequence[Message]) -> pa.RecordBatch:
+    """Messages of a dead-letter topic as `dead_letter.SCHEMA`; what a message's headers do not say is null."""
+    return pa.RecordBatch.from_pylist([_dead_letter(each) for each in messages], schema=dead_letter.SCHEMA)
+
+
+def _dead_letter(message: Message) -> dict[str, object]:
+    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in message.headers() or ()}
+    numbers = {name: int(text) for name, text in headers.items() if name in _NUMBERS and text.lstrip("-").isdecimal()}
+    return {
+        "value": message.value() or b"",
+        "topic": headers.get("source-topic"),
+        "partition": numbers.get("source-partition"),
+        "offset": numbers.get("source-offset"),
+        "reason": headers.get("reason", "unknown"),
+        "detail": headers.get("detail"),
+        "truncated_from": numbers.get("truncated-from"),
+    }
+
+
+_NUMBERS = ("source-partition", "source-offset", "truncated-from")

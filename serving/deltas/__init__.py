@@ -1,0 +1,1 @@
+"""Deltas of embedding tables and dense weights, applied to what is served."""

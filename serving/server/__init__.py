@@ -1,0 +1,1 @@
+"""The model server: versions, their loading, and TF Serving's API."""

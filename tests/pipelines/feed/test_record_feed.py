@@ -1,0 +1,143 @@
+"""Feeds of records: every format gives the same train rows, with state or without; bad ones are dead letters."""
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from millrace.cli import main
+from millrace.pipelines.feed.launch import FeedFailedError, run_feed
+from millrace.pipelines.feed.options import FeedOptions, RecordFiles, RecordFormat, Tuning
+from millrace.pipelines.feed.record_feed import split_by_partition
+from millrace.pipelines.files.decode import decode_block
+from millrace.transforms.batch import record_batch
+from millrace.transforms.codecs.record_codec import encode_records
+from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
+from millrace.transforms.frames.framing import FILE_FRAMES, FrameOptions, join_frames
+from millrace.transforms.recipe.chain import TransformChain
+from tests.reference.record_rows import random_rows
+
+_CONFIG = FeedConfig(
+    "m", (FidFeature("user", 1, "user_id"), FidFeature("item", 2, "item_id")), (LabelRule("click", ("click",)),)
+)
+_FILTER = "steps: [{filter_by_action: {has_actions: [1, 2]}}, {negative_sample: {drop_rate: 0.3, threshold: 0.5}}]"
+_NEGATIVES = "steps: [{generate_negatives: {neg_num: 2, item_features: [item], start_num: 5}}]"
+
+
+def _write(path: Path, rows: pa.RecordBatch, format: str, bad: bytes | None = None) -> None:
+    values = encode_records(rows, format).to_pylist()
+    if bad is not None:
+        values[len(values) // 2 : len(values) // 2] = [bad]
+    path.write_bytes(join_frames(pa.array(values, pa.binary()), FILE_FRAMES).to_pybytes())
+
+
+def _fed(folder: Path, pattern: str, format: str, recipe: str, name: str = "rows") -> pa.Table:
+    config = TransformChain.parse(recipe).config.SerializeToString()
+    source = RecordFiles(str(folder / pattern), RecordFormat(format))
+    options = FeedOptions(_CONFIG, source, folder / name, "direct", tuning=Tuning(2), recipe=config)
+    run_feed(options, threading.Event())
+    files = sorted((folder / name).glob("*.parquet"))
+    return pa.concat_tables(pq.read_table(file) for file in files)
+
+
+def _items(rows: pa.Table) -> list[tuple[object, ...]]:
+    names = ("user", "item", "__LABEL__", "__UID__", "__SOURCE_PARTITION__", "__SOURCE_OFFSET__", "__SOURCE_ROW__")
+    return sorted(zip(*(map(str, rows[name].to_pylist()) for name in names), strict=True))
+
+
+@pytest.mark.parametrize("format", ["example", "instance"])
+def test_records_in_framed_files_become_train_rows(format: str, tmp_path: Path) -> None:
+    for number in range(2):
+        _write(tmp_path / f"part-{number}", random_rows(100, number), format)
+    fed = _fed(tmp_path, "part-*", format, _FILTER)
+    (batch,) = fed.combine_chunks().to_batches()
+    record_batch.validate_train_batch(batch, ["user", "item"], 1)
+    chain = TransformChain.parse(_FILTER)
+    kept = sum(chain.process(record_batch.with_provenance(random_rows(100, n), n)).num_rows for n in range(2))
+    assert fed.num_rows == kept > 20
+
+
+def test_a_container_of_rows_gives_what_records_of_the_same_rows_give(tmp_path: Path) -> None:
+    rows = random_rows(80)
+    _write(tmp_path / "rows.pb", rows, "example")
+    plain = rows.drop_columns([n for n in rows.schema.names if n.startswith("__SOURCE")])
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, plain.schema) as writer:
+        writer.write_batch(plain)
+    pq.write_table(pa.Table.from_batches([plain]), tmp_path / "rows.pq", row_group_size=30)
+    expected = _items(_fed(tmp_path, "rows.pb", "example", _FILTER, "a"))
+    assert _items(_fed(tmp_path, "rows.arrow", "arrow", _FILTER, "b")) == expected
+    assert _items(_fed(tmp_path, "rows.pq", "parquet", _FILTER, "c")) == expected
+
+
+def test_generated_negatives_of_stored_records_are_the_same_in_every_run(tmp_path: Path) -> None:
+    for number in range(3):
+        _write(tmp_path / f"part-{number}", random_rows(100, number), "example")
+    first, again = (_fed(tmp_path, "part-*", "example", _NEGATIVES, name) for name in ("first", "again"))
+    assert first.num_rows > 300
+    assert _items(first) == _items(again)
+
+
+def test_a_bad_record_is_one_dead_letter_and_its_neighbours_are_rows(tmp_path: Path) -> None:
+    _write(tmp_path / "part", random_rows(50), "example", bad=b"\xff\xff\xff")
+    fed = _fed(tmp_path, "part", "example", "steps: []")
+    assert fed.num_rows == 50
+    dead = pq.read_table(tmp_path / "rows" / "dead-letters")
+    assert (dead["reason"].to_pylist(), dead["value"].to_pylist()) == (["malformed_proto"], [b"\xff\xff\xff"])
+
+
+def test_a_file_of_bad_records_stops_the_feed(tmp_path: Path) -> None:
+    values = pa.array([b"\xff\xff\xff"] * 2500, pa.binary())
+    (tmp_path / "part").write_bytes(join_frames(values, FILE_FRAMES).to_pybytes())
+    with pytest.raises(FeedFailedError, match=r"cannot be read \(malformed_proto 2500"):
+        _fed(tmp_path, "part", "example", "steps: []")
+
+
+# data:v7
+def test_a_kafka_value_with_two_frames_gives_two_rows_of_one_source_record() -> None:
+    values = encode_records(random_rows(2), "example")
+    two = join_frames(values, FrameOptions()).to_pybytes()
+    columns = [[two, two], [3, 3], [7, 8], [0, 0]]
+    types = (pa.binary(), pa.int32(), pa.int64(), pa.int64())
+    arrays = [pa.array(column, type) for column, type in zip(columns, types, strict=True)]
+    block = pa.RecordBatch.from_arrays(arrays, schema=record_batch.raw_schema("records"))
+    rows, dead = decode_block(block, "example", FrameOptions())
+    assert dead.num_rows == 0
+    assert list(zip(*(each.tolist() for each in record_batch.provenance(rows)), strict=True)) == [
+        (3, 7, 0),
+        (3, 7, 1),
+        (3, 8, 0),
+        (3, 8, 1),
+    ]
+
+
+def test_rows_of_one_partition_stay_in_one_shard_in_order() -> None:
+    rows = pa.concat_batches([record_batch.with_provenance(random_rows(10, n), n, 5) for n in range(4)])
+    shards = dict(split_by_partition(rows, 3))
+    assert {n: set(part.column("__SOURCE_PARTITION__").to_pylist()) for n, part in shards.items()} == {
+        0: {0, 3},
+        1: {1},
+        2: {2},
+    }
+    assert shards[0].column("__SOURCE_OFFSET__").to_pylist() == [*range(5, 15), *range(5, 15)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--records", "xml", "--records-topic", "t"], "--records=xml: unknown; choose example"),
+        (["--records", "example"], "give one of them"),
+        (["--records-topic", "t"], "say of which format"),
+        (
+            ["--records", "example", "--records-topic", "t", "--frames", "sort"],
+            "--frames=sort: unknown; choose",
+        ),
+        (["--records", "example", "--record-files", "x", "--runner", "direct"], "no output; add --output-parquet"),
+    ],
+)
+def test_flags_of_records_that_contradict_each_other_are_refused(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["feed", "--task", "millrace.examples.feed_ranking:FeedRanking", "--kafka", "x:1", *flags]) == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,330 @@
+"""Source, splits, marks, new partitions and trailing commits, without a broker."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.transforms.display import DisplayData
+from apache_beam.utils.timestamp import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.pipelines.kafka.reader import (
+    KafkaBlockReader,
+    KafkaMark,
+    KafkaMarkCoder,
+    ReaderSettings,
+    _TrailingCommits,
+    raw_batch,
+)
+from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka, cut_ranges
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_blocks import Block, KafkaReadError, Positions
+from millrace.runtime.kafka_client import KafkaConnection
+from millrace.transforms.batch import record_batch
+
+CONNECTION = KafkaConnection("127.0.0.1:1")
+SETTINGS = ReaderSettings(max_records=10)
+LOOKING = replace(SETTINGS, metadata_seconds=5.0)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class _FakeBlockReader:
+    """Gives `reads` one after the other, at the end of every partition unless `behind` says something else.
+
+    `brokers` knows what partitions there are, none when it is down.
+    """
+
+    def __init__(self, reads: list[list[Block]], brokers: dict[str, list[int]] | None = None) -> None:
+        self.reads, self.commits, self.closed = reads, [], False
+        self.brokers, self.added, self.behind = brokers or {}, {}, {}
+        self.start: Positions = {}
+
+    def opened(self, positions: Positions) -> "_FakeBlockReader":
+        self.start = positions
+        return self
+
+    def read(self, max_records: int, seconds: float) -> list[Block]:
+        return self.reads.pop(0) if self.reads else []
+
+    def lags(self) -> dict[tuple[str, int], int | None]:
+        return dict.fromkeys({**self.start, **self.added}, 0) | self.behind
+
+    def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
+        return self.brokers
+
+    def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
+        return 100 + partition
+
+    def add(self, start: Mapping[tuple[str, int], int]) -> None:
+        self.added |= start
+
+    def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
+        self.commits.append(dict(positions))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _block(topic: str, partition: int, offsets: range, timestamp_ms: int = 500_000) -> Block:
+    count = len(offsets)
+    return Block(topic, [b"{}"] * count, [partition] * count, list(offsets), [timestamp_ms] * count)
+
+
+def _reader(
+    reads: list[list[Block]], start: Positions, settings: ReaderSettings = SETTINGS
+) -> tuple[KafkaBlockReader, _FakeBlockReader, _Clock]:
+    fake, clock = _FakeBlockReader(reads), _Clock()
+    return KafkaBlockReader(fake.opened, start, settings, ("a", "b"), "g", clock, clock), fake, clock
+
+
+START = {("a", 0): 5, ("b", 0): 0}
+
+
+def test_a_mark_covers_only_blocks_that_were_given() -> None:
+    reader, _, _ = _reader([[_block("a", 0, range(5, 8)), _block("b", 0, range(0, 2))]], START)
+    assert reader.start()
+    assert reader.get_checkpoint_mark().positions == {("a", 0): 8, ("b", 0): 0}
+    assert reader.advance()
+    assert reader.get_current().column("offset").to_pylist() == [0, 1]
+    assert reader.get_checkpoint_mark().positions == {("a", 0): 8, ("b", 0): 2}
+
+
+def test_a_read_that_was_not_full_ends_the_bundle() -> None:
+    reader, fake, _ = _reader([[_block("a", 0, range(5, 8))], [_block("a", 0, range(8, 9))]], START)
+    assert reader.start()
+    assert not reader.advance()
+    assert len(fake.reads) == 1
+    reader.get_checkpoint_mark()
+    assert reader.advance()
+
+
+def test_a_full_read_is_followed_by_another_at_once() -> None:
+    reader, _, _ = _reader([[_block("a", 0, range(5, 15))], [_block("a", 0, range(15, 16))]], START)
+    assert reader.start()
+    assert reader.advance()
+
+
+def test_the_watermark_follows_records_and_then_the_clock() -> None:
+    reader, fake, clock = _reader([[_block("a", 0, range(5, 6), 900_000)]], {("a", 0): 5})
+    reader.start()
+    assert reader.get_current_timestamp() == reader.get_watermark() == Timestamp(900)
+    fake.behind = {("a", 0): 0}
+    clock.now = 1100.0
+    reader.get_checkpoint_mark()
+    assert not reader.advance()
+    assert reader.get_watermark() == Timestamp(1098)
+
+
+def test_a_partition_that_is_added_is_read_from_its_first_offset_and_is_in_the_mark() -> None:
+    reader, fake, clock = _reader([[], [], [_block("a", 2, range(102, 104))]], START, LOOKING)
+    fake.brokers = {"a": [0, 2], "b": [0]}
+    assert not reader.start()
+    assert fake.added == {}  # the start was made of what the brokers had a moment ago
+    for _ in range(2):
+        clock.now += 5.0
+        reader.get_checkpoint_mark()
+        found = reader.advance()
+    assert found and fake.added == {("a", 2): 102}
+    assert reader.get_checkpoint_mark().positions == START | {("a", 2): 104}
+
+
+def test_the_number_of_a_new_partition_decides_which_split_reads_it() -> None:
+    taken = []
+    for index in range(3):
+        reader, fake, clock = _reader([], {}, replace(LOOKING, splits=3, index=index))
+        fake.brokers = {"a": list(range(7)), "b": [0]}
+        reader.start()
+        clock.now += 5.0
+        reader.get_checkpoint_mark()
+        reader.advance()
+        assert {number % 3 for _, number in fake.added} == {index}
+        taken += list(fake.added)
+    assert sorted(taken) == [("a", number) for number in range(7)] + [("b", 0)]
+
+
+def test_brokers_that_do_not_answer_change_nothing() -> None:
+    reader, fake, clock = _reader([], START, LOOKING)
+    for _ in range(4):
+        reader.advance()
+        reader.get_checkpoint_mark()
+        clock.now += 5.0
+    assert fake.added == {}
+
+
+def test_a_partition_that_is_gone_is_an_error_the_second_time() -> None:
+    reader, fake, clock = _reader([], START, LOOKING)
+    fake.brokers = {"a": [0], "b": []}
+    for _ in range(2):
+        reader.advance()
+        reader.get_checkpoint_mark()
+        clock.now += 5.0
+    with pytest.raises(KafkaReadError, match=r"b\[0\] does not exist any more; was the topic deleted\?"):
+        reader.advance()
+
+
+def test_commits_trail_by_the_delay_and_come_once_a_second() -> None:
+    reads = [[_block("a", 0, range(offset, offset + 1))] for offset in range(5, 45)]
+    reader, fake, clock = _reader(reads, {("a", 0): 5}, replace(SETTINGS, commit_delay_seconds=3.0))
+    for _ in range(40):
+        reader.advance()
+        reader.get_checkpoint_mark().finalize_checkpoint()
+        clock.now += 0.25
+    # At 1003 s what was read at 1000 s is committed, then four more a second.
+    assert [commit["a", 0] for commit in fake.commits] == [6, 10, 14, 18, 22, 26, 30]
+
+
+def test_what_a_write_in_flight_may_hold_is_not_committed_before_it_ends() -> None:
+    clock, commits, write_began = _Clock(), [], 1004.0
+    trailing = _TrailingCommits(commits.append, 3.0, clock, lambda: write_began)
+    for second in range(10):
+        trailing.reached({("a", 0): second})
+        clock.now += 1.0
+    assert commits[-1] == {("a", 0): 1}  # read at 1001 s, due at 1004 s
+    write_began = float("inf")
+    trailing.reached({("a", 0): 10})
+    assert commits[-1] == {("a", 0): 7}
+
+
+def test_finalising_after_the_reader_was_closed_does_nothing() -> None:
+    reader, fake, _ = _reader([[_block("a", 0, range(5, 6))]], START)
+    reader.start()
+    mark = reader.get_checkpoint_mark()
+    reader.close()
+    mark.finalize_checkpoint()
+    assert fake.commits == []
+
+
+def _source(monkeypatch: pytest.MonkeyPatch, clients: list[_FakeBlockReader]) -> KafkaSource:
+    monkeypatch.setattr(
+        "millrace.pipelines.kafka.source.BlockReader", lambda _, start, __: clients.pop(0).opened(start)
+    )
+    return KafkaSource(CONNECTION, tuple(START.items()), "resting", SETTINGS)
+
+
+def test_whoever_resumes_from_a_mark_goes_on_with_the_client_that_rests_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _FakeBlockReader([[_block("a", 0, range(5, 8)), _block("b", 0, range(0, 2))]])
+    source = _source(monkeypatch, [client])
+    first = source.create_reader(None, KafkaMark(START))
+    assert first.start()
+    mark = first.get_checkpoint_mark()
+    second = source.create_reader(None, mark)  # another instance of the step: no second client is opened
+    assert second.start()
+    assert second.get_current().column("offset").to_pylist() == [0, 1]  # what the first had read and not given
+    first.close()
+    assert not client.closed
+    mark.finalize_checkpoint()
+    assert client.commits == [{("a", 0): 8, ("b", 0): 0}]
+    second.close()
+    assert client.closed
+
+
+def test_a_reader_that_was_handed_on_opens_a_client_of_its_own_when_its_bundle_is_retried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = _FakeBlockReader([[_block("a", 0, range(5, 8))], [_block("a", 0, range(8, 9))]])
+    again = _FakeBlockReader([[_block("a", 0, range(8, 10))]])
+    source = _source(monkeypatch, [client, again])
+    first = source.create_reader(None, KafkaMark(START))
+    first.start()
+    second = source.create_reader(None, first.get_checkpoint_mark())
+    assert second.start()
+    assert first.advance()
+    assert first.get_current().column("offset").to_pylist() == [8, 9]
+    assert second.get_current().column("offset").to_pylist() == [8]
+    first.close()
+    second.close()
+
+
+def test_a_reader_at_work_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [_FakeBlockReader([[_block("a", 0, range(5, 8))], [_block("a", 0, range(8, 9))]]), _FakeBlockReader([])]
+    opened = list(clients)
+    source = _source(monkeypatch, clients)
+    first = source.create_reader(None, KafkaMark(START))
+    first.start()
+    mark = first.get_checkpoint_mark()
+    first.advance()
+    source.create_reader(None, mark).close()
+    assert opened[1].closed and not opened[0].closed
+    first.close()
+
+
+@given(st.dictionaries(st.tuples(st.text(), st.integers(0, 2**31 - 1)), st.integers(0, 2**63 - 1)))
+def test_a_mark_survives_its_coder(positions: Positions) -> None:
+    coder = KafkaMarkCoder()
+    assert coder.decode(coder.encode(KafkaMark(positions))) == KafkaMark(positions)
+
+
+def test_two_splits_that_rest_at_the_same_mark_keep_their_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [_FakeBlockReader([]), _FakeBlockReader([]), _FakeBlockReader([])]
+    opened = list(clients)
+    source = replace(_source(monkeypatch, clients), settings=replace(SETTINGS, splits=3))
+    splits = source.split(20)
+    marks = []
+    for split in splits[1:]:  # both without a partition
+        reader = split.create_reader(None, None)
+        reader.start()
+        marks.append(reader.get_checkpoint_mark())
+    assert marks[0] == marks[1]
+    splits[2].create_reader(None, marks[1]).close()
+    assert [client.closed for client in opened] == [False, True, False]
+
+
+def test_splits_share_the_partitions_by_number() -> None:
+    start = tuple(((topic, partition), 0) for topic in ("t", "u") for partition in range(5))
+    parts = KafkaSource(CONNECTION, start, "g", replace(SETTINGS, splits=2)).split(20)
+    assert sorted(each for part in parts for each in part.start) == sorted(start)
+    assert [{partition % 2 for (_, partition), _ in part.start} for part in parts] == [{0}, {1}]
+    assert all(part.topics == ("t", "u") for part in parts)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 20))
+def test_ranges_cover_every_offset_once(first: int, count: int, size: int) -> None:
+    ranges = list(cut_ranges({("t", 0): first}, {("t", 0): first + count}, size))
+    assert [offset for each in ranges for offset in range(each.start, each.end)] == list(range(first, first + count))
+    assert all(each.end - each.start <= size for each in ranges)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"start": {}},
+        {"start": START, "splits": 0},
+        {"start": START, "poll_seconds": 0},
+        {"start": START, "metadata_seconds": 0},
+        {"start": START, "align_ms": -1},
+        {"start": START, "end": {}},
+    ],
+)
+def test_wrong_arguments_are_refused_at_construction(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="got|out of range"):
+        ReadFromKafka(CONNECTION, **arguments)
+
+
+def test_a_tombstone_is_a_null_value() -> None:
+    batch = raw_batch(Block("t", [None, b"x"], [0, 0], [1, 2], [3, 4]))
+    assert batch.column("value").to_pylist() == [None, b"x"]
+    assert record_batch.raw_topic(batch) == "t"
+    assert batch.schema.equals(record_batch.raw_schema("t"))
+    assert isinstance(batch, pa.RecordBatch)
+
+
+def test_an_unknown_timestamp_policy_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="timestamp_policy=create_time: unknown; choose record_time, "):
+        ReadFromKafka(CONNECTION, START, timestamp_policy="create_time")  # type: ignore[arg-type]
+
+
+def test_a_read_shows_where_it_reads_and_has_its_type() -> None:
+    read = ReadFromKafka(CONNECTION, START, group_id="g")
+    shown = {item.key: item.value for item in DisplayData.create_from(read).items}
+    assert (shown["brokers"], shown["topics"], shown["group"]) == ("127.0.0.1:1", "a, b", "g")
+    assert (beam.Pipeline() | read).element_type == pa.RecordBatch

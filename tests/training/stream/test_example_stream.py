@@ -1,0 +1,155 @@
+"""Batches and their books: every row once, in order, and a restart at any step goes on exactly there."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.training.stream.example_stream import Batcher, FeedQueue, Layout, Ticket, ragged
+from millrace.training.stream.position import Position, SeenRows
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.fid import audit_fid
+from tests.fakes.train_blocks import make_batch
+
+TASK = FeedRanking()
+LAYOUT = Layout.of(TASK, audit=True)
+WHOLE = make_batch(TASK, 0, 30)
+
+# A log of blocks: each is a run of rows of WHOLE, written to one of two partitions; runs may overlap and repeat.
+runs = st.tuples(st.integers(0, 119), st.integers(1, 40), st.integers(0, 1))
+logs = st.lists(runs, min_size=1, max_size=12)
+
+
+class Log:
+    """Two partitions of blocks, read in turn from given offsets."""
+
+    def __init__(self, blocks: list[tuple[int, int, int]]) -> None:
+        self.partitions: list[list[pa.RecordBatch]] = [[], []]
+        for start, length, partition in blocks:
+            self.partitions[partition].append(WHOLE.slice(start, length))
+        self.keys = {key for blocks in self.partitions for block in blocks for key in keys_of(block)}
+
+    def read(self, offsets: dict[int, int]) -> Iterator[tuple[pa.RecordBatch, int, int]]:
+        at = [offsets.get(0, 0), offsets.get(1, 0)]
+        while any(at[p] < len(self.partitions[p]) for p in (0, 1)):
+            for p in (0, 1):
+                if at[p] < len(self.partitions[p]):
+                    at[p] += 1
+                    yield self.partitions[p][at[p] - 1], p, at[p]
+
+
+def keys_of(batch: pa.RecordBatch) -> list[int]:
+    return list(audit_fid(*record_batch.provenance(batch)).tolist())
+
+
+def batches(log: Log, position: Position, size: int) -> Iterator[tuple[Ticket, pa.RecordBatch]]:
+    """What a feeder makes of the log, going on from `position`."""
+    batcher = Batcher(LAYOUT, size, SeenRows.load(position.seen.save()))
+    for block, partition, next_offset in log.read(position.offsets):
+        batcher.add(block, partition, next_offset)
+        while batcher.rows >= size:
+            yield batcher.take()
+    while batcher.pending:
+        yield batcher.take()
+
+
+def apply(position: Position, ticket: Ticket) -> list[int]:
+    position.applied(ticket.partition, ticket.offset, ticket.row)
+    position.passed(ticket.offsets, ticket.duplicates, ticket.too_old)
+    return list(audit_fid(ticket.partition, ticket.offset, ticket.row).tolist())
+
+
+def saved(position: Position) -> Position:
+    return Position(
+        dict(position.offsets),
+        SeenRows.load(position.seen.save()),
+        position.rows_applied,
+        position.rows_duplicate,
+        position.rows_too_old,
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(logs, st.integers(1, 50))
+def test_every_row_is_applied_once_and_repeats_are_counted(blocks: list[tuple[int, int, int]], size: int) -> None:
+    log, position, applied = Log(blocks), Position(), []
+    for ticket, batch in batches(log, position, size):
+        assert batch.num_rows == ticket.rows <= size
+        applied += apply(position, ticket)
+    rows = sum(block.num_rows for partition in log.partitions for block in partition)
+    assert sorted(applied) == sorted(log.keys)
+    assert position.rows_applied + position.rows_duplicate == rows
+    assert position.offsets == {p: len(each) for p, each in enumerate(log.partitions) if each}
+
+
+@settings(deadline=None, max_examples=25)
+@given(logs, st.integers(1, 50), st.data())
+def test_a_crash_at_any_step_loses_and_repeats_nothing(
+    blocks: list[tuple[int, int, int]], size: int, data: st.DataObject
+) -> None:
+    log, position = Log(blocks), Position()
+    counts = dict.fromkeys(log.keys, 0)
+    state = (saved(position), dict(counts))
+    for _ in range(6):
+        for ticket, _ in batches(log, position, size):
+            for key in apply(position, ticket):
+                counts[key] += 1
+            if data.draw(st.booleans(), "checkpoint"):
+                state = (saved(position), dict(counts))
+            if data.draw(st.integers(0, 3), "crash") == 0:
+                position, counts = saved(state[0]), dict(state[1])
+                break
+    for ticket, _ in batches(log, position, size):
+        for key in apply(position, ticket):
+            counts[key] += 1
+    assert set(counts.values()) <= {1}
+    assert position.rows_applied == len(log.keys)
+
+
+def test_a_block_that_is_cut_in_two_counts_as_read_with_its_last_row() -> None:
+    batcher = Batcher(LAYOUT, 5, SeenRows())
+    batcher.add(WHOLE.slice(0, 8), 0, 17)
+    first, _ = batcher.take()
+    second, _ = batcher.take()
+    assert (first.rows, first.offsets, second.rows, second.offsets) == (5, {}, 3, {0: 17})
+
+
+def test_a_block_of_repeats_only_moves_the_offset() -> None:
+    batcher = Batcher(LAYOUT, 5, SeenRows())
+    batcher.add(WHOLE.slice(0, 4), 0, 1)
+    batcher.take()
+    batcher.add(WHOLE.slice(0, 4), 0, 2)
+    assert (batcher.pending, batcher.rows) == (True, 0)
+    ticket, batch = batcher.take()
+    assert (ticket.rows, ticket.duplicates, ticket.offsets, batch.num_rows) == (0, 4, {0: 2}, 0)
+
+
+def test_a_slice_of_a_list_column_has_splits_from_zero() -> None:
+    column = pa.array([[1], [2, 3], [], [4]], pa.list_(pa.int64())).slice(1, 3)
+    values, splits = ragged(column)
+    assert (values.tolist(), splits.tolist()) == ([2, 3, 4], [0, 2, 2, 3])
+
+
+def test_a_block_without_a_feature_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="hour"):
+        LAYOUT.check(WHOLE.drop_columns(["hour"]))
+
+
+def test_the_queue_returns_batches_in_order_and_then_what_the_feeder_died_of() -> None:
+    queue = FeedQueue(LAYOUT, "test-order")
+    for start in (0, 10):
+        batch = LAYOUT.project(WHOLE.slice(start, 10))
+        queue.put(Ticket.of(batch, 1), batch)
+    queue.fail(OSError("disk"))
+    for start in (0, 10):
+        ticket = queue.next_ticket(0.0)
+        tensors = queue.dequeue()
+        assert ticket is not None and ticket.offset.tolist() == WHOLE.slice(start, 10)["__SOURCE_OFFSET__"].to_pylist()
+        assert np.array_equal(tensors[-3].numpy(), ticket.labels)
+    with pytest.raises(OSError, match="disk"):
+        queue.next_ticket(0.0)
+    queue.close()

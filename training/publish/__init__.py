@@ -1,0 +1,1 @@
+"""What leaves the trainer: exports, events and deltas."""

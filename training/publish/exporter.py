@@ -1,0 +1,204 @@
+"""Standalone SavedModels: raw columns in, one probability a head out; fids are computed in the graph."""
+
+import json
+import shutil
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from millrace.ops.embedding_table import Cut, EmbeddingStore
+from millrace.runtime.atomic_file import sync_folder, sync_tree
+from millrace.runtime.checksum import crc32c_of_file
+from millrace.runtime.errors import UserError
+from millrace.training.state.checkpoint import Checkpoints
+from millrace.training.step.train_step import TrainStep, new_stores
+from millrace.training.stream.example_stream import FeedQueue, Layout
+from millrace.training.task.heads import DenseModel
+from millrace.training.task.task import SparseFeature, Task
+from millrace.transforms.batch.fid import HASH_KEY, SIGNATURE_BITS
+
+_HASH_KEY = list(struct.unpack("<QQ", HASH_KEY))
+_TEMPORARY = "temp-"
+MANIFEST_PATH = Path("assets.extra") / "millrace.json"
+
+
+@dataclass(frozen=True)
+class ExportCut:
+    """A moment between two steps, for one version.
+
+    Attributes:
+      tables: the tables' content.
+      snapshot: folder that they are written to, removed when the export is written.
+      dense: values of the dense variables, in their order.
+      delta_sequence, delta_offset: last delta whose content is inside, and where the next one will be.
+    """
+
+    version: int
+    global_step: int
+    tables: Cut
+    snapshot: Path
+    dense: list[np.ndarray]
+    delta_topic: str = ""
+    delta_sequence: int = 0
+    delta_offset: int = 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """A durable version."""
+
+    version: int
+    global_step: int
+    path: Path
+    size_bytes: int
+
+
+class ServingModel(tf.Module):
+    """What a server loads: tables, dense variables that deltas can assign, and the signature `serving_default`."""
+
+    def __init__(self, task: Task, dense: DenseModel, values: list[np.ndarray], store: EmbeddingStore) -> None:
+        super().__init__()
+        self.store = store
+        self.dense_variables = [
+            tf.Variable(value, name=name.replace("#", "_")) for name, value in zip(dense.names, values, strict=True)
+        ]
+        self._task, self._dense = task, dense
+        inputs = {name: tf.TensorSpec([None], _DTYPES[dtype], name) for name, dtype in task.serving_inputs().items()}
+        self.predict = tf.function(self._predict, input_signature=[inputs])
+
+    def _predict(self, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Probabilities [batch] by head, of raw columns [batch]."""
+        ragged = [fids_of(feature, inputs[feature.input_name]) for feature in self._task.features]
+        pooled = self.store.pooled_lookup(
+            list(self._task.pooled_features()), [values for values, _ in ragged], [splits for _, splits in ragged]
+        )
+        embeddings = {}
+        for feature, tensor in zip(self._task.features, pooled, strict=True):
+            tensor.set_shape([None, feature.dim])
+            embeddings[feature.name] = tensor
+        logits = self._dense.logits_with([tf.convert_to_tensor(v) for v in self.dense_variables], embeddings)
+        return {head.name: tf.sigmoid(logits[:, i]) for i, head in enumerate(self._task.heads)}
+
+
+_DTYPES = {"int64": tf.int64, "string": tf.string}
+
+
+def fids_of(feature: SparseFeature, column: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(fids int64 [n], row_splits int64 [batch + 1]) of a raw column [batch], equal to the feed's.
+
+    An empty string and an integer outside of [0, 2^48) stand for a missing value: no fid.
+    """
+    slot = tf.constant(feature.slot << SIGNATURE_BITS, tf.int64)
+    if feature.input_dtype == "string":
+        present = tf.strings.length(column) > 0
+        signature = tf.strings.to_hash_bucket_strong(column, 1 << SIGNATURE_BITS, key=_HASH_KEY)
+    else:
+        present = tf.logical_and(column >= 0, column < 1 << SIGNATURE_BITS)
+        signature = column
+    counts = tf.cast(present, tf.int64)
+    splits = tf.concat([tf.zeros([1], tf.int64), tf.cumsum(counts)], axis=0)
+    return tf.bitwise.bitwise_or(tf.boolean_mask(signature, present), slot), splits
+
+
+class Exporter:
+    """Writes versions below `<model_dir>/exports/standalone`: under another name, synced, renamed.
+
+    Args:
+      keep: newest versions to keep.
+    """
+
+    def __init__(self, task: Task, model_dir: Path, keep: int = 3) -> None:
+        self._task, self._keep = task, keep
+        self.base = model_dir / "exports" / "standalone"
+
+    def versions(self) -> list[int]:
+        """Versions that are there, ascending."""
+        if not self.base.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.base.iterdir() if path.name.isdecimal())
+
+    def cut(self, step: TrainStep, delta_topic: str = "", delta_sequence: int = 0, delta_offset: int = 0) -> ExportCut:
+        """Holds the model as it is now. To be called between steps; raises OSError or tf.errors.OpError."""
+        version = max([int(time.time()), *(version + 1 for version in self.versions()[-1:])])
+        snapshot = self.base / f"{_TEMPORARY}{version}.tables"
+        self.base.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        dense = [np.array(variable.numpy()) for variable in step.dense.variables]
+        global_step = int(step.global_step.numpy())
+        return ExportCut(
+            version, global_step, step.store.cut(), snapshot, dense, delta_topic, delta_sequence, delta_offset
+        )
+
+    def write(self, cut: ExportCut, step: TrainStep) -> Export:
+        """Makes the cut a durable version; steps may go on meanwhile. Raises OSError or tf.errors.OpError."""
+        store_name = f"{self._task.name}@{cut.version}"
+        temporary = self.base / f"{_TEMPORARY}{cut.version}"
+        cut.tables.write(cut.snapshot, with_state=False)
+        tables = [table.for_serving() for table in self._task.tables()]
+        store = EmbeddingStore(tables, shared_name=store_name, snapshot=str(cut.snapshot))
+        try:
+            model = ServingModel(self._task, step.dense, cut.dense, store)
+            tf.saved_model.save(model, str(temporary), signatures={"serving_default": model.predict})
+        finally:
+            EmbeddingStore.release(store_name)
+        shutil.rmtree(cut.snapshot)
+        size = self._describe(cut, temporary, store_name, step.dense.names)
+        sync_tree(temporary)
+        path = self.base / str(cut.version)
+        temporary.rename(path)
+        sync_folder(self.base)
+        for old in self.versions()[: -self._keep]:
+            shutil.rmtree(self.base / str(old), ignore_errors=True)
+        return Export(cut.version, cut.global_step, path, size)
+
+    def _describe(self, cut: ExportCut, folder: Path, store_name: str, dense_names: list[str]) -> int:
+        """Writes assets.extra/millrace.json; returns the size of all files."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        description = {
+            "schema_version": 1,
+            "model_name": self._task.name,
+            "version": cut.version,
+            "global_step": cut.global_step,
+            "store": store_name,
+            "tables": [table.name for table in self._task.tables()],
+            "dense_variables": dense_names,
+            "delta_topic": cut.delta_topic,
+            "delta_offsets": {"0": cut.delta_offset} if cut.delta_topic else {},
+            "delta_sequence": cut.delta_sequence,
+            "created_at_ms": time.time_ns() // 1_000_000,
+            "signature": {"inputs": self._task.serving_inputs(), "outputs": [head.name for head in self._task.heads]},
+            "files": [
+                {
+                    "path": str(path.relative_to(folder)),
+                    "size_bytes": path.stat().st_size,
+                    "crc32c": crc32c_of_file(path),
+                }
+                for path in files
+            ],
+        }
+        manifest = folder / MANIFEST_PATH
+        manifest.parent.mkdir(exist_ok=True)
+        manifest.write_text(json.dumps(description, indent=1), "utf-8")
+        return sum(path.stat().st_size for path in [*files, manifest])
+
+    def _remove_leftovers(self) -> None:
+        """What a crash left; only one export is written at a time."""
+        for path in self.base.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def export_checkpoint(task: Task, model_dir: Path) -> Export:
+    """Exports the newest checkpoint that verifies; UserError when there is none."""
+    feed_queue = FeedQueue(Layout.of(task), f"{task.name}/export")
+    store, _ = new_stores(task, feed_queue.name, audit=False)
+    step = TrainStep(task, store, feed_queue)
+    restored = Checkpoints(model_dir, task.name, task.schema_fingerprint()).restore(step)
+    if not restored.name:
+        raise UserError("--model-dir", model_dir, "no checkpoint there verifies", "let a trainer save one")
+    exporter = Exporter(task, model_dir)
+    cut = exporter.cut(step, delta_sequence=restored.delta_sequence)
+    return exporter.write(cut, step)

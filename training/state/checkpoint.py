@@ -1,0 +1,266 @@
+"""A checkpoint is one manifest: dense variables, tables, offsets and provenance of one moment between two steps."""
+
+import copy
+import json
+import logging
+import shutil
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf import json_format
+
+from millrace.ops.embedding_table import Cut as StoreCut
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.protos.checkpoint_pb2 import CheckpointManifest
+from millrace.runtime.atomic_file import sync_folder, sync_tree, write_text
+from millrace.runtime.checksum import crc32c_of_file
+from millrace.runtime.errors import UserError
+from millrace.training.state.retention import Retention, Saved, read_exempt
+from millrace.training.step.train_step import AUDIT_TABLE, TrainStep
+from millrace.training.stream.position import Position, SeenRows
+
+_LOG = logging.getLogger(__name__)
+_FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+_DENSE, _TABLES, _AUDIT = "dense", "tables", "audit"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A moment between two steps: dense variables are on disk, the rest is held in memory.
+
+    Attributes:
+      folder: checkpoints/<step>, without a manifest yet.
+      tables: {folder below `folder`: cut of a store}.
+      delta_sequence: last delta that the tables hold.
+      prediction_rows: rows of the prediction file.
+    """
+
+    folder: Path
+    tables: dict[str, StoreCut]
+    global_step: int
+    position: Position
+    delta_sequence: int
+    prediction_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a trainer goes on from; without a checkpoint, the beginning."""
+
+    position: Position = field(default_factory=Position)
+    global_step: int = 0
+    delta_sequence: int = 0
+    prediction_rows: int = 0
+    name: str = ""
+
+
+class CheckpointError(ValueError):
+    """A file of a checkpoint is missing, torn or corrupt; the message names it."""
+
+
+class Checkpoints:
+    """The checkpoints of one model below `<model_dir>/checkpoints`.
+
+    A folder counts only with a manifest whose files verify. The manifest is renamed into place when everything else is
+    durable, so a crash at any point leaves the checkpoint before.
+
+    Args:
+      keep, keep_every_seconds: the newest ones to keep and the period of those kept for good, see Retention.
+        `<model_dir>/exempt_checkpoints.json` names others that stay; it is read at each save.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        model_name: str,
+        schema_fingerprint: str,
+        keep: int = 3,
+        keep_every_seconds: float | None = None,
+    ) -> None:
+        self._folder = model_dir / "checkpoints"
+        self._exempt = model_dir / "exempt_checkpoints.json"
+        self._model_name, self._fingerprint = model_name, schema_fingerprint
+        self._retention = Retention(keep, keep_every_seconds)
+
+    def cut(self, step: TrainStep, position: Position, delta_sequence: int, prediction_rows: int = 0) -> Cut:
+        """Holds what the next step would change. To be called between steps; raises OSError or tf.errors.OpError."""
+        global_step = int(step.global_step.numpy())
+        folder = self._folder / str(global_step)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / _DENSE).mkdir()
+        tf.train.Checkpoint(**_dense_state(step)).write(str(folder / _DENSE / "variables"))
+        stores = {_TABLES: step.store, _AUDIT: step.audit_store}
+        cuts = {name: store.cut() for name, store in stores.items() if store is not None}
+        return Cut(folder, cuts, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
+
+    def finish(self, cut: Cut) -> CheckpointManifest:
+        """Makes the cut durable and publishes its manifest; steps may go on meanwhile.
+
+        Raises OSError or tf.errors.OpError.
+        """
+        position = cut.position
+        for name, cut_of_store in cut.tables.items():
+            cut_of_store.write(cut.folder / name)
+        state = {
+            "offsets": {str(partition): offset for partition, offset in position.offsets.items()},
+            "rows_duplicate": position.rows_duplicate,
+            "rows_too_old": position.rows_too_old,
+            "prediction_rows": cut.prediction_rows,
+        }
+        (cut.folder / "offsets.json").write_text(json.dumps(state), "utf-8")
+        (cut.folder / "seen.npz").write_bytes(position.seen.save())
+        manifest = CheckpointManifest(
+            format_version=_FORMAT_VERSION,
+            model_name=self._model_name,
+            global_step=cut.global_step,
+            created_at_ms=time.time_ns() // 1_000_000,
+            files=[_describe(path, cut.folder) for path in sorted(cut.folder.rglob("*")) if path.is_file()],
+            offsets=[
+                CheckpointManifest.Offset(partition=partition, next_offset=offset)
+                for partition, offset in sorted(position.offsets.items())
+            ],
+            rows_applied=position.rows_applied,
+            delta_sequence=cut.delta_sequence,
+            schema_fingerprint=self._fingerprint,
+        )
+        sync_tree(cut.folder)
+        write_text(cut.folder / _MANIFEST, json_format.MessageToJson(manifest, preserving_proto_field_name=True))
+        sync_folder(self._folder)
+        self._remove_old()
+        return manifest
+
+    def restore(self, step: TrainStep) -> Restored:
+        """Puts the newest checkpoint that verifies into `step`; warns of each one that does not.
+
+        Raises:
+          UserError: the checkpoint is of another task or of another declaration of this one.
+        """
+        for folder in self._newest_first():
+            try:
+                manifest = verify(folder)
+                self._check_schema(folder, manifest)
+                return self._load(folder, manifest, step)
+            except (CheckpointError, OSError, tf.errors.OpError) as error:
+                _LOG.warning("checkpoint %s is skipped: %s", folder, error)
+        return Restored()
+
+    def _load(self, folder: Path, manifest: CheckpointManifest, step: TrainStep) -> Restored:
+        state = json.loads((folder / "offsets.json").read_text("utf-8"))
+        position = Position(
+            offsets={int(partition): int(offset) for partition, offset in state["offsets"].items()},
+            seen=SeenRows.load((folder / "seen.npz").read_bytes()),
+            rows_applied=manifest.rows_applied,
+            rows_duplicate=state["rows_duplicate"],
+            rows_too_old=state["rows_too_old"],
+        )
+        step.store.restore(folder / _TABLES)
+        if step.audit_store is not None and (folder / _AUDIT).is_dir():
+            step.audit_store.restore(folder / _AUDIT)
+        dense = tf.train.Checkpoint(**_dense_state(step)).read(str(folder / _DENSE / "variables"))
+        dense.assert_existing_objects_matched()
+        return Restored(position, manifest.global_step, manifest.delta_sequence, state["prediction_rows"], folder.name)
+
+    def _check_schema(self, folder: Path, manifest: CheckpointManifest) -> None:
+        for what, found, wanted in (
+            ("model", manifest.model_name, self._model_name),
+            ("schema fingerprint", manifest.schema_fingerprint, self._fingerprint),
+        ):
+            if found != wanted:
+                raise UserError(
+                    "--model-dir",
+                    folder,
+                    f"this checkpoint has {what} {found}, the task has {wanted}",
+                    "restore the task's declaration or start in another folder",
+                )
+
+    def _newest_first(self) -> list[Path]:
+        return newest_first(self._folder)
+
+    def _remove_old(self) -> None:
+        manifests = [path for folder in self._newest_first() if (path := folder.resolve() / _MANIFEST).exists()]
+        saved = [Saved(path.parent, path.stat().st_mtime) for path in reversed(manifests)]
+        try:
+            exempt = read_exempt(self._exempt)
+        except (OSError, ValueError) as error:
+            _LOG.warning("no checkpoint is removed: %s", error)
+            return
+        for folder in self._retention.superfluous(saved, exempt):
+            # The manifest goes first: what a crash leaves of the rest is no checkpoint.
+            (folder / _MANIFEST).unlink()
+            shutil.rmtree(folder)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Step folders below `folder`, complete or not."""
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def verify(folder: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint all of whose files have the recorded size and CRC-32C.
+
+    Raises:
+      CheckpointError: naming the file that is missing, torn or corrupt.
+    """
+    path = folder / _MANIFEST
+    try:
+        manifest = json_format.Parse(path.read_text("utf-8"), CheckpointManifest())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing, it was not finished") from error
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be parsed") from error
+    if manifest.format_version != _FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {manifest.format_version}, not {_FORMAT_VERSION}")
+    for file in manifest.files:
+        found = folder / file.path
+        size = found.stat().st_size if found.is_file() else -1
+        if size != file.size_bytes:
+            raise CheckpointError(f"{found} has {max(size, 0)} bytes instead of {file.size_bytes}")
+        if crc32c_of_file(found) != file.crc32c:
+            raise CheckpointError(f"{found} is corrupt: its checksum differs from the manifest's")
+    return manifest
+
+
+def newest_manifest(model_dir: Path) -> tuple[Path, CheckpointManifest] | None:
+    """(folder, manifest) of the newest checkpoint that verifies."""
+    for folder in newest_first(model_dir / "checkpoints"):
+        try:
+            return folder, verify(folder)
+        except (CheckpointError, OSError):
+            continue
+    return None
+
+
+def read_audit(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(audit fids int64 [n], times applied float32 [n]) in the newest checkpoint; empty when it has no audit table."""
+    newest = newest_manifest(model_dir)
+    if newest is None or not (newest[0] / _AUDIT).is_dir():
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    name = f"audit/{uuid.uuid4().hex}"
+    store = EmbeddingStore([AUDIT_TABLE], shared_name=name)
+    try:
+        store.restore(newest[0] / _AUDIT)
+        fids, counts = store.dump(AUDIT_TABLE.name)
+        return fids, counts[:, 0]
+    finally:
+        EmbeddingStore.release(name)
+
+
+def _dense_state(step: TrainStep) -> dict[str, tf.Variable]:
+    """Every dense variable under a name that does not depend on how Keras tracks it."""
+    state = {f"model_{i}": variable for i, variable in enumerate(step.dense.variables)}
+    state |= {f"optimizer_{i}": variable.value for i, variable in enumerate(step.optimizer.variables)}
+    return state | {"global_step": step.global_step}
+
+
+def _describe(path: Path, folder: Path) -> CheckpointManifest.File:
+    return CheckpointManifest.File(
+        path=str(path.relative_to(folder)), size_bytes=path.stat().st_size, crc32c=crc32c_of_file(path)
+    )

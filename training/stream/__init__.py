@@ -1,0 +1,1 @@
+"""Train blocks from Kafka to tensors, and the position that was read."""

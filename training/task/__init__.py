@@ -1,0 +1,1 @@
+"""What a modeller declares: features, heads and a Keras model."""

@@ -1,0 +1,110 @@
+"""From logits to a loss: sampling correction, masks, weights; and the Keras model that makes the logits."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from millrace.training.task.task import Head, Task
+from millrace.transforms.batch.record_batch import INVALID_LABEL
+
+_LEAST_RATE = 1e-12
+_INVALID = np.float32(INVALID_LABEL / 2)  # a sum with an invalid label is still invalid
+
+
+def valid_labels(labels: tf.Tensor) -> tf.Tensor:
+    """bool, shape of `labels`: False where a row says nothing about a head."""
+    return labels > _INVALID
+
+
+def correct_logits(logits: tf.Tensor, sample_rates: tf.Tensor) -> tf.Tensor:
+    """x - ln r, [rows, heads]: what the logit becomes in data whose negatives were kept at rate r.
+
+    The loss sees the corrected logit, a server the raw one: its sigmoid is the probability in the unsampled world.
+
+    Args:
+      logits: float32 [rows, heads].
+      sample_rates: float32 [rows], clipped to [1e-12, 1].
+    """
+    return logits - tf.math.log(tf.clip_by_value(sample_rates, _LEAST_RATE, 1.0))[:, tf.newaxis]
+
+
+def fake_negative_weights(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Weights of losses where every row comes once as a negative: `transforms.feed.early_negatives` has the formula.
+
+    Args:
+      logits, labels: float32 [rows, heads]; the logits are the raw ones and get no gradient.
+    """
+    probabilities = tf.stop_gradient(tf.sigmoid(logits))
+    return (1.0 + probabilities) * tf.where(labels > 0.0, 1.0, 1.0 - probabilities)
+
+
+def total_loss(
+    heads: tuple[Head, ...],
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    sample_rates: tf.Tensor,
+    early_negatives: bool = False,
+) -> tf.Tensor:
+    """Sum over rows and heads of weight * cross entropy of the corrected logit; invalid labels count nothing.
+
+    A sum, not a mean: an entry's gradient is that of its rows, whatever the size of the batch.
+
+    Args:
+      logits, labels: float32 [rows, heads].
+      weights, sample_rates: float32 [rows].
+      early_negatives: rows come as negatives before their action can, and again with it.
+    """
+    valid = valid_labels(labels)
+    targets = tf.where(valid, labels, 0.0)
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, correct_logits(logits, sample_rates))
+    if early_negatives:
+        losses *= fake_negative_weights(logits, labels)
+    head_weights = tf.constant([[head.weight for head in heads]], tf.float32)
+    return tf.reduce_sum(tf.where(valid, losses, 0.0) * head_weights * weights[:, tf.newaxis])
+
+
+class DenseModel:
+    """A task's Keras model with its heads in declared order.
+
+    Attributes:
+      model: Keras functional model, inputs by feature name.
+      variables: its TensorFlow variables, trainable ones first.
+      names: one unique name a variable, the same in every process that builds this task.
+    """
+
+    def __init__(self, task: Task) -> None:
+        # Automatic layer names count up in a process; from zero they are the same in every process.
+        keras.utils.clear_session(free_memory=False)
+        self._heads = tuple(task.heads)
+        inputs = {feature.name: keras.Input((feature.dim,), name=feature.name) for feature in task.features}
+        outputs = task.build_model(dict(inputs), {})
+        missing = [head.name for head in self._heads if head.name not in outputs]
+        if missing:
+            raise ValueError(f"build_model of task {task.name} returns no logits for head {missing[0]}")
+        self.model = keras.Model(inputs, {head.name: outputs[head.name] for head in self._heads})
+        ordered = [*self.model.trainable_variables, *self.model.non_trainable_variables]
+        self.variables: list[tf.Variable] = [variable.value for variable in ordered]
+        self.names = _unique([variable.path for variable in ordered])
+
+    @property
+    def trainable(self) -> list[keras.Variable]:
+        return list(self.model.trainable_variables)
+
+    def logits(self, embeddings: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """float32 [rows, heads] with the model's own variables."""
+        return self._stack(self.model(embeddings, training=training))
+
+    def logits_with(self, variables: list[tf.Tensor], embeddings: dict[str, tf.Tensor]) -> tf.Tensor:
+        """float32 [rows, heads] with other values in the place of `variables`."""
+        count = len(self.model.trainable_variables)
+        outputs, _ = self.model.stateless_call(variables[:count], variables[count:], embeddings, training=False)
+        return self._stack(outputs)
+
+    def _stack(self, outputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf.stack([tf.reshape(outputs[head.name], [-1]) for head in self._heads], axis=1)
+
+
+def _unique(paths: list[str]) -> list[str]:
+    """Paths, with the position appended to the second of equal ones."""
+    return [path if paths.index(path) == i else f"{path}#{i}" for i, path in enumerate(paths)]

@@ -1,0 +1,1 @@
+"""The canonical batch of rows, its columns and what is done with any of them."""

@@ -1,0 +1,129 @@
+"""Feature ids, vectorised: bit layouts v1 and v2, SipHash-2-4 of strings, audit ids.
+
+v1: slot in bits 63..54, signature in bits 53..0. v2, the canonical form: bit 63 clear, slot in bits 62..48, signature
+in bits 47..0. Fids travel as int64 with the bit pattern of the unsigned number.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from millrace.ops import record_library
+
+SIGNATURE_BITS_V1 = 54
+SIGNATURE_BITS = 48
+MAX_SLOT_V1 = (1 << 10) - 1
+MAX_SLOT = (1 << 15) - 1
+SIGNATURE_MASK_V1 = (1 << SIGNATURE_BITS_V1) - 1
+SIGNATURE_MASK = (1 << SIGNATURE_BITS) - 1
+
+HASH_KEY = b"0123456789123456"
+"""Key of the string hash; TensorFlow's strong hash with the same key gives the same fid inside a SavedModel."""
+
+AUDIT_SLOT = MAX_SLOT
+"""Slot of the audit feature; no user feature may have it."""
+
+_U64 = np.uint64
+
+
+def fid_v1(slot: int, signature: np.ndarray | int, legacy_mask: bool = False) -> np.ndarray:
+    """int64 fids v1; the signature is cut to 54 bits, so that fids for signatures are moved to the slot.
+
+    Args:
+      slot: ValueError when it is not in [0, 1023].
+      legacy_mask: cut to 55 bits, as models trained with Monolith were: an odd slot stays in the slot's last bit.
+    """
+    _check_slot(slot, MAX_SLOT_V1)
+    bits = np.asarray(signature).astype(_U64) & _U64(_legacy(SIGNATURE_MASK_V1, legacy_mask))
+    return (bits | (_U64(slot) << _U64(SIGNATURE_BITS_V1))).astype(np.int64)
+
+
+def fid_v2(slot: int, signature: np.ndarray | int, legacy_mask: bool = False) -> np.ndarray:
+    """int64 fids v2; the signature is cut to 48 bits, so that fids for signatures are moved to the slot.
+
+    Args:
+      slot: ValueError when it is not in [0, 32767].
+      legacy_mask: cut to 49 bits, see `fid_v1`.
+    """
+    _check_slot(slot, MAX_SLOT)
+    bits = np.asarray(signature).astype(np.int64) & np.int64(_legacy(SIGNATURE_MASK, legacy_mask))
+    return bits | np.int64(slot << SIGNATURE_BITS)
+
+
+def slot_v1(fids: np.ndarray) -> np.ndarray:
+    """int64 slots of fids v1."""
+    return (np.asarray(fids).astype(_U64) >> _U64(SIGNATURE_BITS_V1)).astype(np.int64)
+
+
+def slot_v2(fids: np.ndarray) -> np.ndarray:
+    """int64 slots of fids v2."""
+    return (np.asarray(fids, np.int64) >> SIGNATURE_BITS) & MAX_SLOT
+
+
+def v1_to_v2(fids: np.ndarray) -> np.ndarray:
+    """int64 fids v2. Lossy: the upper 6 bits of the signature are dropped."""
+    return (slot_v1(fids) << SIGNATURE_BITS) | (np.asarray(fids).astype(np.int64) & SIGNATURE_MASK)
+
+
+def from_unsigned(fids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int64 fids with the bits of unsigned numbers; OverflowError when one is not in [0, 2^64)."""
+    return np.asarray(fids, _U64).view(np.int64)
+
+
+def to_unsigned(fids: np.ndarray) -> np.ndarray:
+    """uint64 numbers with the bits of int64 fids."""
+    return np.asarray(fids, np.int64).view(_U64)
+
+
+def check_v2(fids: np.ndarray) -> None:
+    """Raises ValueError when bit 63 of a fid is set."""
+    array = np.asarray(fids, np.int64)
+    if (array < 0).any():
+        raise ValueError(f"fid v2 {int(array[array < 0][0])}: bit 63 is reserved and must be clear")
+
+
+def audit_fid(partition: np.ndarray | int, offset: np.ndarray | int, row: np.ndarray | int) -> np.ndarray:
+    """int64 fids, one per source row: slot 32767, signature partition (6 bits) | offset (28 bits) | row (14 bits)."""
+    partitions, offsets, rows = (np.asarray(part).astype(np.int64) for part in (partition, offset, row))
+    return fid_v2(AUDIT_SLOT, ((partitions & 0x3F) << 42) | ((offsets & 0xFFFFFFF) << 14) | (rows & 0x3FFF))
+
+
+def hash_strings(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
+    """48-bit SipHash-2-4 of each string, int64 [n]; a null gives 0. Each distinct string is hashed once."""
+    encoded = strings if pa.types.is_dictionary(strings.type) else pc.dictionary_encode(strings)
+    hashes = (siphash24(encoded.dictionary, key) & _U64(SIGNATURE_MASK)).astype(np.int64)
+    codes = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)
+    if not len(hashes):
+        return np.zeros(len(strings), np.int64)
+    return np.where(encoded.indices.is_valid().to_numpy(zero_copy_only=False), hashes[codes], 0)
+
+
+def siphash24(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
+    """SipHash-2-4 of the bytes of each string or binary value, uint64 [n]; a null is hashed as empty.
+
+    Standard SipHash (Aumasson and Bernstein, 2012), equal to `tf.strings.to_hash_bucket_strong` before its modulus.
+    """
+    offsets, data = bytes_of(strings)
+    return record_library.siphash24(offsets, data, key)
+
+
+def bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 offsets [n + 1] into the bytes, uint8 bytes) of a string or binary array; a null is empty."""
+    plain = pc.fill_null(strings.cast(pa.large_binary()), b"")
+    _, offset_buffer, data_buffer = plain.buffers()
+    if not len(plain) or offset_buffer is None:
+        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    offsets = np.frombuffer(offset_buffer, np.int64, len(plain) + 1, plain.offset * 8)
+    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
+    return offsets, data
+
+
+def _legacy(mask: int, legacy_mask: bool) -> int:
+    return mask << 1 | 1 if legacy_mask else mask
+
+
+def _check_slot(slot: int, largest: int) -> None:
+    if not 0 <= slot <= largest:
+        raise ValueError(f"slot {slot}: expected 0..{largest}")

@@ -1,0 +1,156 @@
+"""Labels as columns: made of label rules and of actions, read, set and appended.
+
+`__LABEL__` is list<float> [rows]; rows may have unequal numbers of labels, a null or an empty row has none.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.action_column import has_action
+from millrace.transforms.batch.list_columns import (
+    lengths,
+    list_array,
+    nulls_of,
+    row_of_value,
+    splits_of,
+    values_and_splits,
+)
+from millrace.transforms.feed.config import LabelRule
+
+_LABELS = pa.list_(pa.float32())
+
+
+class TaskLabel(NamedTuple):
+    """How a task labels a row by its actions.
+
+    Attributes:
+      positive: actions that make the label 1.
+      negative: actions that make it negative; empty: whatever is not positive.
+      sample_rate: share of the negatives that get the label, in [0, 1]; the others say nothing.
+    """
+
+    positive: Sequence[int]
+    negative: Sequence[int] = ()
+    sample_rate: float = 1.0
+
+
+def label_rows(actions: pa.ListArray, values: pa.ListArray, rules: Sequence[LabelRule]) -> pa.ListArray:
+    """One label a rule for each row: 1.0 where an action of the rule was seen with a sufficient value, else 0.0.
+
+    Args:
+      actions: list<string> [rows], the actions seen.
+      values: list<double> [rows], their values in the same order, null where an action has none.
+
+    Returns: list<float32> [rows], labels in the order of `rules`.
+    """
+    rows = len(actions)
+    names, numbers = actions.flatten(), values.flatten()
+    parents = row_of_value(splits_of(lengths(actions)))
+    labels = np.zeros((rows, len(rules)), np.float32)
+    for column, rule in enumerate(rules):
+        seen = pc.is_in(names, value_set=pa.array(rule.actions, pa.string()))
+        if rule.min_value is not None:
+            seen = pc.and_(seen, pc.fill_null(pc.greater_equal(numbers, rule.min_value), False))
+        labels[parents[seen.to_numpy(zero_copy_only=False)], column] = 1.0
+    return label_lists(labels)
+
+
+def label_lists(labels: np.ndarray) -> pa.ListArray:
+    """list<float32> [rows] of a float32 array [rows, heads]."""
+    rows, heads = labels.shape
+    offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(heads)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels.reshape(-1), pa.float32()))
+
+
+def label_matrix(labels: pa.ListArray) -> np.ndarray:
+    """float32 [rows, heads] of a `__LABEL__` column; ValueError when the rows have unequal numbers of labels."""
+    counts = pc.list_value_length(labels).to_numpy(zero_copy_only=False)
+    if len(counts) and (counts != counts[0]).any():
+        raise ValueError(f"rows have {counts.min()} to {counts.max()} labels")
+    heads = int(counts[0]) if len(counts) else 0
+    return labels.flatten().to_numpy(zero_copy_only=False).reshape(len(counts), heads)
+
+
+def label_column(batch: pa.RecordBatch) -> pa.ListArray:
+    """`__LABEL__` of a batch; all null when it has none."""
+    column = record_batch.column_of(batch, record_batch.LABEL)
+    return pa.nulls(batch.num_rows, _LABELS) if column is None else column
+
+
+def with_labels(batch: pa.RecordBatch, labels: pa.ListArray) -> pa.RecordBatch:
+    """`batch` with these labels."""
+    return record_batch.with_column(batch, pa.field(record_batch.LABEL, labels.type), labels)
+
+
+def with_label_values(labels: pa.ListArray, values: np.ndarray) -> pa.ListArray:
+    """Labels of the same shape with other values, [n] as `values_and_splits` gives them."""
+    _, splits = values_and_splits(labels)
+    return list_array(values, splits, pa.float32(), nulls_of(labels))
+
+
+def label_at(labels: pa.ListArray, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """(label `index` of each row, float32 [rows], INVALID_LABEL where a row has none such; bool [rows]: it has one)."""
+    values, splits = values_and_splits(labels)
+    has = np.diff(splits) > index
+    found = np.full(len(labels), record_batch.INVALID_LABEL, np.float32)
+    found[has] = values[splits[:-1][has] + index]
+    return found, has
+
+
+def set_label_at(labels: pa.ListArray, index: int, rows: np.ndarray, value: np.ndarray | float) -> pa.ListArray:
+    """Labels with label `index` set to `value` in the rows where `rows`, bool, is true, which must have one such."""
+    if not rows.any():
+        return labels
+    values, splits = values_and_splits(labels)
+    changed = values.copy()
+    changed[splits[:-1][rows] + index] = value
+    return list_array(changed, splits, pa.float32(), nulls_of(labels))
+
+
+def append_labels(labels: pa.ListArray, added: np.ndarray) -> pa.ListArray:
+    """Labels with those of `added`, float32 [rows, k], behind them in each row."""
+    values, splits = values_and_splits(labels)
+    if not len(values):
+        return label_lists(added)
+    rows, count = added.shape
+    grown = splits + count * np.arange(rows + 1)
+    merged = np.empty(len(values) + added.size, np.float32)
+    before = np.ones(len(merged), bool)
+    for index in range(count):
+        places = grown[1:] - count + index
+        merged[places], before[places] = added[:, index], False
+    merged[before] = values
+    return list_array(merged, grown, pa.float32())
+
+
+def one_label(values: np.ndarray, positions: pa.Array, count: int) -> pa.ListArray:
+    """`count` labels a row, one of them set.
+
+    Args:
+      values: float32 [rows]
+      positions: of the value in its row, integers [rows]; null: the row says nothing.
+    """
+    labels = np.full((len(values), count), record_batch.INVALID_LABEL, np.float32)
+    set_rows = np.flatnonzero(positions.is_valid().to_numpy(zero_copy_only=False))
+    labels[set_rows, positions.drop_null().to_numpy()] = values[set_rows]
+    return label_lists(labels)
+
+
+def task_label(actions: pa.ListArray, task: TaskLabel, negative_value: float, draws: np.ndarray) -> np.ndarray:
+    """The label of a task, float32 [rows]: 1 for a positive, `negative_value` for a negative, else INVALID_LABEL.
+
+    Args:
+      actions: list<int32> [rows]
+      draws: float64 [rows] in [0, 1), they choose the negatives that get a label.
+    """
+    positive = has_action(actions, task.positive)
+    negative = draws < task.sample_rate
+    if task.negative:
+        negative &= has_action(actions, task.negative)
+    labels = np.where(negative, np.float32(negative_value), np.float32(record_batch.INVALID_LABEL))
+    return np.where(positive, np.float32(1), labels)

@@ -1,0 +1,1 @@
+"""The same functions as Beam PTransforms; no other wing imports Beam."""

@@ -1,0 +1,106 @@
+"""Flows as Beam collections: one output a flow, and back to one. Apart from `flows.py`, which has no Beam."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from millrace.runtime import telemetry
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.steps.filters.flows import flow_keys, named_flow, source_keys, split_flows
+
+DEAD_LETTERS = "dead_letters"
+"""Tag of the output for rows of no flow."""
+
+_NAMESPACE = telemetry.namespace("transforms", "split_flows")
+
+
+class SplitFlows(beam.PTransform):
+    """A collection of `pa.RecordBatch` to one output a flow, by `__DATA_SOURCE_KEY__`, and dead letters.
+
+    Example:
+
+        flows = rows | SplitFlows(["pc", "mobile"])
+        flows["pc"], flows["mobile"], flows[DEAD_LETTERS]
+
+    Args:
+      names: of the flows. Rows of other sources go to `DEAD_LETTERS`, in the schema of `transforms.batch.dead_letter`.
+      label: name of the step in the pipeline.
+
+    Counters (`millrace.transforms.split_flows`): `rows_in`, `rows_out`, `dead_letters`.
+    Raises: UserError when two names cannot be told apart.
+    """
+
+    def __init__(self, names: Sequence[str], label: str | None = None) -> None:
+        super().__init__(label)
+        flow_keys(names)
+        if not names or DEAD_LETTERS in names:
+            raise UserError("flows", ", ".join(names), f"no names, or {DEAD_LETTERS}", "choose names of data sources")
+        self._names = list(names)
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
+        tags = [*self._names, DEAD_LETTERS]
+        split = beam.ParDo(_SplitDoFn(self._names)).with_input_types(pa.RecordBatch)
+        typed = split.with_output_types(pa.RecordBatch, **dict.fromkeys(tags, pa.RecordBatch))
+        return batches | "SplitRows" >> typed.with_outputs(*tags)
+
+    def display_data(self) -> dict[str, Any]:
+        return {"flows": ", ".join(self._names)}
+
+
+class MergeFlows(beam.PTransform):
+    """{name: collection of `pa.RecordBatch`} to one collection, each row with the name of its flow.
+
+    Example:
+
+        rows = {"pc": pc_rows, "mobile": mobile_rows} | MergeFlows()
+    """
+
+    def expand(self, flows: Mapping[str, beam.PCollection[pa.RecordBatch]]) -> beam.PCollection[pa.RecordBatch]:
+        named = [
+            rows | f"Name[{name}]" >> beam.Map(named_flow, name).with_output_types(pa.RecordBatch)
+            for name, rows in flows.items()
+        ]
+        return named | "MergeFlows" >> beam.Flatten().with_output_types(pa.RecordBatch)
+
+
+class _SplitDoFn(beam.DoFn):
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._in, self._out, self._dead = (
+            Metrics.counter(_NAMESPACE, name) for name in ("rows_in", "rows_out", "dead_letters")
+        )
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        flows, unknown = split_flows(batch, self._names)
+        self._in.inc(batch.num_rows)
+        self._out.inc(batch.num_rows - unknown.num_rows)
+        yield from (beam.pvalue.TaggedOutput(name, rows) for name, rows in flows.items() if rows.num_rows)
+        if unknown.num_rows:
+            self._dead.inc(unknown.num_rows)
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, unknown_source_letters(unknown))
+
+
+def unknown_source_letters(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Dead letters, `dead_letter.SCHEMA`, of rows that no flow takes; the value is the row as an Arrow IPC stream."""
+    values = [record_batch.encode_ipc(rows.slice(row, 1)) for row in range(rows.num_rows)]
+    lengths = np.fromiter(map(len, values), np.int64)
+    columns = [
+        pa.array([value[: dead_letter.MAX_VALUE_BYTES] for value in values], pa.binary()),
+        pa.nulls(rows.num_rows, pa.string()),
+        _column_or_nulls(rows, record_batch.SOURCE_PARTITION, pa.int32()),
+        _column_or_nulls(rows, record_batch.SOURCE_OFFSET, pa.int64()),
+        pa.repeat(pa.scalar(dead_letter.Reason.UNKNOWN_DATA_SOURCE.value), rows.num_rows),
+        pa.array([f"data source key {key}" for key in source_keys(rows).tolist()], pa.string()),
+        pa.array(lengths, mask=lengths <= dead_letter.MAX_VALUE_BYTES),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=dead_letter.SCHEMA)
+
+
+def _column_or_nulls(rows: pa.RecordBatch, name: str, type: pa.DataType) -> pa.Array:
+    column = record_batch.column_of(rows, name)
+    return pa.nulls(rows.num_rows, type) if column is None else column.cast(type)

@@ -1,0 +1,1 @@
+"""Records of each format to batches of rows and back."""

@@ -1,0 +1,131 @@
+"""Which columns records of the protos can have: schemas of wanted features, and batches made fit for encoding."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import line_id, record_batch
+
+DATA_SOURCE_KEY = "__DATA_SOURCE_KEY__"
+"""int64 column: the number of the record's data source (`transforms/batch/data_source.py`)."""
+
+_PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
+_METADATA: dict[str, pa.DataType] = {
+    record_batch.LABEL: pa.list_(pa.float32()),
+    record_batch.WEIGHT: pa.float32(),
+    DATA_SOURCE_KEY: pa.int64(),
+    **{field.column: field.type for field in line_id.FIELDS.values()},
+}
+_RESERVED = {"__LINE_ID__", "instance_weight"}
+_LEAVES = {pa.int64(), pa.float32(), pa.float64(), pa.binary()}
+_MAX_DEPTH = 2
+_CHOICES = "choose int64, float, double or binary, a list of one of them, or a list of such lists"
+
+
+def wanted_features(features: Sequence[str] | pa.Schema | None) -> pa.Schema | None:
+    """The schema that tells the decoder what to decode, of type null where any type will do; None for all.
+
+    Raises: UserError for a type or a name that no feature can have. Metadata columns of a schema do not count.
+    """
+    if features is None:
+        return None
+    if isinstance(features, pa.Schema):
+        schema = features
+    else:
+        schema = pa.schema([pa.field(name, pa.null()) for name in features])
+    fields = [field for field in schema if field.name not in _METADATA and field.name not in _PROVENANCE]
+    for field in fields:
+        setting = f"features.{field.name}"
+        if _is_reserved(field.name):
+            raise UserError(setting, field.type, "a reserved name", "leave it out: it becomes metadata columns")
+        if not pa.types.is_null(field.type) and _stored_type(field.type) != field.type:
+            raise UserError(setting, field.type, "records have no such type", _CHOICES)
+    if len({field.name for field in fields}) < len(fields):
+        raise UserError("features", ", ".join(field.name for field in fields), "a name is given twice", "give it once")
+    return pa.schema(fields)
+
+
+def encodable(batch: pa.RecordBatch, is_instance: bool = False) -> pa.RecordBatch:
+    """`batch` without its provenance, its columns cast to types that records have.
+
+    Raises: UserError naming a column that records, or Instances, cannot hold.
+    """
+    fields, columns = [], []
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if field.name in _PROVENANCE or pa.types.is_null(field.type):
+            continue
+        wanted = _METADATA.get(field.name) or _feature_type(field, is_instance)
+        column = _cast(field.name, column, wanted)
+        _refuse_null_values(field.name, column)
+        fields.append(pa.field(field.name, wanted, metadata=field.metadata))
+        columns.append(column)
+    if not columns:  # a batch of no columns would forget its rows
+        fields, columns = [pa.field(record_batch.WEIGHT, pa.float32())], [pa.nulls(batch.num_rows, pa.float32())]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _is_reserved(name: str) -> bool:
+    return name in _RESERVED or "\0" in name  # where C would end it
+
+
+def _feature_type(field: pa.Field, is_instance: bool) -> pa.DataType:
+    name = f"column {field.name}"
+    stored = _stored_type(field.type)
+    if _is_reserved(field.name):
+        raise UserError(name, field.type, "a reserved name in records", "rename the column")
+    if stored is None:
+        raise UserError(name, field.type, "records have no such type", _CHOICES)
+    kind = (field.metadata or {}).get(record_batch.KIND_KEY)
+    leaf, depth = _leaf(stored)
+    if (kind == b"raw" and stored != pa.list_(pa.binary())) or (
+        kind in (b"fid", b"fid_v1") and not (depth and leaf == pa.int64())
+    ):
+        raise UserError(name, field.type, f"the kind is {kind.decode()}", "change the kind in the field's metadata")
+    if is_instance and (leaf == pa.float64() or kind == b"raw" or (kind == b"fid_v1" and depth == _MAX_DEPTH)):
+        raise UserError(name, field.type, "an Instance cannot hold it", "cast the column, or project it away")
+    return stored
+
+
+def _stored_type(type: pa.DataType) -> pa.DataType | None:
+    """The type that records have for values of `type`; None when they have none."""
+    leaf, depth = _leaf(type)
+    if pa.types.is_dictionary(leaf):
+        leaf = leaf.value_type
+    if pa.types.is_integer(leaf) or pa.types.is_boolean(leaf):
+        stored = pa.int64()
+    elif pa.types.is_float16(leaf):
+        stored = pa.float32()
+    elif pa.types.is_string(leaf) or pa.types.is_large_string(leaf) or pa.types.is_large_binary(leaf):
+        stored = pa.binary()
+    else:
+        stored = leaf
+    if stored not in _LEAVES or depth > _MAX_DEPTH:
+        return None
+    for _ in range(depth):
+        stored = pa.list_(stored)
+    return stored
+
+
+def _leaf(type: pa.DataType) -> tuple[pa.DataType, int]:
+    """(type of the values, lists around them)."""
+    depth = 0
+    while pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        type, depth = type.value_type, depth + 1
+    return type, depth
+
+
+def _cast(name: str, column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if column.type == wanted:
+        return column
+    try:
+        return column.cast(wanted, safe=_leaf(column.type)[0] != pa.uint64())  # uint64: the same bits
+    except pa.ArrowException as error:
+        raise UserError(f"column {name}", column.type, f"does not fit {wanted}", "cast or map the column") from error
+
+
+def _refuse_null_values(name: str, column: pa.Array) -> None:
+    while pa.types.is_list(column.type):
+        column = column.flatten()
+        if column.null_count:
+            raise UserError(f"column {name}", column.type, "null inside a list", "drop the nulls")

@@ -1,0 +1,1 @@
+"""What the feed does with events and rows, without Beam."""

@@ -1,0 +1,293 @@
+"""What a feed makes of an event: features, label rules and settings, as JSON-able values without TensorFlow."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import fid, record_batch
+
+ID_COLUMNS = ("user_id", "item_id")
+CONTEXT_PREFIX = "context."
+DTYPES = ("int64", "string")
+
+ROUTES = {
+    "late": "beyond the window and within the lateness, or after the row left as a negative",
+    "orphan": "no row within window and lateness",
+    "before_impression": "earlier than the row by more than the skew",
+    "duplicate": "the row had left with the same action",
+    "superseded": "the row had left with another action",
+    "ignored": "no label rule names it",
+}
+"""{reason: when an action does not join}."""
+
+
+@dataclass(frozen=True)
+class FidFeature:
+    """Fids of one event column.
+
+    Args:
+      name: column of the train batch.
+      slot: 0..32766, upper 15 bits of the fids.
+      column: `user_id`, `item_id` or `context.<field>`.
+      dtype: how the column arrives, "int64" or "string"; by default ids are int64 and context fields are strings.
+    """
+
+    name: str
+    slot: int
+    column: str
+    dtype: str | None = None
+
+    @property
+    def column_dtype(self) -> str:
+        return self.dtype or ("int64" if self.column in ID_COLUMNS else "string")
+
+    def check(self, where: str) -> None:
+        """Raises UserError naming the first wrong setting."""
+        if not self.name or self.name.startswith("__"):
+            raise UserError(f"{where}.name", self.name, "empty or reserved", "give a name that does not begin with __")
+        if not 0 <= self.slot < fid.AUDIT_SLOT:
+            raise UserError(f"{where}.slot", self.slot, "out of range", f"choose 0..{fid.AUDIT_SLOT - 1}")
+        if self.column not in ID_COLUMNS and not self.column.startswith(CONTEXT_PREFIX):
+            raise UserError(f"{where}.column", self.column, "unknown", "choose user_id, item_id or context.<field>")
+        if self.column_dtype not in DTYPES:
+            raise UserError(f"{where}.dtype", self.dtype, "unknown", f"choose {' or '.join(DTYPES)}")
+        if self.column in ID_COLUMNS and self.column_dtype != "int64":
+            raise UserError(f"{where}.dtype", self.dtype, f"{self.column} is an integer", "choose int64")
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Label of a head: 1.0 iff one of `actions` was seen (with a value >= `min_value`, when given), else 0.0."""
+
+    head: str
+    actions: tuple[str, ...]
+    min_value: float | None = None
+
+    def check(self, where: str) -> None:
+        """Raises UserError naming the first wrong setting."""
+        if not self.head:
+            raise UserError(f"{where}.head", self.head, "empty", "name the head")
+        if not self.actions or not all(self.actions):
+            raise UserError(f"{where}.actions", list(self.actions), "empty", "name one action or more, e.g. click")
+
+
+@dataclass(frozen=True)
+class FeedConfig:
+    """Settings of one training feed.
+
+    Args:
+      model: name of the model, as in `train.<model>`.
+      features, labels: columns of the batch, in this order; one label a head.
+      window_seconds: how long an impression waits for an action before it becomes a negative.
+      negative_rate: share of negatives kept, in (0, 1].
+      seed: of every random choice.
+      audit: adds the feature `__AUDIT__`, one fid a source row.
+      allowed_lateness_seconds: how long after its window a row is remembered, so that late and repeated events are
+        known as such; None: as long as the window.
+      routed_actions: keys of `ROUTES`: actions that leave the join by the side, each with its reason.
+      early_negatives: each row leaves as a negative at once, and once more when its action comes
+        (`millrace.transforms.feed.early_negatives` says how to train on that).
+    """
+
+    model: str
+    features: tuple[FidFeature, ...]
+    labels: tuple[LabelRule, ...]
+    window_seconds: float = 5.0
+    negative_rate: float = 1.0
+    seed: int = 0
+    audit: bool = False
+    allowed_lateness_seconds: float | None = None
+    routed_actions: tuple[str, ...] = ("late",)
+    early_negatives: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UserError("feed.model", self.model, "empty", "name the model")
+        for index, feature in enumerate(self.features):
+            feature.check(f"feed.features[{index}]")
+        for index, rule in enumerate(self.labels):
+            rule.check(f"feed.labels[{index}]")
+        _check_unique("feed.features", [feature.name for feature in self.features])
+        _check_unique("feed.labels", [rule.head for rule in self.labels])
+        _check_dtypes(self.features)
+        if not 0.0 < self.window_seconds <= 86_400.0:
+            raise UserError("feed.window_seconds", self.window_seconds, "out of range", "choose more than 0, to 86400")
+        if not 0.0 < self.negative_rate <= 1.0:
+            raise UserError("feed.negative_rate", self.negative_rate, "out of range", "choose more than 0, to 1")
+        lateness = self.allowed_lateness_seconds
+        if lateness is not None and not 0.0 <= lateness <= 86_400.0:
+            raise UserError("feed.allowed_lateness_seconds", lateness, "out of range", "choose 0 to 86400")
+        for reason in self.routed_actions:
+            if reason not in tuple(ROUTES):
+                raise UserError("feed.routed_actions", reason, "unknown", f"choose from {', '.join(ROUTES)}")
+
+    @property
+    def window_ms(self) -> int:
+        return round(self.window_seconds * 1000)
+
+    @property
+    def lateness_ms(self) -> int:
+        lateness = self.allowed_lateness_seconds
+        return self.window_ms if lateness is None else round(lateness * 1000)
+
+    @property
+    def label_actions(self) -> tuple[str, ...]:
+        """Actions that some rule names, sorted: those for which a row leaves the join."""
+        return tuple(sorted({action for rule in self.labels for action in rule.actions}))
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """Names of the sparse features of a train batch, in order."""
+        names = tuple(feature.name for feature in self.features)
+        return (*names, record_batch.AUDIT) if self.audit else names
+
+    def context_fields(self) -> dict[str, str]:
+        """{context field: "int64" or "string"} that the features read."""
+        return {
+            feature.column.removeprefix(CONTEXT_PREFIX): feature.column_dtype
+            for feature in self.features
+            if feature.column not in ID_COLUMNS
+        }
+
+    def train_schema(self) -> pa.Schema:
+        return record_batch.train_schema(self.feature_columns)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The configuration that `to_json` wrote; UserError names a field that is missing, unknown or wrong."""
+        try:
+            settings = json.loads(text)
+        except ValueError as error:
+            raise UserError("feed", text[:80], f"not JSON ({error})", "write one JSON object") from error
+        _check_fields("feed", cls, settings)
+        features = _list_of("feed.features", FidFeature, settings["features"])
+        rules = _list_of("feed.labels", LabelRule, settings["labels"])
+        labels = tuple(LabelRule(**(rule | {"actions": tuple(rule["actions"])})) for rule in rules)
+        lists = {"features": tuple(FidFeature(**feature) for feature in features), "labels": labels}
+        if "routed_actions" in settings:
+            lists["routed_actions"] = tuple(settings["routed_actions"])
+        return cls(**(settings | lists))
+
+
+def extract_fids(batch: pa.RecordBatch, features: Sequence[FidFeature], audit: bool = False) -> pa.RecordBatch:
+    """Fid columns of impression rows.
+
+    Args:
+      batch: rows with the columns that the features name, and provenance when `audit`.
+      audit: append `__AUDIT__`.
+
+    Returns: a batch with one `list<int64>` column a feature: one fid, or none where the value is null.
+    Raises: ValueError naming a column that is missing, of another type or, for integers, outside [0, 2^48).
+    """
+    names = [feature.name for feature in features]
+    columns = [_fids_of(batch, feature) for feature in features]
+    if audit:
+        names.append(record_batch.AUDIT)
+        columns.append(_one_each(fid.audit_fid(*record_batch.provenance(batch))))
+    schema = pa.schema([record_batch.fid_field(name) for name in names])
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _fids_of(batch: pa.RecordBatch, feature: FidFeature) -> pa.ListArray:
+    index = batch.schema.get_field_index(feature.column)
+    if index < 0:
+        raise ValueError(f"feature {feature.name}: no column {feature.column}")
+    column = batch.column(index)
+    if feature.column_dtype == "string":
+        if not (pa.types.is_string(column.type) or pa.types.is_dictionary(column.type)):
+            raise ValueError(f"feature {feature.name}: column {feature.column} is {column.type}, expected string")
+        signatures = fid.hash_strings(column)
+    else:
+        if not pa.types.is_integer(column.type):
+            raise ValueError(f"feature {feature.name}: column {feature.column} is {column.type}, expected int64")
+        signatures = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+        if len(signatures) and (int(signatures.min()) < 0 or int(signatures.max()) > fid.SIGNATURE_MASK):
+            raise ValueError(f"feature {feature.name}: column {feature.column} has values outside [0, 2^48)")
+    fids = fid.fid_v2(feature.slot, signatures)
+    if not column.null_count:
+        return _one_each(fids)
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(valid)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(fids[valid]))
+
+
+def _one_each(values: np.ndarray) -> pa.ListArray:
+    """list<int64> with one value a row."""
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1, dtype=np.int32)), pa.array(values, pa.int64()))
+
+
+def _check_unique(where: str, names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or not names:
+        problem = "names are not unique" if repeated else "empty"
+        raise UserError(where, ", ".join(repeated), problem, "name each one once, and at least one")
+
+
+def _check_dtypes(features: Sequence[FidFeature]) -> None:
+    seen: dict[str, str] = {}
+    for feature in features:
+        if seen.setdefault(feature.column, feature.column_dtype) != feature.column_dtype:
+            raise UserError("feed.features", feature.name, f"{feature.column} has two dtypes", "give it one")
+
+
+def _check_fields(where: str, cls: type, settings: Any) -> None:
+    known = {field.name: field for field in fields(cls)}
+    if not isinstance(settings, dict):
+        raise UserError(where, settings, "not a JSON object", f"give an object with {', '.join(known)}")
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{where}.{name}", settings[name], "unknown field", f"choose from {', '.join(known)}")
+    for name, field in known.items():
+        if field.default is MISSING and name not in settings:
+            raise UserError(f"{where}.{name}", "", "missing", "give it")
+    for name, value in settings.items():
+        wanted = _JSON_TYPES[name]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise UserError(f"{where}.{name}", value, "wrong type", f"give {_JSON_WORDS[wanted]}")
+
+
+def _list_of(where: str, cls: type, items: list[Any]) -> list[dict[str, Any]]:
+    for index, item in enumerate(items):
+        _check_fields(f"{where}[{index}]", cls, item)
+    return items
+
+
+_TEXT, _WHOLE, _NUMBER, _LIST, _FLAG = (str,), (int,), (int, float), (list,), (bool,)
+_NONE = type(None)
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "model": _TEXT,
+    "name": _TEXT,
+    "column": _TEXT,
+    "head": _TEXT,
+    "slot": _WHOLE,
+    "seed": _WHOLE,
+    "window_seconds": _NUMBER,
+    "negative_rate": _NUMBER,
+    "features": _LIST,
+    "labels": _LIST,
+    "actions": _LIST,
+    "audit": _FLAG,
+    "allowed_lateness_seconds": (int, float, _NONE),
+    "routed_actions": _LIST,
+    "early_negatives": _FLAG,
+    "dtype": (str, _NONE),
+    "min_value": (int, float, _NONE),
+}
+_JSON_WORDS: dict[tuple[type, ...], str] = {
+    _TEXT: "a string",
+    _WHOLE: "a whole number",
+    _NUMBER: "a number",
+    _LIST: "a list",
+    _FLAG: "true or false",
+    (str, _NONE): "a string or null",
+    (int, float, _NONE): "a number or null",
+}

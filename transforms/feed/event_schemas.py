@@ -1,0 +1,39 @@
+"""Arrow schemas of decoded events: impression rows, one an item, and actions; and of actions that did not join."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from millrace.transforms.batch import record_batch
+from millrace.transforms.feed.config import CONTEXT_PREFIX
+
+ARROW_TYPES = {"int64": pa.int64(), "string": pa.string()}
+
+ACTION_SCHEMA = pa.schema(
+    [
+        pa.field("request_id", pa.string()),
+        pa.field("item_id", pa.int64()),
+        pa.field("action", pa.string()),
+        pa.field("timestamp_ms", pa.int64()),
+        pa.field("value", pa.float64()),
+    ]
+)
+
+ROUTED_ACTION_SCHEMA = ACTION_SCHEMA.append(pa.field("reason", pa.string()))
+"""Actions that leave the join by the side, with the key of `feature_list.ROUTES` that says why."""
+
+
+def impression_schema(context_fields: Mapping[str, str]) -> pa.Schema:
+    """Rows of `decode_impressions` for these {context field: "int64" or "string"}."""
+    return pa.schema(
+        [
+            pa.field("request_id", pa.string()),
+            pa.field("user_id", pa.int64()),
+            pa.field("item_id", pa.int64()),
+            pa.field("timestamp_ms", pa.int64()),
+            *(pa.field(f"{CONTEXT_PREFIX}{name}", ARROW_TYPES[dtype]) for name, dtype in context_fields.items()),
+            pa.field(record_batch.SOURCE_PARTITION, pa.int32()),
+            pa.field(record_batch.SOURCE_OFFSET, pa.int64()),
+            pa.field(record_batch.SOURCE_ROW, pa.int32()),
+        ]
+    )

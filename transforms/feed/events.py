@@ -1,0 +1,240 @@
+"""JSON events from Kafka to rows, and dead letters for what cannot be read or breaks a rule.
+
+`json_blocks` parses whole blocks; the checks run over columns. `transforms/README.md` describes events and rows.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+
+from millrace.runtime import telemetry
+from millrace.transforms.batch.dead_letter import Reason, Refusals
+from millrace.transforms.batch.fid import SIGNATURE_MASK
+from millrace.transforms.beam.dead_letters import count_dead_letters
+from millrace.transforms.codecs import json_columns
+from millrace.transforms.feed.config import CONTEXT_PREFIX
+from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
+
+SCHEMA_VERSION = 1
+MAX_ITEMS = 64  # the row index has six bits in an audit fid
+MAX_REQUEST_ID_BYTES = 256  # hashing costs as much as the longest id of a block
+MAX_TEXT_BYTES = 1024  # likewise for context strings and action names
+MIN_TIMESTAMP_MS = 631_152_000_000
+"""1990-01-01: older events are mistakes of a clock or a unit (seconds for milliseconds)."""
+DAY_MS = 86_400_000
+
+DEAD_LETTERS = "dead_letters"
+"""Tag of the second output of the PTransforms below."""
+
+_NAMESPACE = telemetry.namespace("transforms", "event_codec")
+
+
+class DecodeImpressions(beam.PTransform):
+    """Raw blocks to impression rows (main output) and dead letters (output `DEAD_LETTERS`).
+
+    Args:
+      context_fields: {context field: "int64" or "string"} to decode; all others are ignored.
+      max_future_ms: how far ahead of `clock` an event may be.
+      clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        context_fields: Mapping[str, str],
+        max_future_ms: int = DAY_MS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        self._decode = _ImpressionDecoder(dict(context_fields), max_future_ms, clock)
+
+    def expand(self, pcoll: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
+        decode = beam.ParDo(_DecodeDoFn(self._decode, "impressions")).with_output_types(pa.RecordBatch)
+        return pcoll | "DecodeImpressions" >> decode.with_outputs(DEAD_LETTERS, main="rows")
+
+
+class DecodeActions(beam.PTransform):
+    """Raw blocks to action rows (main output) and dead letters (output `DEAD_LETTERS`); see `DecodeImpressions`."""
+
+    def __init__(self, max_future_ms: int = DAY_MS, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self._decode = _ActionDecoder(max_future_ms, clock)
+
+    def expand(self, pcoll: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
+        decode = beam.ParDo(_DecodeDoFn(self._decode, "actions")).with_output_types(pa.RecordBatch)
+        return pcoll | "DecodeActions" >> decode.with_outputs(DEAD_LETTERS, main="rows")
+
+
+class _ImpressionDecoder:
+    def __init__(self, context_fields: dict[str, str], max_future_ms: int, clock: Callable[[], float]) -> None:
+        self._context_fields, self._max_future_ms, self._clock = context_fields, max_future_ms, clock
+
+    def __call__(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        now_ms = int(self._clock() * 1000)
+        return decode_impressions(block, self._context_fields, now_ms, self._max_future_ms)
+
+
+class _ActionDecoder:
+    def __init__(self, max_future_ms: int, clock: Callable[[], float]) -> None:
+        self._max_future_ms, self._clock = max_future_ms, clock
+
+    def __call__(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        return decode_actions(block, int(self._clock() * 1000), self._max_future_ms)
+
+
+class _DecodeDoFn(beam.DoFn):
+    """Counters: `<kind>_records`, `<kind>_rows`, `<kind>_dead_letters` and `<kind>_dead_letters_<reason>`."""
+
+    def __init__(self, decode: Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]], kind: str) -> None:
+        self._decode = decode
+        self._kind = kind
+        self._records = Metrics.counter(_NAMESPACE, f"{kind}_records")
+        self._rows = Metrics.counter(_NAMESPACE, f"{kind}_rows")
+        self._dead = Metrics.counter(_NAMESPACE, f"{kind}_dead_letters")
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        rows, dead = self._decode(element)
+        self._records.inc(element.num_rows)
+        self._rows.inc(rows.num_rows)
+        if rows.num_rows:
+            yield rows
+        if dead.num_rows:
+            self._dead.inc(dead.num_rows)
+            count_dead_letters(_NAMESPACE, dead, f"{self._kind}_dead_letters")
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
+
+
+def decode_impressions(
+    block: pa.RecordBatch, context_fields: Mapping[str, str], now_ms: int, max_future_ms: int = DAY_MS
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Explodes impression records into one row an item.
+
+    Args:
+      block: raw block (`record_batch.raw_schema`).
+      context_fields: {context field: "int64" or "string"} to decode; all others are ignored.
+      now_ms: current time; an event more than `max_future_ms` ahead of it is refused.
+
+    Returns: (rows of `impression_schema(context_fields)`, dead letters of `dead_letter.SCHEMA`); each record is in
+      exactly one of them.
+    """
+    refusals = Refusals(block)
+    context = pa.struct([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in context_fields.items()])
+    schema = _IMPRESSION_JSON if not context_fields else _IMPRESSION_JSON.append(pa.field("context", context))
+    parsed, rows = json_columns.parse(block, schema, refusals, SCHEMA_VERSION)
+    _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
+    _refuse_ids(parsed.column("user_id"), "user_id", rows, refusals)
+    _refuse_items(parsed.column("item_ids"), rows, refusals)
+    contexts = dict(zip(context_fields, parsed.column("context").flatten(), strict=True)) if context_fields else {}
+    for name, column in contexts.items():
+        _refuse_context(column, f"{CONTEXT_PREFIX}{name}", rows, refusals)
+    good = np.flatnonzero(refusals.keep(rows))
+    chosen = pa.array(good)
+    items = parsed.column("item_ids").take(chosen)
+    counts = pc.list_value_length(items).to_numpy(zero_copy_only=False)
+    record = np.repeat(good, counts)
+    index = np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts, counts)
+    of_record, of_block = pa.array(record), pa.array(rows[record])
+    columns = [
+        parsed.column("request_id").take(of_record),
+        parsed.column("user_id").take(of_record),
+        items.flatten(),
+        parsed.column("timestamp_ms").take(of_record),
+        *(column.take(of_record) for column in contexts.values()),
+        block.column("partition").take(of_block),
+        block.column("offset").take(of_block),
+        pa.array(index, pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=impression_schema(context_fields)), refusals.to_batch()
+
+
+def decode_actions(
+    block: pa.RecordBatch, now_ms: int, max_future_ms: int = DAY_MS
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Action records to (rows of `ACTION_SCHEMA`, dead letters); arguments as of `decode_impressions`."""
+    refusals = Refusals(block)
+    parsed, rows = json_columns.parse(block, _ACTION_JSON, refusals, SCHEMA_VERSION)
+    _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
+    _refuse_ids(parsed.column("item_id"), "item_id", rows, refusals)
+    action, value = parsed.column("action"), parsed.column("value")
+    _refuse(pc.is_null(action), rows, refusals, Reason.MISSING_FIELD, "action: missing or null")
+    _refuse_length(action, "action", MAX_TEXT_BYTES, rows, refusals)
+    finite = pc.fill_null(pc.is_finite(value), True)
+    _refuse(pc.invert(finite), rows, refusals, Reason.OUT_OF_RANGE, "value: not a finite number")
+    good = parsed.take(pa.array(np.flatnonzero(refusals.keep(rows))))
+    return good.select(ACTION_SCHEMA.names).cast(ACTION_SCHEMA), refusals.to_batch()
+
+
+_COMMON_JSON = [
+    pa.field("schema_version", pa.int64()),
+    pa.field("request_id", pa.string()),
+    pa.field("timestamp_ms", pa.int64()),
+]
+_IMPRESSION_JSON = pa.schema(
+    [*_COMMON_JSON, pa.field("user_id", pa.int64()), pa.field("item_ids", pa.list_(pa.int64()))]
+)
+_ACTION_JSON = pa.schema(
+    [*_COMMON_JSON, pa.field("item_id", pa.int64()), pa.field("action", pa.string()), pa.field("value", pa.float64())]
+)
+
+
+# Checks of parsed columns. `rows` are the block positions of the parsed rows.
+
+
+def _refuse(condition: pa.BooleanArray, rows: np.ndarray, refusals: Refusals, reason: Reason, detail: str) -> None:
+    chosen = pc.fill_null(condition, False).to_numpy(zero_copy_only=False)
+    if chosen.any():
+        refusals.add(rows[chosen], reason, detail)
+
+
+def _refuse_common(parsed: pa.RecordBatch, rows: np.ndarray, refusals: Refusals, newest_ms: int) -> None:
+    version, request_id, timestamp = (parsed.column(field.name) for field in _COMMON_JSON)
+    _refuse(pc.is_null(version), rows, refusals, Reason.MISSING_FIELD, "schema_version: missing or null")
+    unknown = pc.not_equal(version, SCHEMA_VERSION)
+    _refuse(unknown, rows, refusals, Reason.UNKNOWN_SCHEMA_VERSION, f"schema_version: expected {SCHEMA_VERSION}")
+    _refuse(pc.is_null(request_id), rows, refusals, Reason.MISSING_FIELD, "request_id: missing or null")
+    _refuse_length(request_id, "request_id", MAX_REQUEST_ID_BYTES, rows, refusals)
+    _refuse(pc.is_null(timestamp), rows, refusals, Reason.MISSING_FIELD, "timestamp_ms: missing or null")
+    old = pc.less(timestamp, MIN_TIMESTAMP_MS)
+    _refuse(old, rows, refusals, Reason.BAD_TIMESTAMP, "timestamp_ms: before 1990-01-01 (milliseconds are expected)")
+    _refuse(pc.greater(timestamp, newest_ms), rows, refusals, Reason.BAD_TIMESTAMP, "timestamp_ms: in the future")
+
+
+def _refuse_ids(column: pa.Array, name: str, rows: np.ndarray, refusals: Refusals) -> None:
+    _refuse(pc.is_null(column), rows, refusals, Reason.MISSING_FIELD, f"{name}: missing or null")
+    _refuse(_outside(column), rows, refusals, Reason.OUT_OF_RANGE, f"{name}: outside [0, 2^48)")
+
+
+def _refuse_items(items: pa.ListArray, rows: np.ndarray, refusals: Refusals) -> None:
+    _refuse(pc.is_null(items), rows, refusals, Reason.MISSING_FIELD, "item_ids: missing or null")
+    length = pc.list_value_length(items)
+    wrong = pc.or_(pc.less(length, 1), pc.greater(length, MAX_ITEMS))
+    _refuse(wrong, rows, refusals, Reason.OUT_OF_RANGE, f"item_ids: expected 1 to {MAX_ITEMS} items")
+    flat, parents = items.flatten(), pc.list_parent_indices(items).to_numpy(zero_copy_only=False)
+    nulls = pc.is_null(flat).to_numpy(zero_copy_only=False)
+    outside = pc.fill_null(_outside(flat), False).to_numpy(zero_copy_only=False)
+    if nulls.any():
+        refusals.add(rows[np.unique(parents[nulls])], Reason.WRONG_TYPE, "item_ids: holds null")
+    if outside.any():
+        refusals.add(rows[np.unique(parents[outside])], Reason.OUT_OF_RANGE, "item_ids: outside [0, 2^48)")
+
+
+def _refuse_context(column: pa.Array, name: str, rows: np.ndarray, refusals: Refusals) -> None:
+    if pa.types.is_integer(column.type):
+        _refuse(_outside(column), rows, refusals, Reason.OUT_OF_RANGE, f"{name}: outside [0, 2^48)")
+    else:
+        long = pc.greater(pc.binary_length(column), MAX_TEXT_BYTES)
+        _refuse(long, rows, refusals, Reason.OUT_OF_RANGE, f"{name}: longer than {MAX_TEXT_BYTES} bytes")
+
+
+def _refuse_length(column: pa.Array, name: str, largest: int, rows: np.ndarray, refusals: Refusals) -> None:
+    length = pc.binary_length(column)
+    wrong = pc.or_(pc.less(length, 1), pc.greater(length, largest))
+    _refuse(wrong, rows, refusals, Reason.OUT_OF_RANGE, f"{name}: expected 1 to {largest} bytes")
+
+
+def _outside(column: pa.Array) -> pa.BooleanArray:
+    return pc.or_(pc.less(column, 0), pc.greater(column, SIGNATURE_MASK))

@@ -1,0 +1,1 @@
+"""Frames and compression: bytes of files and streams to records and back."""

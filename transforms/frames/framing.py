@@ -1,0 +1,330 @@
+"""Frames: records one after the other in a file or a Kafka value, each behind its length and perhaps a header.
+
+A frame is headers, uint64 length, payload, little endian. With `lagrangex_header` the only header is a uint64 whose low
+32 bits, without the lowest byte, are the record's data source key. Otherwise, in this order: with `kafka_dump_prefix` a
+uint64, the size of the sort id, or two when the first is 0; with `has_sort_id` the sort id behind its size, unless that
+was given; with `kafka_dump` a uint64. A TFRecord has no headers and a masked CRC-32C behind its length and its payload;
+a line ends at a line feed.
+
+Whole buffers are scanned in C++ (`ops/cc/records/wire/framing.cc`); streams are cut by `transforms/frames/stream.py`.
+"""
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from millrace.ops import record_library
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.data_source import header_bytes
+from millrace.transforms.batch.dead_letter import SCHEMA, Reason, Refusals
+
+DATA_SOURCE_KEY = "data_source_key"
+"""Column of a raw block, uint32: what the LagrangeX header of a record says."""
+
+RECORD_ROW = "row"
+"""Column of a deframed block, int32: index of the record within the Kafka value that it came in."""
+
+MAX_RECORD_BYTES = 64 << 20
+"""Longest record that is read where nothing else is said."""
+
+_FIRST_CAPACITY = 4096
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """The headers of a frame; the defaults are those of Kafka values."""
+
+    lagrangex_header: bool = False
+    kafka_dump_prefix: bool = False
+    has_sort_id: bool = False
+    kafka_dump: bool = False
+
+    def flags(self) -> int:
+        """The bits of `ops/cc/records/wire/framing.h`."""
+        order = (self.lagrangex_header, self.kafka_dump_prefix, self.has_sort_id, self.kafka_dump)
+        return sum(1 << bit for bit, given in enumerate(order) if given)
+
+    def header(self, data_source: str = "") -> bytes:
+        """What the writer puts before each length: no sort id, no aggregate."""
+        if self.lagrangex_header:
+            return header_bytes(data_source)
+        return bytes(16 * self.kafka_dump_prefix + 8 * self.has_sort_id + 8 * self.kafka_dump)
+
+
+@dataclass(frozen=True)
+class TfRecordOptions:
+    """Frames of TFRecord files."""
+
+    FLAG: ClassVar[int] = 16
+
+    def flags(self) -> int:
+        return self.FLAG
+
+    def header(self, data_source: str = "") -> bytes:
+        return b""
+
+
+@dataclass(frozen=True)
+class LineOptions:
+    """Lines of text files: a record ends at a line feed, which is no part of it."""
+
+    FLAG: ClassVar[int] = 32
+
+    def flags(self) -> int:
+        return self.FLAG
+
+    def header(self, data_source: str = "") -> bytes:
+        return b""
+
+
+Framing = FrameOptions | TfRecordOptions | LineOptions
+
+KAFKA_FRAMES = FrameOptions()
+FILE_FRAMES = FrameOptions(has_sort_id=True)
+TF_RECORDS = TfRecordOptions()
+LINES = LineOptions()
+
+
+class Frames(NamedTuple):
+    """Where the records of a buffer lie.
+
+    Attributes:
+      starts: int64 [n], of the payloads.
+      lengths: int64 [n], of the payloads.
+      positions: int64 [n], of the frames.
+      data_source_keys: uint32 [n], 0 without a LagrangeX header.
+      end: where the scan stopped: the size of the buffer, or the first frame that is not among the above.
+      error: what is wrong with that frame; TRUNCATED where the buffer ends within it.
+      next: where that frame ends, perhaps behind the buffer; -1 where nobody can tell.
+    """
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    positions: np.ndarray
+    data_source_keys: np.ndarray
+    end: int
+    error: Reason | None
+    next: int
+
+
+_FULL = 1
+_REASONS: dict[int, Reason | None] = {
+    0: None,
+    1: Reason.OUT_OF_RANGE,
+    2: Reason.TRUNCATED,
+    3: Reason.MALFORMED_FRAME,
+    4: Reason.TOO_LARGE,
+    5: Reason.BAD_CHECKSUM,
+}
+
+
+def split_frames(
+    data: bytes | memoryview | pa.Buffer,
+    options: Framing,
+    position: int = 0,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+) -> Frames:
+    """The frames of `data` from `position` on, up to the first that is wrong."""
+    buffer = np.frombuffer(data, np.uint8)
+    parts: list[tuple[np.ndarray, ...]] = []
+    end, following, status = ctypes.c_int64(position), ctypes.c_int64(position), ctypes.c_int32(_FULL)
+    capacity = _FIRST_CAPACITY
+    while status.value == _FULL:
+        found = tuple(np.empty(capacity, kind) for kind in (np.int64, np.int64, np.int64, np.uint32))
+        count = _library().millrace_split_frames(
+            buffer.ctypes.data,
+            len(buffer),
+            end.value,
+            options.flags(),
+            max_record_bytes,
+            capacity,
+            *(each.ctypes.data for each in found),
+            ctypes.byref(end),
+            ctypes.byref(following),
+            ctypes.byref(status),
+        )
+        parts.append(tuple(each[:count] for each in found))
+        capacity = min(4 * capacity, 1 << 20)
+    starts, lengths, positions, keys = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Frames(starts, lengths, positions, keys, end.value, _REASONS[status.value], following.value)
+
+
+def find_frame(
+    data: bytes | memoryview,
+    options: Framing,
+    position: int,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+    is_last: bool = True,
+) -> tuple[int, bool]:
+    """The first position from `position` on where a frame begins; -1 where none does or nobody can tell.
+
+    Args:
+      is_last: no more bytes will come.
+
+    Returns: (position, whether it is sure); unsure is what more bytes can decide.
+    """
+    buffer = np.frombuffer(data, np.uint8)
+    sure = ctypes.c_int32()
+    found = _library().millrace_find_frame(
+        buffer.ctypes.data,
+        len(buffer),
+        position,
+        options.flags(),
+        max_record_bytes,
+        is_last,
+        ctypes.byref(sure),
+    )
+    return found, bool(sure.value)
+
+
+def join_frames(values: pa.Array, options: Framing, data_source: str = "") -> pa.Buffer:
+    """Writes the bytes of each value as one frame; a null is written as an empty record.
+
+    Args:
+      values: binary [n].
+      data_source: whose key a LagrangeX header carries.
+    """
+    offsets, data = _binary_parts(values)
+    header = np.frombuffer(options.header(data_source), np.uint8)
+    overhead = {TF_RECORDS: 16, LINES: 1}.get(options, len(header) + 8)
+    result = pa.allocate_buffer(int(offsets[-1] - offsets[0]) + len(values) * overhead)
+    _library().millrace_join_frames(
+        data.ctypes.data,
+        offsets.ctypes.data,
+        len(values),
+        options.flags(),
+        header.ctypes.data,
+        len(header),
+        result.address,
+    )
+    return result
+
+
+def payloads(data: bytes | memoryview | pa.Buffer, starts: np.ndarray, lengths: np.ndarray) -> pa.BinaryArray:
+    """binary [n]: the bytes of each range, copied side by side. ValueError beyond 2 GiB."""
+    total = int(lengths.sum())
+    if total >= 1 << 31:
+        raise ValueError(f"{total} bytes of records do not fit one block; read smaller ones")
+    buffer = np.frombuffer(data, np.uint8)
+    starts, lengths = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(lengths, np.int64)
+    out = pa.allocate_buffer(total)
+    offsets = np.empty(len(starts) + 1, np.int32)
+    _library().millrace_copy_ranges(
+        buffer.ctypes.data, starts.ctypes.data, lengths.ctypes.data, len(starts), out.address, offsets.ctypes.data
+    )
+    return pa.BinaryArray.from_buffers(pa.binary(), len(starts), [None, pa.py_buffer(offsets), out])
+
+
+def deframe(
+    block: pa.RecordBatch, options: Framing, max_record_bytes: int = MAX_RECORD_BYTES
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The records of a raw block whose values hold frames, several back to back if need be.
+
+    A bad frame is one dead letter and its neighbours stay; where its end cannot be told it takes the rest of the value.
+    So do the records of a value from the 65th on (`record_batch.ROWS_PER_RECORD`), and a null.
+
+    Returns: (raw block with `row`, and `data_source_key` with a LagrangeX header; dead letters).
+    """
+    offsets, data = _binary_parts(block.column("value"))
+    capacity = max(_FIRST_CAPACITY, 2 * block.num_rows)
+    while (split := _split_values(offsets, data, options, max_record_bytes, capacity)) is None:
+        capacity *= 4
+    (starts, lengths, rows, keys), (bad_rows, bad_starts, bad_lengths, status) = split
+    source = block.drop_columns(["value"]).take(pa.array(rows))
+    index = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    columns = [payloads(data, starts, lengths), *source.columns, pa.array(index.astype(np.int32))]
+    fields = [block.schema.field("value"), *source.schema, pa.field(RECORD_ROW, pa.int32())]
+    if options.flags() & FrameOptions(lagrangex_header=True).flags():
+        columns.append(pa.array(keys))
+        fields.append(pa.field(DATA_SOURCE_KEY, pa.uint32()))
+    good = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=block.schema.metadata))
+    return good, _bad_values(
+        block, payloads(data, bad_starts, bad_lengths), bad_rows, bad_starts - offsets[bad_rows], status
+    )
+
+
+def _split_values(
+    offsets: np.ndarray, data: np.ndarray, options: Framing, max_record_bytes: int, capacity: int
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]] | None:
+    """((starts, lengths, rows, keys) of frames, (rows, starts, lengths, status) of bad ones); None beyond capacity."""
+    good = tuple(np.empty(capacity, kind) for kind in (np.int64, np.int64, np.int64, np.uint32))
+    bad = tuple(np.empty(capacity, kind) for kind in (np.int64, np.int64, np.int64, np.int32))
+    bad_count = ctypes.c_int64()
+    count = _library().millrace_split_values(
+        data.ctypes.data,
+        offsets.ctypes.data,
+        len(offsets) - 1,
+        options.flags(),
+        max_record_bytes,
+        record_batch.ROWS_PER_RECORD,
+        capacity,
+        *(each.ctypes.data for each in (*good, *bad)),
+        ctypes.byref(bad_count),
+    )
+    if count < 0:
+        return None
+    return tuple(each[:count] for each in good), tuple(each[: bad_count.value] for each in bad)
+
+
+def _bad_values(
+    block: pa.RecordBatch, values: pa.Array, rows: np.ndarray, positions: np.ndarray, status: np.ndarray
+) -> pa.RecordBatch:
+    """Dead letters of the bad parts of values, each at a row of `block` and a byte of its value, and of nulls."""
+    nulls = np.flatnonzero(block.column("value").is_null().to_numpy(zero_copy_only=False))
+    if not len(rows) and not len(nulls):
+        return record_batch.empty(SCHEMA)
+    rows = np.concatenate([rows, nulls])
+    order = np.argsort(rows, kind="stable")
+    values = pa.concat_arrays([values, pa.array([b""] * len(nulls), pa.binary())]).take(pa.array(order))
+    raw = block.select([field.name for field in record_batch.RAW_FIELDS]).take(pa.array(rows[order]))
+    refusals = Refusals(record_batch.with_column(raw, record_batch.RAW_FIELDS[0], values))
+    problems = [_problem(code, position) for code, position in zip(status.tolist(), positions.tolist(), strict=True)]
+    problems += [(Reason.EMPTY_VALUE.value, "no bytes")] * len(nulls)
+    reasons, details = zip(*(problems[index] for index in order.tolist()), strict=True)
+    refusals.add_each(np.arange(len(rows)), list(reasons), list(details))
+    return refusals.to_batch()
+
+
+def _problem(status: int, position: int) -> tuple[str, str]:
+    """(reason, detail) of a bad frame."""
+    reason = _REASONS[status]
+    assert reason is not None
+    if status == _FULL:
+        return reason.value, f"byte {position}: more than {record_batch.ROWS_PER_RECORD} records in one value"
+    return reason.value, f"byte {position}: a frame"
+
+
+def _binary_parts(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 offsets [n + 1], uint8 bytes that they point into) of a binary array; a null has no bytes."""
+    values = values.cast(pa.binary()) if values.type != pa.binary() else values
+    if values.null_count:
+        values = values.fill_null(b"")
+    if not len(values):
+        return np.zeros(1, np.int32), np.zeros(0, np.uint8)
+    _, offsets, data = values.buffers()
+    content = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    return np.frombuffer(offsets, np.int32, len(values) + 1, 4 * values.offset), content
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> Any:
+    library = record_library.load()
+    pointer, int64, int32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "millrace_split_frames": (
+            int64,
+            [pointer, int64, int64, int32, int64, int64, *[pointer] * 4, *[pointer] * 3],
+        ),
+        "millrace_split_values": (int64, [pointer, pointer, int64, int32, int64, int64, int64, *[pointer] * 9]),
+        "millrace_copy_ranges": (None, [pointer, pointer, pointer, int64, pointer, pointer]),
+        "millrace_find_frame": (int64, [pointer, int64, int64, int32, int64, int32, pointer]),
+        "millrace_join_frames": (None, [pointer, pointer, int64, int32, pointer, int64, pointer]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

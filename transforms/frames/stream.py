@@ -1,0 +1,235 @@
+"""Cuts a stream of frames into raw blocks of bounded size, each with the dead letters that it met."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.dead_letter import MAX_VALUE_BYTES, SCHEMA, Reason
+from millrace.transforms.frames.compression import Compression, StreamError, compression_of, read_chunks
+from millrace.transforms.frames.framing import (
+    DATA_SOURCE_KEY,
+    LINES,
+    MAX_RECORD_BYTES,
+    TF_RECORDS,
+    FrameOptions,
+    Framing,
+    find_frame,
+    payloads,
+    split_frames,
+)
+
+BLOCK_BYTES = 4 << 20
+
+_TF_HEADER_BYTES = 12
+
+
+class StreamPosition(NamedTuple):
+    """Where a stream is read on: byte of the uncompressed stream, and number of the record there."""
+
+    byte: int = 0
+    record: int = 0
+
+
+BEGINNING = StreamPosition()
+
+
+class FrameStream:
+    """Iterates over (raw block, dead letters) of one stream; offset of a row = number of its record in the stream.
+
+    Memory is bounded by `block_bytes` and the longest record. A bad frame is one dead letter with its number and byte.
+    Behind a record that is too large, or whose checksum is wrong, reading goes on with the next one; behind a TFRecord
+    whose length is wrong, with the next one whose length is right. Behind any other bad header the rest of the stream
+    is lost, and the dead letter says how much that is. Of lines the last needs no line feed.
+
+    Args:
+      chunks: the uncompressed stream from `start` on (`compression.read_chunks`).
+      topic: of the raw blocks.
+      partition: of the raw blocks: number of the file.
+      name: of the stream, for the dead letters.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterator[bytes],
+        options: Framing,
+        topic: str,
+        partition: int = 0,
+        name: str = "",
+        start: StreamPosition = BEGINNING,
+        block_bytes: int = BLOCK_BYTES,
+        max_record_bytes: int = MAX_RECORD_BYTES,
+    ) -> None:
+        self._chunks, self._options, self._name = chunks, options, name
+        self._topic, self._partition = topic, partition
+        self._block_bytes, self._max_record_bytes = block_bytes, max_record_bytes
+        self._buffer, self._at, self._base = b"", 0, start.byte
+        self._record = start.record
+        self._skip = 0
+        self._seeking, self._bad = False, start
+        self._ended = False
+        self._error: StreamError | None = None
+        self._dead: list[dict[str, object]] = []
+
+    @property
+    def position(self) -> StreamPosition:
+        """Behind the last block that was given; where the end of a bad record is not known yet, before that record."""
+        if self._seeking:
+            return self._bad
+        return StreamPosition(self._base + self._at + self._skip, self._record)
+
+    def __iter__(self) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+        missing = 0
+        while True:
+            self._fill(max(self._block_bytes, missing))
+            if self._at == len(self._buffer):
+                break
+            block, missing = self._scan()
+            if block.num_rows or self._dead:
+                yield block, self._take_dead()
+        if self._error is not None:
+            self._bury(self._error.reason, str(self._error), 0)
+            yield record_batch.empty(self._schema()), self._take_dead()
+
+    def _fill(self, wanted: int) -> None:
+        """Reads until the buffer holds `wanted` bytes or the stream ends."""
+        parts = [self._buffer[self._at :]]
+        self._base, self._at, size = self._base + self._at, 0, len(parts[0])
+        while size < wanted and not self._ended:
+            chunk = self._next_chunk()
+            if not chunk:
+                break
+            if self._skip:
+                dropped = min(self._skip, len(chunk))
+                self._skip, self._base, chunk = self._skip - dropped, self._base + dropped, chunk[dropped:]
+            parts.append(chunk)
+            size += len(chunk)
+        self._buffer = b"".join(parts)
+        if self._ended and self._options == LINES and self._buffer and not self._buffer.endswith(b"\n"):
+            self._buffer += b"\n"
+
+    def _next_chunk(self) -> bytes:
+        try:
+            chunk = next(self._chunks, None)
+        except StreamError as error:
+            self._error, chunk = error, None
+        self._ended = chunk is None
+        return chunk or b""
+
+    def _scan(self) -> tuple[pa.RecordBatch, int]:
+        """(the records of the buffer, bytes that the one behind them needs)."""
+        starts, lengths, keys, numbers = [], [], [], []
+        missing = 0
+        while self._at < len(self._buffer):
+            if self._seeking and not self._seek(self._at):
+                missing = len(self._buffer) - self._at + 1
+                break
+            frames = split_frames(self._buffer, self._options, self._at, self._max_record_bytes)
+            starts.append(frames.starts)
+            lengths.append(frames.lengths)
+            keys.append(frames.data_source_keys)
+            numbers.append(np.arange(self._record, self._record + len(frames.starts)))
+            self._record += len(frames.starts)
+            self._at = frames.end
+            if frames.error is Reason.TRUNCATED and not self._ended:
+                missing = max(frames.next - frames.end, len(self._buffer) - frames.end + 1)
+                break
+            if frames.error is not None:
+                self._refuse(frames.error, frames.next)
+        return self._block(starts, lengths, keys, numbers), missing
+
+    def _refuse(self, reason: Reason, following: int) -> None:
+        """Buries the frame here and goes on at `following`, or as the format allows when that is -1."""
+        if reason is Reason.TRUNCATED:
+            error, self._error = self._error, None
+            detail = "the stream ends within this record" if error is None else str(error)
+            self._bury(reason if error is None else error.reason, detail, len(self._buffer) - self._at)
+            self._at = len(self._buffer)
+        elif following >= 0:
+            self._bury(reason, "a record", following - self._at)
+            self._skip = max(0, following - len(self._buffer))
+            self._at = min(following, len(self._buffer))
+        elif self._options in (TF_RECORDS, LINES):
+            begin, self._bad = self._at, self.position
+            self._seek(begin + 1)
+            self._bury(reason, "no record begins here", self._at - begin, begin)
+        else:
+            rest = len(self._buffer) - self._at + self._drain()
+            self._bury(reason, "no header of this format; the rest of the stream is lost", rest)
+            self._at = len(self._buffer)
+        self._record += 1
+
+    def _seek(self, begin: int) -> bool:
+        """Goes on to the next record from `begin` on; False when it takes more bytes to find it."""
+        at, sure = find_frame(self._buffer, self._options, begin, self._max_record_bytes, self._ended)
+        self._seeking = at < 0 or not sure
+        kept = 0 if self._ended or self._options == LINES else _TF_HEADER_BYTES - 1
+        self._at = at if at >= 0 else max(begin, len(self._buffer) - kept)
+        return not self._seeking
+
+    def _drain(self) -> int:
+        """Bytes of the rest of the stream, which is read and dropped."""
+        size = 0
+        while not self._ended:
+            size += len(self._next_chunk())
+        return size
+
+    def _bury(self, reason: Reason, detail: str, size: int, begin: int | None = None) -> None:
+        begin = self._at if begin is None else begin
+        value = self._buffer[begin : begin + min(size, MAX_VALUE_BYTES)]
+        self._dead.append(
+            {
+                "value": value,
+                "topic": self._topic,
+                "partition": self._partition,
+                "offset": self._record,
+                "reason": reason.value,
+                "detail": f"{self._name} byte {self._base + begin}: {detail}".lstrip(),
+                "truncated_from": size if size > len(value) else None,
+            }
+        )
+
+    def _take_dead(self) -> pa.RecordBatch:
+        dead, self._dead = pa.RecordBatch.from_pylist(self._dead, schema=SCHEMA), []
+        return dead
+
+    def _schema(self) -> pa.Schema:
+        schema = record_batch.raw_schema(self._topic)
+        if isinstance(self._options, FrameOptions) and self._options.lagrangex_header:
+            schema = schema.append(pa.field(DATA_SOURCE_KEY, pa.uint32()))
+        return schema
+
+    def _block(
+        self, starts: list[np.ndarray], lengths: list[np.ndarray], keys: list[np.ndarray], numbers: list[np.ndarray]
+    ) -> pa.RecordBatch:
+        schema = self._schema()
+        if not starts:
+            return record_batch.empty(schema)
+        offsets = np.concatenate(numbers)
+        columns = [
+            payloads(self._buffer, np.concatenate(starts), np.concatenate(lengths)),
+            pa.array(np.full(len(offsets), self._partition, np.int32)),
+            pa.array(offsets.astype(np.int64)),
+            pa.array(np.zeros(len(offsets), np.int64)),
+        ]
+        if len(schema) > len(columns):
+            columns.append(pa.array(np.concatenate(keys)))
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_file(
+    path: str, position: tuple[int, ...], options: Framing, topic: str, compression: Compression = Compression.UNKNOWN
+) -> Iterator[tuple[tuple[pa.RecordBatch, pa.RecordBatch], StreamPosition]]:
+    """((raw block, dead letters), position behind them) of a file on this machine, for `runtime.work_queue.WorkReader`.
+
+    Args:
+      position: where an earlier reader stopped; empty for the beginning.
+    """
+    start = StreamPosition(*position)
+    with open(path, "rb") as file:
+        chunks = read_chunks(file, compression_of(path, compression), start.byte)
+        stream = FrameStream(chunks, options, topic, name=path, start=start)
+        for blocks in stream:
+            yield blocks, stream.position

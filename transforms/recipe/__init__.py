@@ -1,0 +1,1 @@
+"""Recipes: steps in YAML or JSON, and the chain that runs them."""

@@ -1,0 +1,209 @@
+"""A recipe's steps as one function over batches.
+
+The chain knows neither Beam nor Kafka: a notebook, a test, the command line and every runner call `process`. Filters
+that follow one another look at the same rows and copy them once.
+"""
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from millrace.protos import transform_config_pb2 as pb
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch.record_batch import MAX_COPIES
+from millrace.transforms.batch.take_rows import take_rows
+from millrace.transforms.recipe.action_names import ActionNames
+from millrace.transforms.recipe.text import RecipeText, parse_recipe, read_recipe
+from millrace.transforms.steps.features import projection, sparse_features
+from millrace.transforms.steps.filters import filters, flows, predicates
+from millrace.transforms.steps.labels import label_steps, negative_sample, reweight
+from millrace.transforms.steps.negatives import negatives
+from millrace.transforms.steps.sharding import sharded_fids
+from millrace.transforms.steps.step import Counts, Predicate, StatefulStep, Step, StepContext
+
+STEPS: Mapping[str, type[Step]] = {
+    "filter_by_fid": filters.FilterByFid,
+    "filter_by_action": filters.FilterByAction,
+    "filter_by_label": filters.FilterByLabel,
+    "filter_by_value": filters.FilterByValue,
+    "filter_by_feature_value": filters.FilterByFeatureValue,
+    "any_of": predicates.AnyOf,
+    "all_of": predicates.AllOf,
+    "none_of": predicates.NoneOf,
+    "logical_or": predicates.LogicalOr,
+    "special_strategy": filters.SpecialStrategy,
+    "negative_sample": negative_sample.NegativeSample,
+    "select_flows": flows.SelectFlows,
+    "add_action": label_steps.AddAction,
+    "add_label": label_steps.AddLabel,
+    "scatter_label": label_steps.ScatterLabel,
+    "multi_label_gen": label_steps.MultiLabelGen,
+    "label_upper_bound": label_steps.LabelUpperBound,
+    "label_normalization": label_steps.LabelNormalization,
+    "use_field_as_label": label_steps.UseFieldAsLabel,
+    "fill_multi_rank_output": label_steps.FillMultiRankOutput,
+    "reweight": reweight.Reweight,
+    "generate_negatives": negatives.GenerateNegatives,
+    "switch_slot": sparse_features.SwitchSlot,
+    "combine_features": sparse_features.CombineFeatures,
+    "mask_fid": sparse_features.MaskFid,
+    "map_ids": sparse_features.MapIds,
+    "extract_fids": sparse_features.ExtractFids,
+    "convert_fids": sparse_features.ConvertFids,
+    "decompress_embedding": sparse_features.DecompressEmbedding,
+    "project": projection.Project,
+    "shard_fids": sharded_fids.ShardFids,
+}
+"""{kind of a step: its class}, in the order of the documentation."""
+
+
+def kind_of(config: pb.OneTransformConfig) -> str:
+    """Key of `STEPS` of a step; empty when it has no kind."""
+    if config.WhichOneof("transform") == "logical_or_config":
+        return "logical_or"
+    return config.basic_config.WhichOneof("type") or ""
+
+
+def make_step(config: pb.OneTransformConfig, context: StepContext) -> Step:
+    """The step of `config`; UserError names a wrong setting."""
+    kind = kind_of(config)
+    if not kind:
+        raise UserError(context.id, "", "a step has one kind", f"choose one of {', '.join(STEPS)}")
+    message = config.logical_or_config if kind == "logical_or" else getattr(config.basic_config, kind)
+    return STEPS[kind](message, context)
+
+
+class TransformChain:
+    """The steps of a recipe.
+
+    Args:
+      config: the recipe.
+      text: where it was read from, so that a mistake is told with its line.
+
+    Raises: UserError naming the first wrong setting.
+    """
+
+    def __init__(self, config: pb.TransformConfig, text: RecipeText | None = None) -> None:
+        self.config = config
+        self._actions = _action_names(config, text)
+        self.steps = [self._make(index, each, text) for index, each in enumerate(config.configs)]
+        # Behind shard_fids columns have other names: the actions get theirs back before.
+        self._layout = self.steps[-1:] if any(isinstance(step, sharded_fids.ShardFids) for step in self.steps) else []
+        of_rows = self.steps[: len(self.steps) - len(self._layout)]
+        self._stages = [(is_filter, list(steps)) for is_filter, steps in itertools.groupby(of_rows, _is_filter)]
+        self.counts: dict[str, Counts] = {step.context.id: Counter() for step in self.steps}
+        self._check(text)
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """The chain of a recipe file; UserError names file, line and field of the first mistake."""
+        text = read_recipe(path)
+        return cls(text.config, text)
+
+    @classmethod
+    def parse(cls, recipe: str) -> Self:
+        """The chain of a recipe as YAML or JSON text."""
+        text = parse_recipe(recipe)
+        return cls(text.config, text)
+
+    def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """What the steps make of `batch`, which stays as it is; `counts` tells what happened to its rows."""
+        batch, names = self._actions.numbered(batch)
+        for is_filter, steps in self._stages:
+            batch = self._filter(batch, steps) if is_filter else self._apply(batch, steps)
+        return self._apply(names.restored(batch) if names else batch, self._layout)
+
+    def take_counts(self) -> dict[str, Counts]:
+        """{step: {counter: rows}} since the last call; `rows_in` and `rows_out` are there for every step."""
+        taken, self.counts = self.counts, {step.context.id: Counter() for step in self.steps}
+        return taken
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the output depends on the batches before."""
+        return any(isinstance(step, StatefulStep) for step in self.steps)
+
+    @property
+    def fanout(self) -> int:
+        """Rows that one row becomes at most."""
+        return math.prod(step.fanout for step in self.steps)
+
+    def save(self) -> bytes:
+        """What the steps learnt of the batches so far."""
+        saved = [step.save() for step in self.steps if isinstance(step, StatefulStep)]
+        header = json.dumps([len(each) for each in saved]).encode()
+        return b"".join([header, b"\n", *saved])
+
+    def restore(self, data: bytes) -> None:
+        """Goes on from what `save` gave; ValueError for bytes of anything else."""
+        header, _, body = bytes(data).partition(b"\n")
+        stateful = [step for step in self.steps if isinstance(step, StatefulStep)]
+        sizes = json.loads(header)
+        right = isinstance(sizes, list) and all(isinstance(size, int) and size >= 0 for size in sizes)
+        if not right or len(sizes) != len(stateful) or sum(sizes) != len(body):
+            raise ValueError(f"the state is not one of {len(stateful)} stateful steps")
+        for step, size in zip(stateful, sizes, strict=True):
+            step.restore(body[:size])
+            body = body[size:]
+
+    def _make(self, index: int, config: pb.OneTransformConfig, text: RecipeText | None) -> Step:
+        kind = kind_of(config)
+        context = StepContext(self.config.seed, config.id or f"{index}.{kind}")
+        try:
+            return make_step(config, context)
+        except UserError as error:
+            path = f"steps[{index}].{kind}{error.field.removeprefix(context.id)}"
+            if text is not None:
+                raise text.located(path, error) from error
+            raise UserError(path, error.value, error.problem, error.remedy) from error
+
+    def _check(self, text: RecipeText | None) -> None:
+        ids = [step.context.id for step in self.steps]
+        problem: tuple[int, UserError] | None = None
+        for index, step in enumerate(self.steps):
+            if step.context.id in ids[:index]:
+                problem = index, UserError("", step.context.id, "another step has the same id", "give it its own")
+            elif isinstance(step, sharded_fids.ShardFids) and index + 1 < len(self.steps):
+                problem = index, UserError("", "", "steps follow shard_fids", "make it the last step")
+        if self.fanout > MAX_COPIES:
+            problem = 0, UserError("", self.fanout, "rows that one row may become", f"stay within {MAX_COPIES}")
+        if problem:
+            index, error = problem
+            path = f"steps[{index}]"
+            raise text.located(path, error) if text else UserError(path, error.value, error.problem, error.remedy)
+
+    def _apply(self, batch: pa.RecordBatch, steps: Sequence[Step]) -> pa.RecordBatch:
+        for step in steps:
+            counts = self.counts[step.context.id]
+            counts["rows_in"] += batch.num_rows
+            batch = step.process(batch, counts)
+            counts["rows_out"] += batch.num_rows
+        return batch
+
+    def _filter(self, batch: pa.RecordBatch, steps: Sequence[Step]) -> pa.RecordBatch:
+        kept = np.ones(batch.num_rows, bool)
+        before = batch.num_rows
+        for step in steps:
+            assert isinstance(step, Predicate)
+            kept &= step.keep(batch)
+            after = int(np.count_nonzero(kept))
+            self.counts[step.context.id].update(rows_in=before, rows_out=after, rows_dropped=before - after)
+            before = after
+        return batch if before == batch.num_rows else take_rows(batch, np.flatnonzero(kept))
+
+
+def _action_names(config: pb.TransformConfig, text: RecipeText | None) -> ActionNames:
+    try:
+        return ActionNames(config.action_ids)
+    except UserError as error:
+        raise text.located(error.field, error) if text else error from None
+
+
+def _is_filter(step: Step) -> bool:
+    return isinstance(step, Predicate)

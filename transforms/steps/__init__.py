@@ -1,0 +1,1 @@
+"""Steps: what a recipe can do with the rows of a batch."""

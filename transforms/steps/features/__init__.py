@@ -1,0 +1,1 @@
+"""Steps that make, change and remove features."""

@@ -1,0 +1,155 @@
+"""Projection: which features a feed needs, and batches that hold no others.
+
+What is needed is computed once, from the steps of a recipe and what follows them, so that sources need not read the
+rest.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import pyarrow as pa
+from google.protobuf.message import Message
+
+from millrace.protos import sharded_batch_pb2
+from millrace.protos import transform_config_pb2 as pb
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import record_batch
+from millrace.transforms.steps.features.feature_list import FeatureList, read_feature_list, slot_of_name
+from millrace.transforms.steps.step import Counts, Step, StepContext
+
+_ALONE = StepContext()
+_FID_FIELDS = ("has_fids", "filter_fids", "select_fids")
+_NAMING_FIELDS = {"feature_name", "feature_names", "channel_feature", "index_feature", "item_features"}
+
+
+class SlotPair(NamedTuple):
+    """A feature by its slot, which is `v1` in some feature lists and `v2` in others."""
+
+    v1: int
+    v2: int
+
+
+class Project(Step):
+    """Keeps the named features, or those that a feature list names, and all columns of row metadata.
+
+    A feature that a batch does not have is no error. A feature list names a column by the feature's name, with or
+    without `fc_` and `f_`, or as `slot_<n>` and `fc_slot_<n>` by its slot.
+    """
+
+    example = "project:\n  feature_names: [user_id, item_id]"
+
+    def __init__(self, config: pb.ProjectConfig, context: StepContext = _ALONE) -> None:
+        super().__init__(config, context)
+        if bool(config.feature_names) == bool(config.feature_list_file):
+            raise self.wrong(
+                "feature_names",
+                ", ".join(config.feature_names),
+                "not the only choice",
+                "give either feature_names or feature_list_file",
+            )
+        self._wanted: Callable[[str], bool] = set(config.feature_names).__contains__
+        if config.feature_list_file:
+            features = read_feature_list(config.feature_list_file)
+            self._wanted = _Listed(features)
+
+    def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
+        return project(batch, [name for name in batch.schema.names if self._wanted(name)])
+
+
+class _Listed:
+    """Whether a feature list has a column."""
+
+    def __init__(self, features: FeatureList) -> None:
+        self._features = features
+
+    def __call__(self, name: str) -> bool:
+        if self._features.find(name):
+            return True
+        try:
+            return bool(self._features.of_slot(slot_of_name(name)))
+        except KeyError:
+            return False
+
+
+def project(batch: pa.RecordBatch, names: Collection[str]) -> pa.RecordBatch:
+    """`batch` with the features `names`, as far as it has them, and its row metadata; columns keep their order."""
+    wanted = set(names)
+    kept = [name for name in batch.schema.names if name in wanted or record_batch.is_metadata_name(name)]
+    return batch if len(kept) == batch.num_columns else batch.select(kept)
+
+
+def resolve_features(slots: Mapping[str, int], wanted: Iterable[str | SlotPair]) -> dict[str, int]:
+    """{feature: slot} of the features wanted, in the order of `slots`.
+
+    Args:
+      slots: {feature: slot} of a feature list; several features may share a slot.
+      wanted: features by name, or by a pair of slots, of which a feature has either.
+
+    Raises: UserError naming what no feature is.
+    """
+    found: set[str] = set()
+    for each in wanted:
+        names = [name for name, slot in slots.items() if (name == each if isinstance(each, str) else slot in each)]
+        if not names:
+            problem = "no feature has this name" if isinstance(each, str) else "no feature has one of these slots"
+            raise UserError("features", each, problem, "name features of the feature list")
+        found.update(names)
+    return {name: slot for name, slot in slots.items() if name in found}
+
+
+def required_features(
+    config: pb.TransformConfig, wanted: Iterable[str], features: FeatureList | None = None
+) -> frozenset[str] | None:
+    """The features that a source must read for a recipe to give those `wanted`; None when it may need each one.
+
+    A filter by fids looks at all features, unless a feature list tells which of them can hold its fids.
+
+    Raises: UserError naming a fid or slot that no feature of the list has.
+    """
+    names = set(wanted)
+    for message in _messages(config):
+        if isinstance(message, pb.FilterByFidConfig):
+            if features is None and _looks_at_fids(message):
+                return None
+            names |= _features_of(message, features) if features else set()
+        elif isinstance(message, sharded_batch_pb2.FeatureConfigs):
+            names.update(message.feature_configs)
+        names |= _named_in(message)
+    return frozenset(names)
+
+
+def _messages(message: Message) -> Iterable[Message]:
+    """The message and all those in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for each in value if isinstance(value, Collection) else [value]:
+            yield from _messages(each)
+
+
+def _named_in(message: Message) -> set[str]:
+    names: set[str] = set()
+    for field, value in message.ListFields():
+        if field.name in _NAMING_FIELDS:
+            names.update([value] if isinstance(value, str) else value)
+    return names
+
+
+def _looks_at_fids(config: pb.FilterByFidConfig) -> bool:
+    return any(getattr(config, name) for name in (*_FID_FIELDS, "select_slots"))
+
+
+def _features_of(config: pb.FilterByFidConfig, features: FeatureList) -> set[str]:
+    """The features that can hold what the filter looks for."""
+    found: set[str] = set()
+    for name in _FID_FIELDS:
+        try:
+            found.update(each.feature_name for each in features.of_fids(getattr(config, name)))
+        except ValueError as error:
+            raise UserError(f"filter_by_fid.{name}", "", str(error), "name a fid of the feature list") from error
+    for slot in config.select_slots:
+        if not features.of_slot(slot):
+            raise UserError("filter_by_fid.select_slots", slot, "no feature has it", "name a slot of the feature list")
+        found.update(each.feature_name for each in features.of_slot(slot))
+    return found

@@ -1,0 +1,58 @@
+"""Arithmetic of labels. A label that says nothing, INVALID_LABEL, is left as it is."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from millrace.protos import transform_config_pb2 as pb
+from millrace.transforms.batch.label_column import with_label_values
+from millrace.transforms.batch.list_columns import row_of_value, values_and_splits
+from millrace.transforms.batch.record_batch import INVALID_LABEL
+
+NORMALIZATIONS: Mapping[int, Callable[[np.ndarray, float], np.ndarray]] = {
+    pb.LabelNormalizationConfig.LOG: lambda labels, value: np.log(np.maximum(labels + value, 0)),
+    pb.LabelNormalizationConfig.SCALE: lambda labels, value: labels / value,
+    pb.LabelNormalizationConfig.SCALE2INT: lambda labels, value: np.trunc(labels / value),
+    pb.LabelNormalizationConfig.POW: lambda labels, value: (labels + 1) ** value,
+    pb.LabelNormalizationConfig.REPOW: lambda labels, value: np.where(labels > 0, np.abs(labels) ** value, 0),
+    pb.LabelNormalizationConfig.SCALELOG: lambda labels, value: np.log(np.maximum(labels / value + 1, 0)),
+}
+"""{method: what it makes of float64 labels}."""
+
+
+def bound_labels(labels: pa.ListArray, bounds: Sequence[float]) -> pa.ListArray:
+    """Labels with label i at most `bounds[i]`; a row with fewer labels than bounds stays as it is."""
+    values, splits = values_and_splits(labels)
+    place = np.arange(len(values)) - np.repeat(splits[:-1], np.diff(splits))
+    bounded = np.repeat(np.diff(splits) >= len(bounds), np.diff(splits)) & (place < len(bounds))
+    limits = np.asarray(bounds, np.float32)[np.where(bounded, place, 0)]
+    return with_label_values(labels, np.where(bounded & is_valid(values), np.minimum(values, limits), values))
+
+
+def normalize_labels(labels: pa.ListArray, operations: Sequence[tuple[int, float]]) -> tuple[pa.ListArray, int]:
+    """Every label after these (method, value), one after the other, in float64.
+
+    Returns: (labels, number of those that the operations made infinite or NaN).
+    """
+    values, _ = values_and_splits(labels)
+    with np.errstate(all="ignore"):
+        result = values.astype(np.float64)
+        for method, value in operations:
+            result = NORMALIZATIONS[method](result, value)
+        rounded = result.astype(np.float32)
+    normalized = np.where(is_valid(values), rounded, values)
+    lost = int(np.count_nonzero(np.isfinite(values) & ~np.isfinite(normalized)))
+    return with_label_values(labels, normalized), lost
+
+
+def raise_labels(labels: pa.ListArray, floor: np.ndarray) -> pa.ListArray:
+    """Labels that are no lower than `floor`, float32 [rows], in their row."""
+    values, splits = values_and_splits(labels)
+    raised = np.maximum(values, floor[row_of_value(splits)])
+    return with_label_values(labels, np.where(is_valid(values), raised, values))
+
+
+def is_valid(values: np.ndarray) -> np.ndarray:
+    """bool [n]: which labels say something."""
+    return values != np.float32(INVALID_LABEL)

@@ -1,0 +1,110 @@
+"""Down-sampling of negatives, the same for every run with one seed, and the rate that corrects for it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from millrace.protos import transform_config_pb2 as pb
+from millrace.transforms.batch import line_id, record_batch
+from millrace.transforms.batch.action_column import check_priority, most_prior, places, reduce_rows
+from millrace.transforms.batch.draws import uniform
+from millrace.transforms.batch.label_column import label_at, label_column
+from millrace.transforms.batch.list_columns import values_and_splits
+from millrace.transforms.steps.step import Counts, Step, StepContext, keep_rows
+
+_TRANSFORM = "negative_sampling"
+
+
+def sample_negatives(batch: pa.RecordBatch, rate: float, seed: int) -> tuple[pa.RecordBatch, int]:
+    """Keeps every row with a positive label and the others with probability `rate`.
+
+    `__SAMPLE_RATE__` becomes `rate` times what it was, on every row that is kept: the trainer's correction
+    (logit - ln rate) holds for positives too, because the odds of a positive are 1 / rate times too high among what is
+    left. It is exact for one head; with several, a row is kept if any head is positive.
+
+    Args:
+      batch: rows with `__LABEL__`, `__SAMPLE_RATE__` and provenance.
+      rate: in (0, 1].
+
+    Returns: (kept rows in order, number of dropped ones).
+    """
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"rate {rate}: expected more than 0, up to 1")
+    if rate == 1.0 or not batch.num_rows:
+        return batch, 0
+    keep = positive_rows(batch.column(record_batch.LABEL))
+    keep |= uniform(seed, _TRANSFORM, *record_batch.provenance(batch)) < rate
+    kept = batch.filter(pa.array(keep))
+    index = kept.schema.get_field_index(record_batch.SAMPLE_RATE)
+    corrected = pc.multiply(kept.column(index), pa.scalar(rate, pa.float32()))
+    return kept.set_column(index, kept.schema.field(index), corrected), batch.num_rows - kept.num_rows
+
+
+def positive_rows(labels: pa.ListArray) -> np.ndarray:
+    """bool [rows]: whether any label is above zero."""
+    values, splits = values_and_splits(labels)
+    return reduce_rows(np.logical_or, values > 0, splits, False)
+
+
+def drop_rates(
+    actions: pa.ListArray, priority: Sequence[int], rates: Mapping[int, float], default: float
+) -> np.ndarray:
+    """float64 [rows]: rate of each row's most prior action; `default` where `rates` has none, or the row no action."""
+    action, none = most_prior(actions, priority)
+    by_place = np.asarray([*rates.values(), default])
+    return np.where(none, default, by_place[places(action, list(rates))])
+
+
+class NegativeSample(Step):
+    """Drops a share of the negatives: rows whose label `label_index` is below `threshold`.
+
+    The share is `drop_rate`, or with `per_action_drop_rate` that of the row's most prior action (the first of
+    `action_priority` that the row has, else its first) if it is listed there. INVALID_LABEL is below every threshold; a
+    row without such a label is kept. `correct_sample_rate` multiplies the sample rate of every row that is kept by
+    1 - `drop_rate`: the trainer sees logit - ln rate, which undoes the sampling in the odds of a positive.
+    """
+
+    counters = {"rows_dropped": "negatives that are dropped"}
+    example = "negative_sample: {drop_rate: 0.9, threshold: 0.5, correct_sample_rate: true}"
+
+    def __init__(self, config: pb.NegativeSampleConfig, context: StepContext = StepContext()) -> None:
+        super().__init__(config, context)
+        self._check_rate("drop_rate", config.drop_rate)
+        if config.label_index < 0:
+            raise self.wrong("label_index", config.label_index, "out of range", "choose 0 or more")
+        check_priority(self, config.action_priority)
+        self._rates: dict[int, float] = {}
+        for index, each in enumerate(config.per_action_drop_rate):
+            self._check_rate(f"per_action_drop_rate[{index}].rate", each.rate)
+            if self._rates.setdefault(each.action, each.rate) != each.rate:
+                raise self.wrong(f"per_action_drop_rate[{index}]", each.rate, "a second rate", "give an action one")
+        self._check_together()
+
+    def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
+        labels, has_label = label_at(label_column(batch), self.config.label_index)
+        negative = has_label & (labels < np.float32(self.config.threshold))
+        kept = keep_rows(batch, ~(negative & (self.draw(batch) < self._drop_rates(batch))), counts)
+        if not self.config.correct_sample_rate:
+            return kept
+        rate = pa.scalar(1 - self.config.drop_rate, pa.float32())
+        return line_id.set_column(kept, "sample_rate", pc.multiply(line_id.column(kept, "sample_rate"), rate))
+
+    def _drop_rates(self, batch: pa.RecordBatch) -> np.ndarray | float:
+        if not self._rates:
+            return self.config.drop_rate
+        actions = line_id.column(batch, "actions")
+        return drop_rates(actions, self.config.action_priority, self._rates, self.config.drop_rate)
+
+    def _check_rate(self, name: str, rate: float) -> None:
+        if not 0 <= rate <= 1:
+            raise self.wrong(name, rate, "not a share", "choose 0 to 1")
+
+    def _check_together(self) -> None:
+        config = self.config
+        if bool(self._rates) != bool(config.action_priority):
+            missing = "action_priority" if self._rates else "per_action_drop_rate"
+            raise self.wrong(missing, "", "needed with the rates of actions, and only there", "give both or none")
+        if config.correct_sample_rate and (self._rates or config.drop_rate == 1):
+            raise self.wrong("correct_sample_rate", True, "one rate below 1 can be corrected", "drop at one such rate")

@@ -1,0 +1,1 @@
+"""The step that generates negatives, with its pool of items."""

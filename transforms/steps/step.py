@@ -1,0 +1,110 @@
+"""What a step of a recipe is: a pure function over batches, with counters, and random choices that repeat.
+
+A step knows nothing of Beam: `transforms/recipe/chain.py` makes a chain of several,
+`transforms/beam/steps.py` makes PTransforms.
+"""
+
+import abc
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from millrace.runtime.errors import UserError
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.draws import uniform
+from millrace.transforms.batch.take_rows import take_rows
+
+Counts = Counter[str]
+"""{counter of a step: rows} of one or several batches."""
+
+
+class StepContext(NamedTuple):
+    """What a step is told beside its configuration.
+
+    Attributes:
+      seed: of the recipe's random choices.
+      id: name of the step in its recipe; steps with other names make other choices.
+    """
+
+    seed: int = 0
+    id: str = "step"
+
+
+class Step(abc.ABC):
+    """One step of a chain. Subclasses take `(config, context)`: their message of `protos/transform_config.proto`.
+
+    Attributes:
+      counters: {name: meaning} of what `process` counts, beside `rows_in` and `rows_out`, which everybody has.
+      example: the step as a recipe has it, YAML.
+      fanout: rows that one row becomes at most, itself included.
+    """
+
+    counters: ClassVar[Mapping[str, str]] = {}
+    example: ClassVar[str] = ""
+    fanout: int = 1
+
+    def __init__(self, config: Any, context: StepContext = StepContext()) -> None:
+        self.config, self.context = config, context
+
+    @abc.abstractmethod
+    def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
+        """What becomes of `batch`, which stays as it is; adds to `counts`."""
+
+    def field(self, name: str) -> str:
+        """The setting `name` as an error message names it."""
+        return f"{self.context.id}.{name}"
+
+    def wrong(self, name: str, value: object, problem: str, remedy: str) -> UserError:
+        """The error of a wrong setting."""
+        return UserError(self.field(name), value, problem, remedy)
+
+    def draw(self, batch: pa.RecordBatch, purpose: str = "") -> np.ndarray:
+        """float64 [rows] in [0, 1): hash(seed, step, provenance of the row), the same whenever it is asked for."""
+        return uniform(self.context.seed, f"{self.context.id}/{purpose}", *provenance(batch))
+
+
+class Predicate(Step):
+    """A step that keeps rows or drops them."""
+
+    counters: ClassVar[Mapping[str, str]] = {"rows_dropped": "rows that the filter drops"}
+
+    @abc.abstractmethod
+    def keep(self, batch: pa.RecordBatch) -> np.ndarray:
+        """bool [rows]: which rows stay."""
+
+    def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
+        return keep_rows(batch, self.keep(batch), counts)
+
+
+class StatefulStep(Step):
+    """A step whose output depends on the batches before. The same batches in the same order give the same output."""
+
+    @abc.abstractmethod
+    def save(self) -> bytes:
+        """All that was learnt of earlier batches, for `restore`."""
+
+    @abc.abstractmethod
+    def restore(self, data: bytes) -> None:
+        """Takes the place of what `save` was asked of; ValueError for bytes of anything else."""
+
+
+def keep_rows(batch: pa.RecordBatch, keep: np.ndarray, counts: Counts, counter: str = "rows_dropped") -> pa.RecordBatch:
+    """The rows where `keep`, bool [rows]; the others are counted."""
+    dropped = len(keep) - int(np.count_nonzero(keep))
+    if not dropped:
+        return batch
+    counts[counter] += dropped
+    return take_rows(batch, np.flatnonzero(keep))
+
+
+def provenance(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(partition, offset, row), int64 [rows] each; ValueError when the rows do not say where they come from."""
+    if record_batch.column_of(batch, record_batch.SOURCE_OFFSET) is None:
+        raise ValueError(
+            f"the rows have no {record_batch.SOURCE_OFFSET}: a random choice needs to know the row; "
+            "sources give it, record_batch.with_provenance makes it up"
+        )
+    return record_batch.provenance(batch)
