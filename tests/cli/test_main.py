@@ -24,7 +24,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
             f"{body}\n"
             "def add_parser(subparsers):\n"
             "    subparsers.add_parser('dev').set_defaults(run=_run)\n"
-            "sys.modules['millrace.cli.dev'] = types.SimpleNamespace(add_parser=add_parser, __spec__=True)\n"
+            "sys.modules['millrace.cli.dev'] = types.SimpleNamespace(\n"
+            "    add_parser=add_parser, __spec__=types.SimpleNamespace(submodule_search_locations=None))\n"
             "from millrace.cli import main\n"
             "main.run()\n"
         )
