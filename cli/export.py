@@ -25,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from millrace.training.task.task import load_task
+    from millrace.training.task import load_task
 
     task = load_task(arguments.task)
     if not (arguments.model_dir / "checkpoints").is_dir():

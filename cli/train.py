@@ -20,7 +20,7 @@ from millrace.cli.common import (
 from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from millrace.training.task.task import Task
+    from millrace.training.task import Task
 
 _ONLINE = (
     "millrace train --task millrace.examples.feed_ranking:FeedRanking --online --create-topics --model-dir /tmp/feed"
@@ -68,7 +68,7 @@ def _add_offline_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from millrace.training.task.task import load_task
+    from millrace.training.task import load_task
 
     task = load_task(arguments.task)
     if arguments.online:

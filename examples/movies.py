@@ -3,8 +3,7 @@
 from typing import Any
 
 from millrace.ops.table_config import Adagrad, RandomUniform
-from millrace.training.task.task import Head, SparseFeature, Task
-from millrace.transforms.feed.config import LabelRule
+from millrace.training.task import Head, LabelRule, SparseFeature, Task
 
 _FACTORS = 8
 _FACTOR_RULE = Adagrad(0.14, initial_accumulator_value=0.5)

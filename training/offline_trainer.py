@@ -15,7 +15,7 @@ from millrace.training.movielens import is_movielens, read_movielens
 from millrace.training.step.metrics import auc, calibration, last_third, log_loss
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket, invalid_rows
-from millrace.training.task.task import Task
+from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 

@@ -16,13 +16,14 @@ from millrace.ops.table_config import NEVER_DAYS
 from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError, ensure_topic
 from millrace.runtime.telemetry import Heartbeat, counter, gauge
 from millrace.runtime.topics import Topics
+from millrace.training.publish.delta_publisher import DeltaPublisher
+from millrace.training.publish.event_publisher import EventPublisher
 from millrace.training.publish.exporter import ExportCut, Exporter
-from millrace.training.publish.publisher import DeltaPublisher, EventPublisher
-from millrace.training.state.checkpoint import Checkpoints, Cut
+from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
 from millrace.training.step.metrics import PredictionFile, Progressive
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.example_stream import FeedQueue, KafkaFeeder, Layout, Ticket, invalid_rows
-from millrace.training.task.task import Task
+from millrace.training.task import Task
 
 _LOG = logging.getLogger(__name__)
 _ROWS = counter("rows_trained", "rows learned by this process")
@@ -206,7 +207,7 @@ class OnlineTrainer:
         else:
             self._saving = self._background.submit(self._finish_checkpoint, cut)
 
-    def _finish_checkpoint(self, cut: Cut) -> None:
+    def _finish_checkpoint(self, cut: CheckpointCut) -> None:
         try:
             self._checkpoints.finish(cut)
             self._checkpoint_name, self._checkpoint_step = cut.folder.name, cut.global_step

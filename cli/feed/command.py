@@ -167,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def feed_options(arguments: argparse.Namespace) -> "FeedOptions":
     from millrace.pipelines.feed.options import FeedOptions, Tuning
-    from millrace.training.task.task import load_task
+    from millrace.training.task import load_task
 
     if not arguments.task:
         raise UserError("--task", "", "missing", "name the task as PACKAGE.MODULE:CLASS")

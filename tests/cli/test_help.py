@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from millrace.cli import main
-from millrace.training.task.task import Task, load_task
+from millrace.training.task import Task, load_task
 
 ROOT = Path(main.__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
-from millrace.training.task.task import Task
+from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.config import extract_fids
 

@@ -12,8 +12,8 @@ from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 from millrace.serving.server.saved_model_loader import SavedModelLoader, SavedModelServable
 from millrace.serving.server.tensors import InputSpec
+from millrace.training.publish.delta_publisher import DeltaPublisher
 from millrace.training.publish.exporter import Exporter
-from millrace.training.publish.publisher import DeltaPublisher
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
 from tests.fakes.train_blocks import make_batch

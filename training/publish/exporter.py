@@ -17,8 +17,8 @@ from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import Checkpoints
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.example_stream import FeedQueue, Layout
+from millrace.training.task import SparseFeature, Task
 from millrace.training.task.heads import DenseModel
-from millrace.training.task.task import SparseFeature, Task
 from millrace.transforms.batch.fid import HASH_KEY, SIGNATURE_BITS
 
 _HASH_KEY = list(struct.unpack("<QQ", HASH_KEY))

@@ -13,8 +13,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
 
-from millrace.ops.embedding_table import Cut as StoreCut
-from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.embedding_table import Cut, EmbeddingStore
 from millrace.protos.checkpoint_pb2 import CheckpointManifest
 from millrace.runtime.atomic_file import sync_folder, sync_tree, write_text
 from millrace.runtime.checksum import crc32c_of_file
@@ -30,7 +29,7 @@ _DENSE, _TABLES, _AUDIT = "dense", "tables", "audit"
 
 
 @dataclass(frozen=True)
-class Cut:
+class CheckpointCut:
     """A moment between two steps: dense variables are on disk, the rest is held in memory.
 
     Attributes:
@@ -41,7 +40,7 @@ class Cut:
     """
 
     folder: Path
-    tables: dict[str, StoreCut]
+    tables: dict[str, Cut]
     global_step: int
     position: Position
     delta_sequence: int
@@ -87,7 +86,7 @@ class Checkpoints:
         self._model_name, self._fingerprint = model_name, schema_fingerprint
         self._retention = Retention(keep, keep_every_seconds)
 
-    def cut(self, step: TrainStep, position: Position, delta_sequence: int, prediction_rows: int = 0) -> Cut:
+    def cut(self, step: TrainStep, position: Position, delta_sequence: int, prediction_rows: int = 0) -> CheckpointCut:
         """Holds what the next step would change. To be called between steps; raises OSError or tf.errors.OpError."""
         global_step = int(step.global_step.numpy())
         folder = self._folder / str(global_step)
@@ -98,9 +97,9 @@ class Checkpoints:
         tf.train.Checkpoint(**_dense_state(step)).write(str(folder / _DENSE / "variables"))
         stores = {_TABLES: step.store, _AUDIT: step.audit_store}
         cuts = {name: store.cut() for name, store in stores.items() if store is not None}
-        return Cut(folder, cuts, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
+        return CheckpointCut(folder, cuts, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
 
-    def finish(self, cut: Cut) -> CheckpointManifest:
+    def finish(self, cut: CheckpointCut) -> CheckpointManifest:
         """Makes the cut durable and publishes its manifest; steps may go on meanwhile.
 
         Raises OSError or tf.errors.OpError.

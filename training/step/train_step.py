@@ -8,8 +8,8 @@ import tensorflow as tf
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
 from millrace.training.stream.example_stream import FeedQueue, Layout
+from millrace.training.task import Task
 from millrace.training.task.heads import DenseModel, total_loss
-from millrace.training.task.task import Task
 from millrace.transforms.batch.record_batch import AUDIT
 
 AUDIT_TABLE = TableConfig("audit", dim=1, optimizer=Sgd(1.0), initializer=Zeros())

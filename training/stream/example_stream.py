@@ -20,7 +20,7 @@ from millrace.runtime.kafka_blocks import BlockReader, KafkaReadError, Positions
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.telemetry import counter
 from millrace.training.stream.position import SeenRows
-from millrace.training.task.task import Task
+from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
 
 _LOG = logging.getLogger(__name__)
@@ -393,7 +393,7 @@ class KafkaFeeder:
             self._queue.layout.check(batch)
             self._batcher.add(batch, partition, next_offset)
         except ValueError as error:
-            reason = "not-arrow" if "IPC" in str(error) else "wrong-columns"
+            reason = "not-arrow" if isinstance(error, record_batch.NotArrowError) else "wrong-columns"
             _BAD_BLOCKS.labels(reason).inc()
             _LOG.warning("%s[%d] offset %d is skipped: %s", self._topic, partition, next_offset - 1, error)
             self._batcher.skip(partition, next_offset)

@@ -1,1 +1,6 @@
-"""What a modeller declares: features, heads and a Keras model."""
+"""What a modeller writes: `from millrace.training.task import Head, LabelRule, SparseFeature, Task`."""
+
+from millrace.training.task.task import Head, SparseFeature, Task, load_task
+from millrace.transforms.feed.config import LabelRule
+
+__all__ = ["Head", "LabelRule", "SparseFeature", "Task", "load_task"]

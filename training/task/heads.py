@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from millrace.training.task.task import Head, Task
+from millrace.training.task import Head, Task
 from millrace.transforms.batch.record_batch import INVALID_LABEL
 
 _LEAST_RATE = 1e-12

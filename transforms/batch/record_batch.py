@@ -122,14 +122,18 @@ def _without_hidden_values(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
+class NotArrowError(ValueError):
+    """Bytes that should be an Arrow IPC stream and are not."""
+
+
 def decode_ipc(data: bytes | memoryview | pa.Buffer) -> pa.RecordBatch:
-    """The batch of one Arrow IPC stream; ValueError when `data` is anything else."""
+    """The batch of one Arrow IPC stream; NotArrowError when `data` is anything else."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             batches = list(reader)
             schema = reader.schema
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not an Arrow IPC stream of {len(data)} bytes: {error}") from error
+        raise NotArrowError(f"not an Arrow IPC stream of {len(data)} bytes: {error}") from error
     if len(batches) == 1:
         return batches[0]
     return concat(batches, schema)

@@ -7,7 +7,7 @@ import pytest
 
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig
-from millrace.training.publish.publisher import delta_messages
+from millrace.training.publish.delta_publisher import delta_messages
 
 LIMIT = 60
 TOUCHED = {"none": [], "two": [1, 2], "three": [1, 2, 3]}

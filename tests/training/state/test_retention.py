@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.training.state.checkpoint import Checkpoints, Cut, newest_first
+from millrace.training.state.checkpoint import CheckpointCut, Checkpoints, newest_first
 from millrace.training.state.retention import Retention, Saved, read_exempt
 from millrace.training.stream.position import Position
 
@@ -86,7 +86,7 @@ def test_an_exempt_file_that_holds_something_else_is_named(tmp_path: Path, conte
 def save(checkpoints: Checkpoints, model_dir: Path, step: int, saved_at: float | None = None) -> None:
     folder = model_dir / "checkpoints" / str(step)
     folder.mkdir(parents=True)
-    checkpoints.finish(Cut(folder, tables={}, global_step=step, position=Position(), delta_sequence=0))
+    checkpoints.finish(CheckpointCut(folder, tables={}, global_step=step, position=Position(), delta_sequence=0))
     if saved_at is not None:
         os.utime(folder / "manifest.json", (saved_at, saved_at))
 

@@ -12,10 +12,9 @@ import tensorflow as tf
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
 from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
+from millrace.training.task import Head, LabelRule
 from millrace.training.task.heads import correct_logits, total_loss
-from millrace.training.task.task import Head
 from millrace.transforms.batch.record_batch import INVALID_LABEL, LABEL
-from millrace.transforms.feed.config import LabelRule
 from tests.fakes.train_blocks import make_batch
 
 HEADS = (Head("click", LabelRule("click", ("click",))),)

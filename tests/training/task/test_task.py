@@ -9,10 +9,10 @@ import pytest
 
 from millrace.ops.table_config import Adagrad, Int8, Occurrence
 from millrace.runtime.errors import UserError
-from millrace.training.task.task import Head, SparseFeature, Task, load_task
-from millrace.transforms.feed.config import FidFeature, LabelRule
+from millrace.training.task import Head, LabelRule, SparseFeature, Task, load_task
+from millrace.transforms.feed.config import FidFeature
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CLICK = Head("click", LabelRule("click", ("click",)))
 
 
@@ -103,7 +103,7 @@ def test_an_unknown_task_is_a_users_error_with_the_choices(path: str, message: s
 
 def test_loading_a_task_imports_no_tensorflow() -> None:
     code = (
-        "import sys; from millrace.training.task.task import load_task;"
+        "import sys; from millrace.training.task import load_task;"
         "load_task('millrace.examples.movies:MovieRanking').feed_config();"
         "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )

@@ -1,36 +1,29 @@
-"""What a trainer tells the world: deltas of touched entries every second, events once something is durable."""
+"""Deltas: each second, the embedding entries that changed, in numbered messages on `model.deltas.<model>`."""
 
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from google.protobuf import json_format
 
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.protos.model_delta_pb2 import ModelDelta
-from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.kafka_client import (
     KafkaConnection,
     UndeliveredError,
     ensure_topic,
-    flush_or_raise,
     make_producer,
     watermarks,
 )
 from millrace.runtime.telemetry import counter
 from millrace.runtime.topic_reader import TopicReader
-from millrace.runtime.topics import Topics
-from millrace.training.publish.exporter import Export
 from millrace.training.task.heads import DenseModel
 
 _LOG = logging.getLogger(__name__)
 _DELTAS = counter("deltas_published", "delta messages that the broker acknowledged")
 _ENTRIES = counter("delta_entries_published", "embedding entries in acknowledged deltas")
-_FAILURES = counter("publish_failures", "deltas or events that could not be delivered yet", ("what",))
+PUBLISH_FAILURES = counter("publish_failures", "deltas or events that could not be delivered yet", ("what",))
 MAX_MESSAGE_BYTES = 900_000
 _DENSE_LIMIT_BYTES = 256 * 1024
 _READ_SECONDS = 10.0
@@ -150,7 +143,7 @@ class DeltaPublisher:
         if self._waiting or self._failed is None:
             return
         _LOG.warning("deltas of %s are not delivered (%s); their keys stay touched", self._model_name, self._failed)
-        _FAILURES.labels("delta").inc()
+        PUBLISH_FAILURES.labels("delta").inc()
         self._store.restore_touched(self._touched)
         self._touched, self._last_dense = {}, []
         self._failed = None
@@ -221,63 +214,6 @@ class DeltaPublisher:
         ]
 
 
-class EventPublisher:
-    """Announces on `model.events` what has become durable. To be called from one thread."""
-
-    def __init__(self, connection: KafkaConnection, topics: Topics, model_name: str, bzid: str = "default") -> None:
-        self._topic, self._model_name, self._bzid = topics.model_events, model_name, bzid
-        ensure_topic(connection, self._topic, config={"cleanup.policy": "compact"})
-        self._producer = make_producer(connection)
-
-    def export(self, export: Export, ckpt_name: str) -> None:
-        """Announces a version all of whose files are durable. Raises UndeliveredError."""
-        sub_graph = ModelEvent.SubGraph(path=str(export.path.resolve()), size_bytes=export.size_bytes)
-        self._send(
-            f"{self._bzid}/{self._model_name}",
-            self._event(
-                kind=ModelEvent.EXPORT,
-                version=export.version,
-                global_step=export.global_step,
-                ckpt_name=ckpt_name,
-                export_base=str(export.path.resolve().parent),
-                sub_graphs={"standalone": sub_graph},
-            ),
-        )
-
-    def checkpoint(self, global_step: int, folder: Path) -> None:
-        """Announces a checkpoint whose manifest is in place. Raises UndeliveredError.
-
-        Its key is not the model's: compaction must never replace the last export by a checkpoint.
-        """
-        event = self._event(kind=ModelEvent.CHECKPOINT, global_step=global_step, ckpt_name=folder.name)
-        self._send(f"{self._bzid}/{self._model_name}/checkpoint", event)
-
-    def _event(self, **fields: Any) -> ModelEvent:
-        return ModelEvent(
-            event_id=uuid.uuid4().hex,
-            bzid=self._bzid,
-            model_name=self._model_name,
-            num_ps=1,
-            created_at_ms=time.time_ns() // 1_000_000,
-            schema_version=_SCHEMA_VERSION,
-            **fields,
-        )
-
-    def _send(self, key: str, event: ModelEvent) -> None:
-        text = json_format.MessageToJson(event, preserving_proto_field_name=True, indent=None)
-        failures: list[str] = []
-
-        def delivered(error: Any, _: Any) -> None:
-            if error is not None:
-                failures.append(str(error))
-
-        self._producer.produce(self._topic, text.encode(), key=key.encode(), on_delivery=delivered)
-        flush_or_raise(self._producer, _DELIVERY_SECONDS)
-        if failures:
-            _FAILURES.labels("event").inc()
-            raise UndeliveredError(f"{self._topic}: {failures[0]}")
-
-
 def _last_record(connection: KafkaConnection, topic: str, end: int) -> bytes:
     """Value of the record before offset `end` of partition 0."""
     reader = TopicReader(connection, topic, {0: end - 1})
@@ -289,6 +225,3 @@ def _last_record(connection: KafkaConnection, topic: str, end: int) -> bytes:
     finally:
         reader.close()
     raise UndeliveredError(f"{topic}: its last message could not be read within {_READ_SECONDS:g} s")
-
-
-__all__: Sequence[str] = ("DeltaPublisher", "EventPublisher", "delta_messages")

@@ -9,8 +9,8 @@ import pytest
 from millrace.ops.embedding_table import EmbeddingStore, TouchedKeys
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
 from millrace.protos.model_delta_pb2 import ModelDelta
-from millrace.training.publish import publisher
-from millrace.training.publish.publisher import DeltaPublisher, delta_messages
+from millrace.training.publish import delta_publisher
+from millrace.training.publish.delta_publisher import DeltaPublisher, delta_messages
 
 
 class FakeRecord:
@@ -60,9 +60,9 @@ class FakeDense:
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     made = FakeBroker()
-    monkeypatch.setattr(publisher, "ensure_topic", lambda *_, **__: None)
-    monkeypatch.setattr(publisher, "watermarks", lambda *_: {0: (0, len(made.log))})
-    monkeypatch.setattr(publisher, "_last_record", lambda *_: made.log[-1].SerializeToString())
+    monkeypatch.setattr(delta_publisher, "ensure_topic", lambda *_, **__: None)
+    monkeypatch.setattr(delta_publisher, "watermarks", lambda *_: {0: (0, len(made.log))})
+    monkeypatch.setattr(delta_publisher, "_last_record", lambda *_: made.log[-1].SerializeToString())
     return made
 
 
