@@ -28,6 +28,7 @@ from millrace.ops.table_config import (
     TableConfig,
     Zeros,
 )
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 from tests.reference.embedding_store import TableModel
 
@@ -53,7 +54,7 @@ def _run_together(works: Sequence[Callable[[], Any]]) -> None:
         raise problems[0]
 
 
-# emb:H9
+@covers("emb:H9")
 def test_additions_and_updates_of_a_hundred_threads_all_take_effect() -> None:
     store = open_store(TableConfig("t", 1, Sgd(0.01), Zeros()))
 

@@ -23,6 +23,7 @@ from millrace.ops.table_config import (
     TableConfig,
     Zeros,
 )
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 
 
@@ -38,7 +39,7 @@ def _close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-6)
 
 
-# emb:H1
+@covers("emb:H1")
 def test_added_values_are_read_back_and_an_unknown_id_reads_as_zeros() -> None:
     store = open_store(_zeros())
     store.assign_add("t", [0, 1], [[1.0], [1.0]])
@@ -46,7 +47,7 @@ def test_added_values_are_read_back_and_an_unknown_id_reads_as_zeros() -> None:
     assert store.size("t") == 2
 
 
-# emb:H2
+@covers("emb:H2")
 def test_the_last_of_two_assignments_stays() -> None:
     store = open_store(_zeros())
     store.assign("t", [0, 1], [[1.0], [1.0]])
@@ -54,7 +55,8 @@ def test_the_last_of_two_assignments_stays() -> None:
     assert store.lookup("t", [0, 1, 2]).numpy().tolist() == [[1], [5], [0]]
 
 
-# emb:H3 An entry that is absent is an empty text in the original and False in `found` here.
+# An entry that is absent is an empty text in the original and False in `found` here.
+@covers("emb:H3")
 def test_whole_entries_are_read_with_their_state_and_time() -> None:
     store = open_store(TableConfig("t", 1, Adagrad(0.1, initial_accumulator_value=0.5), Zeros()))
     store.assign("t", [0, 1, 2], [[0.1], [0.2], [0.3]], timestamp=1_700_000_000)
@@ -65,7 +67,7 @@ def test_whole_entries_are_read_with_their_state_and_time() -> None:
     assert entries.ids.tolist() == [0, 1, 2, 3]
 
 
-# emb:H4
+@covers("emb:H4")
 @pytest.mark.parametrize("rate", [0.1, lambda step: 0.1, lambda step: tf.constant(0.1)])
 def test_gradients_of_equal_ids_are_summed(rate: Any) -> None:
     store = open_store(_zeros(learning_rate=rate))
@@ -73,7 +75,7 @@ def test_gradients_of_equal_ids_are_summed(rate: Any) -> None:
     _close(_column(store, [0, 1]), [0.2, 0.1])
 
 
-# emb:H5
+@covers("emb:H5")
 @pytest.mark.parametrize(
     "rate", [PolynomialDecay(0.01, 10, 0.11), tf.keras.optimizers.schedules.PolynomialDecay(0.01, 10, 0.11)]
 )
@@ -90,21 +92,21 @@ def test_a_learning_rate_is_taken_at_the_global_step(rate: Any) -> None:
     _close(_column(store, [0, 1]), [0.08, 0.04])
 
 
-# emb:H6
+@covers("emb:H6")
 def test_gradients_of_equal_ids_are_summed_in_every_dim() -> None:
     store = open_store(_zeros(dim=10))
     store.apply_gradients("t", [0, 1, 0, 1, 0], -np.ones((5, 10)))
     _close(store.lookup("t", [0, 1]), [[0.3] * 10, [0.2] * 10])
 
 
-# emb:H7
+@covers("emb:H7")
 def test_ids_between_equal_ones_keep_their_own_gradients() -> None:
     store = open_store(_zeros())
     store.apply_gradients("t", [1, 0, 1], [[-1.0]] * 3)
     _close(_column(store, [0, 1]), [0.1, 0.2])
 
 
-# emb:H10
+@covers("emb:H10")
 def test_a_cleared_table_is_empty_and_holds_less_memory() -> None:
     store = open_store(_zeros(dim=8))
     store.assign("t", np.arange(5000), np.ones((5000, 8)))
@@ -116,7 +118,8 @@ def test_a_cleared_table_is_empty_and_holds_less_memory() -> None:
     assert store.stats("t").memory_bytes < full
 
 
-# emb:H19 The original's arithmetic on offsets is moot: a page begins where the one before ended.
+# A page begins where the one before ended; the original counts offsets instead.
+@covers("emb:H19")
 def test_pages_give_each_entry_once() -> None:
     store = open_store(_zeros())
     store.assign("t", [5, 6], [[0.5], [0.25]])
@@ -125,7 +128,7 @@ def test_pages_give_each_entry_once() -> None:
     assert sorted(found) == [(5, 0.5), (6, 0.25)]
 
 
-# emb:H20 As above.
+@covers("emb:H20")
 def test_parts_of_a_walk_share_no_entry_and_miss_none() -> None:
     store = open_store(_zeros())
     store.assign("t", np.arange(100), np.ones((100, 1)))
@@ -134,7 +137,8 @@ def test_parts_of_a_walk_share_no_entry_and_miss_none() -> None:
     assert store.dump("t")[0].tolist() == list(range(100))
 
 
-# emb:H22 An unknown table is a KeyError here, not a status of -1.
+# An unknown table is a KeyError here, not a status of -1.
+@covers("emb:H22")
 def test_reinitialized_ids_start_again_and_become_touched() -> None:
     store = open_store(TableConfig("t", 2, Adagrad(1.0), Zeros()))
     store.assign("t", [2, 3], np.ones((2, 2)))
@@ -163,21 +167,21 @@ def _offsets(fused: millrace.ops.embedding_table.FusedLookup) -> list[list[int]]
     return [numbers.numpy().tolist() for numbers in fused[1:]]
 
 
-# emb:H24
+@covers("emb:H24")
 def test_a_fused_lookup_lays_tables_end_to_end(three: EmbeddingStore) -> None:
     fused = three.fused_lookup(["a", "b", "c"], [0, 1, 2, 3], [1, 1, 2])
     assert fused.embeddings.numpy().tolist() == [1, 2, 2, 4, 4, 8, 8]
     assert _offsets(fused) == [[7], [0, 1, 2, 4], [0, 1, 3, 7]]
 
 
-# emb:H25
+@covers("emb:H25")
 def test_a_fused_lookup_lays_shards_end_to_end(three: EmbeddingStore) -> None:
     fused = three.fused_lookup(["a", "b", "c"], [0, 2, 1, 3], [1, 0, 1, 0, 1, 1], num_shards=2)
     assert fused.embeddings.numpy().tolist() == [1, 4, 4, 2, 2, 8, 8]
     assert _offsets(fused) == [[3, 4], [0, 1, 1, 2, 2, 3, 4], [0, 1, 1, 3, 3, 5, 7]]
 
 
-# emb:H26
+@covers("emb:H26")
 def test_a_fused_lookup_counts_the_floats_of_each_shard() -> None:
     store = open_store(_zeros(1, name="a"), _zeros(1, name="b"), _zeros(2, name="c"))
     fused = store.fused_lookup(["a", "b", "c"], [0, 1, 2, 3, 4, 5], [1] * 6, num_shards=2)
@@ -185,7 +189,7 @@ def test_a_fused_lookup_counts_the_floats_of_each_shard() -> None:
     assert _offsets(fused) == [[4, 4], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 4, 5, 6, 8]]
 
 
-# emb:H27
+@covers("emb:H27")
 def test_an_id_in_two_shards_takes_two_steps() -> None:
     store = open_store(_zeros(1, 1.0, "a"), _zeros(1, 1.0, "b"))
     tables, sizes = ["a", "b"], [1, 0, 1, 0]
@@ -200,7 +204,8 @@ def test_a_fused_update_sums_equal_ids_within_a_piece_only() -> None:
     _close(_column(store, [1, 2]), [-3 / 10**0.5, -1 / 2**0.5 - 2 / 6**0.5])
 
 
-# emb:H29 Tables that the original merges are one table here, which several features name.
+# Tables that the original merges are one table here, which several features name.
+@covers("emb:H29")
 def test_features_of_one_table_share_values_and_gradients() -> None:
     store = open_store(_zeros(2, 1.0))
     features = [PooledFeature("slot1", "t"), PooledFeature("slot2", "t")]
@@ -212,7 +217,7 @@ def test_features_of_one_table_share_values_and_gradients() -> None:
     assert [rows.numpy().tolist() for rows in store.pooled_lookup(features, *ragged)] == [[[4, 4]]] * 2
 
 
-# emb:H35
+@covers("emb:H35")
 def test_a_first_vector_depends_on_nothing_but_seed_table_id_and_dim() -> None:
     def table(name: str = "t", seed: int = 5, dim: int = 3) -> TableConfig:
         return TableConfig(name, dim, Sgd(), RandomUniform(-1.0, 1.0), seed=seed)
@@ -229,7 +234,7 @@ def test_a_first_vector_depends_on_nothing_but_seed_table_id_and_dim() -> None:
     assert len(np.unique(expected)) > 2900 and -1 <= expected.min() < -0.99 and 0.99 < expected.max() < 1
 
 
-# emb:H37
+@covers("emb:H37")
 def test_an_id_reads_as_zeros_until_its_first_write_which_starts_from_its_first_vector() -> None:
     store = open_store(TableConfig("t", 4, Sgd(1.0), RandomUniform()))
     assert not store.lookup("t", [1]).numpy().any()
@@ -249,7 +254,7 @@ def test_a_lookup_that_creates_marks_nothing_as_touched() -> None:
     assert store.size("t") == 1 and store.steal_touched() == {}
 
 
-# emb:L12
+@covers("emb:L12")
 def test_touched_ids_are_all_stolen_once() -> None:
     store = open_store(_zeros(), _zeros(name="quiet"))
     store.apply_gradients("t", np.arange(1000)[::-1], np.ones((1000, 1)))

@@ -41,6 +41,7 @@ from millrace.ops.table_config import (
     Zeros,
 )
 from millrace.protos.embedding_table_pb2 import EntryDump, SingleOptimizerDump
+from tests.conformance.covers import covers
 
 H30 = bytes.fromhex("09 0500000000000000 15 00002040 1a04 0a02 1200 2000")
 SGD = TableConfig("sgd", 1, Sgd(1.0), Zeros())
@@ -75,7 +76,7 @@ def _sorted(entries: Entries) -> Entries:
     return Entries(*(column[order] for column in entries))
 
 
-# emb:H30
+@covers("emb:H30")
 def test_a_record_has_the_bytes_of_the_original_system() -> None:
     entry = Entries(np.array([5]), np.array([[2.5]], np.float32), np.array([0]))
     assert to_entry_dumps(SGD, entry) == [H30]
@@ -88,7 +89,7 @@ def test_packed_weights_are_read_too() -> None:
     assert from_entry_dumps(SGD, [packed]).timestamps.tolist() == [0]
 
 
-# emb:H3
+@covers("emb:H3")
 def test_a_looked_up_entry_is_a_record_without_id_and_a_missing_one_is_empty() -> None:
     store = _store(SGD)
     store.assign("sgd", [0, 1, 2], [[0.1], [0.2], [0.3]], timestamp=7)
@@ -100,7 +101,7 @@ def test_a_looked_up_entry_is_a_record_without_id_and_a_missing_one_is_empty() -
     assert [message.last_update_ts_sec for message in messages] == [7, 7, 7]
 
 
-# emb:H19
+@covers("emb:H19")
 def test_small_pages_give_each_id_once() -> None:
     store = _store(SGD)
     store.assign("sgd", [3, 1 << 60], [[1.0], [2.0]])
@@ -108,7 +109,7 @@ def test_small_pages_give_each_id_once() -> None:
     assert sorted(EntryDump.FromString(dump).id for dump in dumps) == [3, 1 << 60]
 
 
-# emb:H20
+@covers("emb:H20")
 def test_ten_parts_read_in_pages_of_two_have_all_entries() -> None:
     store = _store(SGD)
     store.assign("sgd", np.arange(100), np.ones((100, 1)))
@@ -268,7 +269,7 @@ def test_a_table_that_serves_imports_compressed_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.lookup("table", entries.ids), entries.values[:, :3])
 
 
-# emb:H21
+@covers("emb:H21")
 def test_zeros_of_dumps_and_snapshots_get_no_entry_in_a_table_that_skips_them(tmp_path: Path) -> None:
     trained = _store(SGD)
     trained.assign("sgd", np.arange(3000), np.arange(3000)[:, None] % 2)

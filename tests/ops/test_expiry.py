@@ -7,6 +7,7 @@ import pytest
 
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 
 _DAY = 86400
@@ -34,7 +35,7 @@ def _column(store: EmbeddingStore, ids: list[int]) -> list[float]:
     return store.lookup("t", ids).numpy()[:, 0].tolist()
 
 
-# emb:H11
+@covers("emb:H11")
 def test_eviction_removes_what_is_as_old_as_its_slot_allows() -> None:
     store = _store(14, {0: 0, 1: 5, 2: 6})
     ids = [1 << 48, 2 << 48, 3 << 48]
@@ -63,7 +64,7 @@ def test_the_memory_of_evicted_entries_is_used_again() -> None:
     assert sizes[-1] <= 2 * sizes[1]
 
 
-# emb:H12
+@covers("emb:H12")
 @pytest.mark.parametrize(("trains", "expected"), [(False, [0, 2, 3]), (True, [0, -2, -3])])
 def test_a_snapshot_leaves_out_what_is_a_day_older_than_the_newest(
     tmp_path: Path, trains: bool, expected: list[float]
@@ -79,7 +80,7 @@ def test_a_snapshot_leaves_out_what_is_a_day_older_than_the_newest(
     assert store.size("t") == 3
 
 
-# emb:H13
+@covers("emb:H13")
 @pytest.mark.parametrize("timestamp", [0, 1, _NOW])
 def test_what_expires_at_once_is_never_saved(tmp_path: Path, timestamp: int) -> None:
     store = _store(0)
@@ -87,7 +88,7 @@ def test_what_expires_at_once_is_never_saved(tmp_path: Path, timestamp: int) -> 
     assert _restored(store, tmp_path).size("t") == 0
 
 
-# emb:H14
+@covers("emb:H14")
 @pytest.mark.parametrize("timestamp", [0, 100])
 def test_entries_of_one_time_are_all_saved(tmp_path: Path, timestamp: int) -> None:
     store = _store(1)
@@ -95,7 +96,7 @@ def test_entries_of_one_time_are_all_saved(tmp_path: Path, timestamp: int) -> No
     assert _column(_restored(store, tmp_path), [1, 2, 3]) == [1, 2, 3]
 
 
-# emb:H15
+@covers("emb:H15")
 def test_slots_expire_by_themselves_also_after_a_second_save(tmp_path: Path) -> None:
     store = _store(3600, {1: 0, 2: 1})
     ids = [1 << 48, 2 << 48]

@@ -7,18 +7,19 @@ import tensorflow as tf
 
 from millrace.ops.learning_rate import PolynomialDecay, learning_rate_of
 from millrace.ops.sparse_optimizer import Adagrad, MovingAverage, Sgd
+from tests.conformance.covers import covers
 
 _STEPS = [0, 1, 2, 10, 20]
 _RATES = [0.01, 0.02, 0.03, 0.11, 0.11]
 
 
-# emb:L8
+@covers("emb:L8")
 def test_a_decay_from_low_to_high_is_a_straight_line_and_then_its_end() -> None:
     decay = PolynomialDecay(0.01, 10, 0.11)
     assert [decay(step) for step in _STEPS] == pytest.approx(_RATES, abs=1e-9)
 
 
-# emb:L8
+@covers("emb:L8")
 def test_warm_up_steps_ramp_from_zero_to_the_learning_rate() -> None:
     ramp = learning_rate_of(Adagrad(0.001, warmup_steps=10))
     assert ramp == PolynomialDecay(0.0, 10, 0.001)

@@ -22,6 +22,7 @@ from millrace.ops.table_config import (
     TableConfig,
     Zeros,
 )
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 
 _FAR = 3 << 17
@@ -42,7 +43,8 @@ def _kept(store: EmbeddingStore, ids: Sequence[int]) -> list[int]:
     return kept
 
 
-# emb:H8 The original asks for every sighting; a batch here asks once an id, with the number of its sightings.
+# The original asks for every sighting; a batch here asks once an id, with the number of its sightings.
+@covers("emb:H8")
 def test_an_id_is_admitted_once_it_was_seen_often_enough() -> None:
     store = open_store(_table(Occurrence(CountingFilter(), threshold=3)))
     read = []
@@ -64,7 +66,7 @@ def test_sightings_of_one_batch_count_together_and_do_not_admit_by_themselves() 
     assert store.contains("t", [0, 1]).numpy().tolist() == [True, True]
 
 
-# emb:F3
+@covers("emb:F3")
 @pytest.mark.parametrize("kind", [_SLIDING, CountingFilter()])
 def test_gradients_are_taken_from_the_sighting_after_the_threshold_on(kind: SlidingFilter) -> None:
     store = open_store(_table(Occurrence(kind, threshold=3)))
@@ -85,7 +87,7 @@ print(json.dumps([_kept(store, [1, _FAR, 1]) for _ in range(2)]))
 """
 
 
-# emb:F11 emb:F4
+@covers("emb:F11", "emb:F4")
 def test_a_filter_decides_alike_in_the_process_that_restores_it(tmp_path: Path) -> None:
     store = open_store(_table(Occurrence(_SLIDING, threshold=3)))
     for _ in range(2):
@@ -102,7 +104,8 @@ def test_a_filter_decides_alike_in_the_process_that_restores_it(tmp_path: Path) 
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
-# emb:F8 A filter is always part of a table here; what does not ask it is not filtered.
+# A filter is always part of a table here; what does not ask it is not filtered.
+@covers("emb:F8")
 def test_assignments_pass_unasked() -> None:
     store = open_store(_table(Occurrence(ProbabilisticFilter(), threshold=1_000_000)))
     store.assign("t", range(100), np.ones((100, 1)))
@@ -112,7 +115,7 @@ def test_assignments_pass_unasked() -> None:
     assert store.size("t") < 210
 
 
-# emb:F9
+@covers("emb:F9")
 def test_added_values_are_dropped_until_their_id_is_admitted(tmp_path: Path) -> None:
     store = open_store(_table(Occurrence(_SLIDING, threshold=2)))
 
@@ -127,7 +130,7 @@ def test_added_values_are_dropped_until_their_id_is_admitted(tmp_path: Path) -> 
     assert [add_and_read(store) for _ in range(2)] == [0, 1]
 
 
-# emb:F10
+@covers("emb:F10")
 @pytest.mark.parametrize("kind", [_SLIDING, CountingFilter()])
 def test_a_threshold_of_40_admits_at_the_41st_sighting(kind: SlidingFilter) -> None:
     store = open_store(_table(Occurrence(kind, threshold=40)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Constant, PooledFeature, Segment, Sgd, TableConfig, Zeros
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 
 SUM = PooledFeature("f", "t")
@@ -34,18 +35,18 @@ def _column(store: EmbeddingStore, ids: list[int]) -> list[float]:
     return store.lookup("t", ids).numpy()[:, 0].tolist()
 
 
-# emb:L1
+@covers("emb:L1")
 def test_a_sum_adds_the_ids_of_each_row() -> None:
     assert _pool(_numbered(), SUM, [1, 2, 3], [0, 1, 3]) == [[1], [5]]
 
 
-# emb:L2
+@covers("emb:L2")
 def test_first_n_pads_short_rows_and_cuts_long_ones() -> None:
     pooled = _pool(_numbered(), FIRST_2, [1, 2, 3, 4, 5, 6], [0, 1, 3, 6])
     assert pooled == [[[1], [0]], [[2], [3]], [[4], [5]]]
 
 
-# emb:L7
+@covers("emb:L7")
 def test_a_mean_of_an_empty_row_is_zeros_and_gives_no_gradient() -> None:
     store = _numbered()
     splits = [0, 0, 3]

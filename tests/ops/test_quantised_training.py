@@ -25,6 +25,7 @@ from millrace.ops.table_config import (
     TableConfig,
     Zeros,
 )
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 from tests.reference import compressors
 
@@ -59,21 +60,22 @@ def _learned(compressor: Compressor, weight: float, gradient: float, step: int) 
     return weight - float(_weights(store, [1])[0])
 
 
-# emb:Q1 A NaN is no weight here: assigning one is refused, see test_misuse.
+# A NaN is no weight here: assigning one is refused, see test_misuse.
+@covers("emb:Q1")
 @pytest.mark.parametrize("open_table", [_training, _serving])
 def test_int8_rounds_to_steps_and_cuts_what_is_beyond(open_table: Any) -> None:
     shown = _shown(open_table(Int8(5.0)), [100.0, 0.0, 3.5, -100.0])
     assert shown == [4.9609375, 0, 3.515625, -5]
 
 
-# emb:Q2
+@covers("emb:Q2")
 @pytest.mark.parametrize("open_table", [_training, _serving])
 def test_int8_rounds_to_the_nearest_step(open_table: Any) -> None:
     shown = _shown(open_table(Int8(5.0)), [1.4 * _STEP, 1.6 * _STEP, -1.4 * _STEP, -1.6 * _STEP])
     assert shown == [_STEP, 2 * _STEP, -_STEP, -2 * _STEP]
 
 
-# emb:Q3
+@covers("emb:Q3")
 def test_int8_of_range_1_ends_a_step_below_1() -> None:
     assert _shown(_serving(Int8()), [1.0, 0.5, -1.0]) == [0.9921875, 0.5, -1.0]
 
@@ -87,7 +89,7 @@ def test_int8_trains_weights_that_it_does_not_show() -> None:
     np.testing.assert_allclose(_weights(store, [1]), [1.5 * _STEP], rtol=1e-5)
 
 
-# emb:Q4
+@covers("emb:Q4")
 def test_fp16_keeps_three_digits() -> None:
     weights = [0.1, 0.2, 10000.0]
     np.testing.assert_allclose(_shown(_serving(Fp16()), weights), weights, atol=1e-4)
@@ -98,25 +100,25 @@ def test_a_training_table_shows_full_weights_unless_it_trains_quantised(compress
     assert _shown(_training(compressor), [0.1, 1e30]) == [float(np.float32(0.1)), float(np.float32(1e30))]
 
 
-# emb:Q5
+@covers("emb:Q5")
 @pytest.mark.parametrize("packed", [False, True])
 def test_one_bit_keeps_the_sign(packed: bool) -> None:
     store = _serving(OneBit(amplitude=1.0, packed=packed))
     assert _shown(store, [100.0, 0.1, 1e-5, 0.0, -1e-5, -0.1, -100.0]) == [1, 1, 1, -1, -1, -1, -1]
 
 
-# emb:Q6
+@covers("emb:Q6")
 def test_one_bit_shows_a_hyperbolic_tangent_in_training() -> None:
     np.testing.assert_allclose(_shown(_training(OneBit()), [1.0, 2.0]), [0.07615941, 0.09640275], rtol=1e-6)
 
 
-# emb:Q7
+@covers("emb:Q7")
 @pytest.mark.parametrize(("gradient", "step", "expected"), [(1.0, 0, 0.00706508), (2.0, 999, 0.01413016)])
 def test_one_bit_multiplies_the_gradient_by_the_derivative(gradient: float, step: int, expected: float) -> None:
     assert _learned(OneBit(step_size=1000), 2.0, gradient, step) == pytest.approx(expected, rel=1e-4)
 
 
-# emb:Q8
+@covers("emb:Q8")
 def test_one_bit_grows_steeper_with_the_steps() -> None:
     rule = OneBit(step_size=1000)
     assert _learned(rule, 2.0, 100.0, 1000) == pytest.approx(0.0054426, rel=1e-3)
@@ -124,7 +126,7 @@ def test_one_bit_grows_steeper_with_the_steps() -> None:
     assert _shown(_training(rule), [2.0], step=1001)[0] == pytest.approx(0.09998888, rel=1e-6)
 
 
-# emb:Q9
+@covers("emb:Q9")
 def test_the_scale_of_one_bit_is_that_of_the_last_multiple_of_its_step_size() -> None:
     rule = OneBit(step_size=100, amplitude=1.0)
     assert _learned(rule, 1.0, 1.0, 100) == pytest.approx(0.35840667, rel=1e-5)
@@ -132,7 +134,8 @@ def test_the_scale_of_one_bit_is_that_of_the_last_multiple_of_its_step_size() ->
         assert _shown(_training(rule), [1.0], step)[0] == pytest.approx(np.tanh(scale), rel=1e-6)
 
 
-# emb:Q10 A row of another width is refused here, where the original reads its first numbers.
+# A row of another width is refused here, where the original reads its first numbers.
+@covers("emb:Q10")
 def test_segments_are_compressed_each_in_its_own_way() -> None:
     segments = Segment(1, None, Zeros(), Fp16()), Segment(2, None, Zeros(), Fp16())
     store = open_store(TableConfig("t", segments=segments, serving=True))

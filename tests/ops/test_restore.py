@@ -20,6 +20,7 @@ from millrace.ops.table_config import (
     TableConfig,
     Zeros,
 )
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 
 
@@ -39,7 +40,7 @@ def _column(store: EmbeddingStore, table: str, ids: list[int]) -> list[float]:
     return store.lookup(table, ids).numpy()[:, 0].tolist()
 
 
-# emb:H16
+@covers("emb:H16")
 def test_what_came_after_a_save_is_gone_once_it_is_restored(tmp_path: Path) -> None:
     store = _filled("t")
     store.save(tmp_path)
@@ -50,7 +51,7 @@ def test_what_came_after_a_save_is_gone_once_it_is_restored(tmp_path: Path) -> N
     assert store.steal_touched() == {}
 
 
-# emb:H17
+@covers("emb:H17")
 def test_a_folder_without_table_files_is_refused(tmp_path: Path) -> None:
     store = _filled("t")
     for folder in (tmp_path, tmp_path / "unknown"):
@@ -59,7 +60,7 @@ def test_a_folder_without_table_files_is_refused(tmp_path: Path) -> None:
     assert store.size("t") == 2
 
 
-# emb:H18
+@covers("emb:H18")
 def test_a_table_takes_no_files_of_one_whose_name_begins_with_its_own(tmp_path: Path) -> None:
     names = "table1", "table10", "table1.shard-00000-of-00001"
     _filled(*names).save(tmp_path)
@@ -69,7 +70,7 @@ def test_a_table_takes_no_files_of_one_whose_name_begins_with_its_own(tmp_path: 
     assert restored.sizes() == dict.fromkeys(names, 2)
 
 
-# emb:H21
+@covers("emb:H21")
 def test_a_serving_table_that_skips_zeros_stores_none() -> None:
     serving = TableConfig("t", 1, None, Zeros(), compressor=Fp16(), serving=True, skip_zero=True)
     store = open_store(serving)
@@ -80,7 +81,7 @@ def test_a_serving_table_that_skips_zeros_stores_none() -> None:
     np.testing.assert_array_equal(store.lookup("t", ids)[:, 0], ids % 2)
 
 
-# emb:H21
+@covers("emb:H21")
 @pytest.mark.parametrize("with_state", [True, False])
 def test_a_serving_table_that_skips_zeros_restores_none(tmp_path: Path, with_state: bool) -> None:
     training = open_store(_table())
@@ -92,7 +93,7 @@ def test_a_serving_table_that_skips_zeros_restores_none(tmp_path: Path, with_sta
     np.testing.assert_array_equal(store.contains("t", ids), ids % 2 == 1)
 
 
-# emb:H23
+@covers("emb:H23")
 def test_a_partial_restore_takes_the_tables_that_both_sides_have(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,8 +108,7 @@ def test_a_partial_restore_takes_the_tables_that_both_sides_have(
     assert "table 'slot3' has no file: it starts empty" in caplog.text
 
 
-# emb:H28 is moot in its letter: the original named a merged table by the md5 of its members and lost its entries with
-# the next member. Here a table that features share has a name of its own, and files are found by it.
+# A table that features share has a name of its own and files are found by it, so no list of members is hashed to one.
 def test_a_table_that_features_share_keeps_its_entries_when_another_feature_joins(tmp_path: Path) -> None:
     store = _filled("shared")
     store.save(tmp_path)
@@ -129,7 +129,7 @@ def test_a_table_too_many_or_too_few_is_refused_unless_the_restore_is_partial(tm
         assert other.dump("a")[0].tolist() == [9]
 
 
-# emb:H34
+@covers("emb:H34")
 @pytest.mark.parametrize("num_shards", [1, 2, 5])
 def test_what_three_shards_saved_is_restored_on_any_number(tmp_path: Path, num_shards: int) -> None:
     tables = [
@@ -184,7 +184,7 @@ def test_files_that_were_left_half_written_are_passed_over(tmp_path: Path) -> No
 _WIDE = TableConfig("t", segments=(Segment(1, Sgd()), Segment(2, Adagrad()), Segment(3, GroupAdagrad(), Constant(0.5))))
 
 
-# emb:H36
+@covers("emb:H36")
 @pytest.mark.parametrize(
     ("segments", "problem"),
     [

@@ -21,6 +21,7 @@ from millrace.ops.table_config import (
     TableConfig,
     Zeros,
 )
+from tests.conformance.covers import covers
 from tests.fakes.stores import open_store
 
 
@@ -41,12 +42,12 @@ def _close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-# emb:O1
+@covers("emb:O1")
 def test_sgd_steps_along_the_gradient() -> None:
     _close(_steps(_store(Segment(1, Sgd(0.1), Zeros())), [1.0], 1), [[-0.1]])
 
 
-# emb:O2
+@covers("emb:O2")
 def test_each_segment_has_its_own_learning_rate() -> None:
     segments = Segment(1, Sgd(1.0), Zeros()), Segment(2, Sgd(5.0), Zeros(), learning_rate=2.0)
     _close(_steps(_store(*segments), [1.0, 2.0, 3.0], 1), [[-1, -4, -6]])
@@ -62,13 +63,13 @@ def test_a_segment_takes_its_rate_at_the_global_step_or_none_at_all() -> None:
     _close(store.lookup("t", [1]), [[-0.7, -0.3, 3.0]])
 
 
-# emb:O3
+@covers("emb:O3")
 def test_adagrad_divides_by_the_root_of_its_norm() -> None:
     segment = Segment(2, Adagrad(0.1, initial_accumulator_value=1.0), Zeros())
     _close(_steps(_store(segment), [1.0, 2.0], 1), [[-0.07071067, -0.08944272]])
 
 
-# emb:O5
+@covers("emb:O5")
 def test_adagrad_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     segment = Segment(1, Adagrad(1.0), Zeros())
     store = _store(segment)
@@ -79,13 +80,13 @@ def test_adagrad_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     _close(_steps(restored, [1.0], 1), [[-1.643528]])
 
 
-# emb:O8
+@covers("emb:O8")
 def test_adam_counts_the_steps_of_each_id() -> None:
     weights = _steps(_store(Segment(2, Adam(0.01), Zeros())), [10.0, 1.0], 3)
     _close(weights, [[-0.00990099, -0.00909091], [-0.01983060, -0.01842895], [-0.0297729, -0.0278805]])
 
 
-# emb:O17
+@covers("emb:O17")
 def test_ftrl_keeps_its_norm_and_z() -> None:
     store = _store(Segment(2, Ftrl(0.01), Zeros()))
     _close(_steps(store, [10.0, 1.0], 1), [[-0.009995, -0.00953463]])
@@ -93,7 +94,7 @@ def test_ftrl_keeps_its_norm_and_z() -> None:
     _close(_steps(store, [10.0, 1.0], 1), [[-0.0170643, -0.0164353]])
 
 
-# emb:O25
+@covers("emb:O25")
 @pytest.mark.parametrize("interval", [5, 10])
 def test_batch_softmax_finds_how_often_an_id_comes(interval: int) -> None:
     store = _store(Segment(1, BatchSoftmax(0.1), Zeros()))
@@ -104,7 +105,7 @@ def test_batch_softmax_finds_how_often_an_id_comes(interval: int) -> None:
     np.testing.assert_allclose(1 / store.lookup("t", [1]).numpy(), [[1 / interval]], atol=0.01)
 
 
-# emb:O26
+@covers("emb:O26")
 def test_stochastic_rounding_goes_up_as_often_as_a_weight_is_nearer_to_it() -> None:
     store = _store(Segment(1, Sgd(1.0), Zeros(), stochastic_rounding=True), Segment(1, Sgd(1.0), Zeros()))
     ids = np.arange(20_000)
@@ -117,7 +118,8 @@ def test_stochastic_rounding_goes_up_as_often_as_a_weight_is_nearer_to_it() -> N
     np.testing.assert_array_equal(store.lookup("t", ids)[:, 0], rounded)
 
 
-# emb:O24 The vector gives the weights that a gradient was taken at; here they come with the gradients.
+# The vector gives the weights that a gradient was taken at; here they come with the gradients.
+@covers("emb:O24")
 def test_a_late_gradient_is_compensated_by_how_far_the_weight_has_moved() -> None:
     store = _store(Segment(2, Adadelta(0.01), Zeros(), delay_compensation=0.1))
     for read_value, expected in ((0.1, [-0.0031603, -0.00301233]), (0.0, [-0.0065548, -0.00611400])):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from millrace.runtime.work_queue import Position, Work, WorkQueue, WorkReader
+from tests.conformance.covers import covers
 
 
 @pytest.fixture
@@ -30,16 +31,16 @@ def lines(path: str, position: Position) -> Iterator[tuple[str, Position]]:
             yield line.decode().strip(), (file.tell(),)
 
 
+@covers("data:v10")
 def test_files_come_in_lexical_order_and_then_the_end_for_everybody(patterns: list[str]) -> None:
-    """data:v10"""
     queue = WorkQueue(patterns)
     assert drain(queue) == [f"{letter}_{number}" for letter in "abcde" for number in range(2)]
     assert queue.take() is None
     assert queue.take() is None
 
 
+@covers("data:v10")
 def test_a_restored_queue_goes_on_within_a_file(patterns: list[str]) -> None:
-    """data:v10"""
     queue = WorkQueue(patterns)
     reader = iter(WorkReader(queue, lines))
     assert next(reader) == "a.0.0"
@@ -50,17 +51,16 @@ def test_a_restored_queue_goes_on_within_a_file(patterns: list[str]) -> None:
     assert list(WorkReader(other, lines))[:3] == ["a.0.1", "a.1.0", "a.1.1"]
 
 
+@covers("data:v10")
 def test_an_empty_list_of_patterns_is_the_end_and_matches_nothing() -> None:
-    """data:v10"""
-
     def match(pattern: str) -> list[str]:
         raise AssertionError(pattern)
 
     assert WorkQueue([], match).take() is None
 
 
+@covers("data:v10")
 def test_a_queue_refills_itself_once_and_then_stays_empty() -> None:
-    """data:v10"""
     queue = WorkQueue(["numbers"], lambda _: ["2", "1"])
     assert [work.path for work in iter(queue.take, None)] == ["1", "2"]
     assert [queue.take() for _ in range(3)] == [None] * 3

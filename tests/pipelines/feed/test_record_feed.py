@@ -17,6 +17,7 @@ from millrace.transforms.codecs.record_codec import encode_records
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.frames.framing import FILE_FRAMES, FrameOptions, join_frames
 from millrace.transforms.recipe.chain import TransformChain
+from tests.conformance.covers import covers
 from tests.reference.record_rows import random_rows
 
 _CONFIG = FeedConfig(
@@ -94,7 +95,7 @@ def test_a_file_of_bad_records_stops_the_feed(tmp_path: Path) -> None:
         _fed(tmp_path, "part", "example", "steps: []")
 
 
-# data:v7
+@covers("data:v7")
 def test_a_kafka_value_with_two_frames_gives_two_rows_of_one_source_record() -> None:
     values = encode_records(random_rows(2), "example")
     two = join_frames(values, FrameOptions()).to_pybytes()

@@ -7,17 +7,18 @@ import pytest
 
 from millrace.pipelines.files.patterns import expand_pattern, gen_patterns, match_files
 from millrace.runtime.errors import UserError
+from tests.conformance.covers import covers
 
 
+@covers("data:v9")
 def test_days_from_a_start_to_an_excluded_end() -> None:
-    """data:v9"""
     patterns = gen_patterns("/abc", "20220901", "20220920")
     assert len(patterns) == 19
     assert (patterns[0], patterns[-1]) == ("/abc/20220901/*", "/abc/20220919/*")
 
 
+@covers("data:v9")
 def test_placeholders_combine_with_the_leftmost_slowest() -> None:
-    """data:v9"""
     assert expand_pattern("d_{DATE(20201120, 20201122)}/p_{INT(0, 1)}") == [
         "d_20201120/p_0",
         "d_20201120/p_1",
@@ -28,8 +29,8 @@ def test_placeholders_combine_with_the_leftmost_slowest() -> None:
     ]
 
 
+@covers("data:v9")
 def test_ten_digits_are_hours_across_midnight() -> None:
-    """data:v9"""
     assert expand_pattern("{DATE(2020112022, 2020112101)}") == ["2020112022", "2020112023", "2020112100", "2020112101"]
 
 

@@ -8,6 +8,7 @@ import pytest
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig
 from millrace.training.publish.delta_publisher import delta_messages
+from tests.conformance.covers import covers
 
 LIMIT = 60
 TOUCHED = {"none": [], "two": [1, 2], "three": [1, 2, 3]}
@@ -22,7 +23,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[EmbeddingStore]:
 
 # The vector's boundaries, (0, 1, 1) and (0, 1, 2), come of cutting each table evenly by the size of another protobuf.
 # Messages filled to their limit are as few, and where a table is cut means nothing to a reader.
-# emb:L15
+@covers("emb:L15")
 def test_every_message_is_within_its_limit_and_every_entry_goes_out_once(store: EmbeddingStore) -> None:
     for table, ids in TOUCHED.items():
         store.lookup(table, ids, missing="create")

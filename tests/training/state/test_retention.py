@@ -10,6 +10,7 @@ import pytest
 from millrace.training.state.checkpoint import CheckpointCut, Checkpoints, newest_first
 from millrace.training.state.retention import Retention, Saved, read_exempt
 from millrace.training.stream.position import Position
+from tests.conformance.covers import covers
 
 
 def saves(*names: int | str, at: float = 0.0) -> list[Saved]:
@@ -27,7 +28,7 @@ def after_saving(
     return kept
 
 
-# emb:K1
+@covers("emb:K1")
 def test_exempt_checkpoints_stay_and_do_not_count() -> None:
     exempt = frozenset({Path("10"), Path("20")})
     kept = after_saving(Retention(3), [], saves(10, 20, 30, 40, 50), exempt)
@@ -35,7 +36,7 @@ def test_exempt_checkpoints_stay_and_do_not_count() -> None:
     assert after_saving(Retention(3), kept, saves(60), exempt) == saves(10, 20, 40, 50, 60)
 
 
-# emb:K2
+@covers("emb:K2")
 def test_one_checkpoint_of_each_period_is_kept_for_good() -> None:
     start = 1_700_000_000.0
     kept = after_saving(Retention(2, 0.7), [], saves("s1", "s2", "s3", "s4", at=start + 1))
@@ -127,7 +128,7 @@ def test_the_time_of_a_checkpoint_is_that_of_its_manifest(tmp_path: Path) -> Non
     assert steps(tmp_path) == [1, 3, 5]
 
 
-# emb:K6
+@covers("emb:K6")
 def test_a_restart_goes_on_from_what_is_on_disk(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(Checkpoints(tmp_path, "m", "f"), tmp_path, step)

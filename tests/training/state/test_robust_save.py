@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from millrace.training.state.robust_save import SaveListener, save_robustly
+from tests.conformance.covers import covers
 
 
 class DiskError(Exception):
@@ -67,7 +68,7 @@ def test_a_save_that_fails_twice_is_an_error_after_the_guards_were_told(log: lis
 
 
 @pytest.mark.parametrize("fails", ["before", "after"])
-# emb:K4
+@covers("emb:K4")
 def test_guards_are_told_also_when_a_listener_fails_and_errors_are_ignored(log: list[str], fails: str) -> None:
     listeners, guards = [Recorder("a", log, fails)], [Recorder("g", log)]
     assert not save_robustly(Save(log), 3, (DiskError,), listeners, guards, ignore_save_errors=True)

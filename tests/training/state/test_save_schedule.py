@@ -5,6 +5,7 @@ import datetime
 import pytest
 
 from millrace.training.state.save_schedule import SaveSchedule, Tide
+from tests.conformance.covers import covers
 
 DAY = datetime.datetime(2024, 5, 17, tzinfo=datetime.UTC).timestamp()
 HOUR = 3600.0
@@ -22,7 +23,7 @@ def at(hours: int, minutes: int = 0) -> datetime.time:
     return datetime.time(hours, minutes)
 
 
-# emb:K3
+@covers("emb:K3")
 def test_the_step_it_begins_with_is_not_saved_and_the_last_one_is() -> None:
     schedule = SaveSchedule(every_steps=100, clock=Clock())
     assert not schedule.due(0)
@@ -30,7 +31,7 @@ def test_the_step_it_begins_with_is_not_saved_and_the_last_one_is() -> None:
     assert schedule.due_at_end(1)
 
 
-# emb:K3
+@covers("emb:K3")
 def test_a_forced_save_is_due_at_once_and_only_once() -> None:
     schedule = SaveSchedule(every_steps=100, clock=Clock())
     schedule.force()
@@ -90,7 +91,7 @@ def test_a_switched_off_schedule_saves_only_on_demand_and_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(("hour", "elapsed", "due"), [(2, 5, False), (2, 15, True), (4, 2, False), (4, 9, True)])
-# emb:K5
+@covers("emb:K5")
 def test_outside_the_tide_window_another_period_holds(hour: int, elapsed: float, due: bool) -> None:
     clock = Clock(DAY + hour * HOUR)
     schedule = SaveSchedule(every_seconds=10, tide=Tide(at(1), at(3), every_seconds=5), clock=clock)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Constant, Sgd, TableConfig
 from millrace.training.step.gradients import ClipMode, Clipping, GradientUpdate, clip
+from tests.conformance.covers import covers
 
 ID = [7]
 
@@ -51,14 +52,14 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("traced", [False, True])
-# emb:L9
+@covers("emb:L9")
 def test_one_norm_over_dense_and_sparse_halves_both(name: str, traced: bool) -> None:
     model = Model(name, clipping=Clipping(clip_norm=1.0))
     (model.run if traced else model.learn)()
     assert model.state() == (0.5, [0.5, 0.5, 0.5, 1.0], 1)
 
 
-# emb:L10
+@covers("emb:L10")
 def test_without_a_limit_embeddings_alone_take_the_whole_gradient(name: str) -> None:
     model = Model(name, with_variable=False)
     model.run()
@@ -66,7 +67,7 @@ def test_without_a_limit_embeddings_alone_take_the_whole_gradient(name: str) -> 
 
 
 @pytest.mark.parametrize("traced", [False, True])
-# emb:L11
+@covers("emb:L11")
 def test_an_asynchronous_push_of_dense_gradients_lags_one_step(name: str, traced: bool) -> None:
     model = Model(name, asynchronous_dense=True)
     for _ in range(3):

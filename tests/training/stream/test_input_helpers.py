@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from millrace.training.stream.input_helpers import cache_one, merged_window, to_tensors
+from tests.conformance.covers import covers
 
 
 def test_parsed_features_become_ragged_and_dense_tensors() -> None:
@@ -22,11 +23,11 @@ def test_parsed_features_become_ragged_and_dense_tensors() -> None:
     assert tensors["name"].numpy().tolist() == [[b"a"], [b""], [b"c"]]
 
 
+@covers("data:v36")
 @pytest.mark.parametrize(
     ("splits", "rows"), [([0, 0, 1, 3], [1, 2, 2]), ([0, 4, 4, 7, 8, 8], [0, 0, 0, 0, 2, 2, 2, 3])]
 )
 def test_a_ragged_tensor_knows_the_row_of_each_value(splits: list[int], rows: list[int]) -> None:
-    """data:v36"""
     ragged = to_tensors({"fids": (np.arange(splits[-1]), np.array(splits))})["fids"]
     assert ragged.value_rowids().numpy().tolist() == rows
 
@@ -35,8 +36,8 @@ def _looked(dataset: tf.data.Dataset) -> list[tuple[Any, bool]]:
     return [(element, bool(is_last)) for element, is_last in cache_one(dataset)]
 
 
+@covers("data:v36")
 def test_the_last_element_is_known_when_it_comes() -> None:
-    """data:v36"""
     dataset = tf.data.Dataset.from_tensor_slices([1, 2])
     assert [(int(element), is_last) for element, is_last in _looked(dataset)] == [(1, False), (2, True)]
 

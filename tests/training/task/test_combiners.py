@@ -19,6 +19,7 @@ from millrace.training.task.features import (
     feature_tables,
     split_slices,
 )
+from tests.conformance.covers import covers
 
 MOVIE = FeatureSlot("movie", has_bias=True)
 MOVIE.add_feature_slice(3)
@@ -48,19 +49,19 @@ def column(*values: float) -> tf.Tensor:
     return tf.constant([[value] for value in values], tf.float32)
 
 
-# emb:L1
+@covers("emb:L1")
 def test_a_sum_adds_the_ids_of_each_row() -> None:
     assert reduce_sum(ids(0, 1, 3), column(1, 2, 3)).numpy().tolist() == [[1], [5]]
 
 
-# emb:L2
+@covers("emb:L2")
 def test_first_n_pads_short_rows_and_cuts_long_ones() -> None:
     result = first_n(ids(0, 1, 3, 6), column(1, 2, 3, 4, 5, 6), 2)
     assert result.numpy().tolist() == [[[1], [0]], [[2], [3]], [[4], [5]]]
     assert result.shape[1:] == (2, 1)
 
 
-# emb:L3
+@covers("emb:L3")
 def test_a_sum_is_split_into_slices() -> None:
     total = reduce_sum(ids(0, 1, 1, 3), tf.constant([[1.0, 2], [2, 3], [3, 5]]))
     slices = split_slices("f", total, (1, 1))
@@ -68,7 +69,7 @@ def test_a_sum_is_split_into_slices() -> None:
     assert slices["f:1_2"].numpy().tolist() == [[2], [0], [8]]
 
 
-# emb:L4
+@covers("emb:L4")
 def test_first_n_is_split_on_its_last_axis() -> None:
     first = first_n(ids(0, 1, 1, 4), tf.constant([[1.0, 2], [2, 3], [3, 5], [10, 11]]), 2)
     slices = split_slices("f", first, (1, 1))
@@ -77,7 +78,7 @@ def test_first_n_is_split_on_its_last_axis() -> None:
 
 
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
-# emb:L6
+@covers("emb:L6")
 def test_a_mask_marks_the_positions_of_ids(dtype: tf.DType) -> None:
     mask = sequence_mask(tf.constant([0, 5, 7, 9, 13], dtype), 6)
     rows = ["".join(map(str, row)) for row in mask.numpy().tolist()]
@@ -88,7 +89,7 @@ def test_a_mask_cuts_rows_that_are_longer() -> None:
     assert sequence_mask(ids(0, 3, 4), 2).numpy().tolist() == [[1, 1], [1, 0]]
 
 
-# emb:L7
+@covers("emb:L7")
 def test_the_mean_of_an_empty_row_is_zeros_and_passes_no_gradient() -> None:
     splits = ids(0, 2, 2)
     assert reduce_mean(splits, column(1, 3)).numpy().tolist() == [[2], [0]]

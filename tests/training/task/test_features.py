@@ -26,9 +26,10 @@ from millrace.training.task.features import (
     feature_tables,
     split_slices,
 )
+from tests.conformance.covers import covers
 
 
-# emb:L5
+@covers("emb:L5")
 def test_neighbouring_slices_of_equal_rules_and_rates_become_one_segment() -> None:
     slot = FeatureSlot("movie")
     slot.add_feature_slice(5, optimizer=Adagrad(0.001, warmup_steps=10))

@@ -12,6 +12,7 @@ from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch.action_column import most_prior
 from millrace.transforms.steps.labels.label_steps import AddAction
+from tests.conformance.covers import covers
 from tests.reference import actions as reference
 from tests.reference.label_steps import add_action
 from tests.transforms.batch.line_id_batches import actions, batch_of, rows_of
@@ -41,8 +42,8 @@ def test_hidden_values_of_a_null_row_are_no_actions() -> None:
     assert (chosen.tolist(), none.tolist()) == ([0, 4], [True, False])
 
 
+@covers("data:v23")
 def test_an_action_is_appended_where_a_field_says_so() -> None:
-    """data:v23"""
     step = AddAction(pb.AddActionConfig(field_name="sample_rate", op="ge", float_operand=[0], action=2))
     batch = batch_of([{"actions": [1]}], ["actions"])
     assert rows_of(step.process(batch, Counter()), ["actions"])[0]["actions"] == [1, 2]

@@ -12,6 +12,7 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.arrays import DenseFeature, LineIdFeature, ParseSpec, parse
 from millrace.transforms.batch.fid import fid_v1, fid_v2
+from tests.conformance.covers import covers
 from tests.reference import parse_reference as reference
 
 _FIDS = pa.list_(pa.int64())
@@ -50,8 +51,9 @@ def _lists(ragged: Any) -> list[list[int]]:
     return [values[first:last].tolist() for first, last in zip(splits[:-1], splits[1:], strict=True)]
 
 
+@covers("data:v33")
 def test_a_row_becomes_what_the_spec_asks_for() -> None:
-    """data:v33; fids are v2, whether or not another feature is."""
+    """Fids are v2, whether or not another feature is."""
     spec = ParseSpec(
         sparse=("slot_1", "slot_10"),
         dense=(
@@ -89,8 +91,8 @@ def test_a_row_becomes_what_the_spec_asks_for() -> None:
     }  # fmt: skip
 
 
+@covers("data:v33")
 def test_the_sparse_features_of_one_row_can_come_as_one_ragged() -> None:
-    """data:v33"""
     parsed = parse(_vector_batch(), ParseSpec(sparse=("slot_0", "fc_slot_1", "feature"), concat="fids"))
     assert list(parsed) == ["fids"]
     values, splits = parsed["fids"]

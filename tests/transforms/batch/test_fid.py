@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.transforms.batch import fid
+from tests.conformance.covers import covers
 from tests.reference.siphash_reference import siphash24
 
 _KEY = fid.HASH_KEY
@@ -47,29 +48,29 @@ def test_v1_converts_to_v2_by_dropping_six_bits(slot: int, signature: int) -> No
     assert fid.v1_to_v2(made).tolist() == [(slot << 48) | (signature & ((1 << 48) - 1))]
 
 
+@covers("data:v1")
 def test_fids_have_the_bits_of_both_layouts() -> None:
-    """data:v1"""
     assert fid.fid_v1(1, 100).tolist() == 18014398509482084
     assert fid.fid_v2(1, 100).tolist() == fid.v1_to_v2(fid.fid_v1(1, 100)).tolist() == 281474976710756
 
 
+@covers("data:v2")
 def test_signatures_are_cut_to_their_bits() -> None:
-    """data:v2"""
     cut = fid.fid_v1(1023, 1 << 54)
     assert (fid.slot_v1(cut).tolist(), int(cut) & fid.SIGNATURE_MASK_V1) == (1023, 0)
     assert fid.v1_to_v2(cut).tolist() == fid.fid_v2(1023, 0).tolist()
     assert fid.fid_v2(32767, 1 << 48).tolist() == 32767 << 48
 
 
+@covers("data:v3")
 def test_a_known_fid_comes_apart_and_converts() -> None:
-    """data:v3"""
     known = np.array([290956192322012601])
     assert (fid.slot_v1(known).tolist(), int(known[0]) & fid.SIGNATURE_MASK_V1) == ([16], 2725816170300857)
     assert fid.v1_to_v2(known).tolist() == [4696141007275449]
 
 
+@covers("data:v4")
 def test_conversion_loses_six_bits() -> None:
-    """data:v4"""
     rich = fid.fid_v1(5, (3 << 50) | 7)
     assert rich.tolist() == 93449692267937799
     assert fid.v1_to_v2(rich).tolist() == fid.fid_v2(5, 7).tolist() == 1407374883553287
@@ -94,8 +95,8 @@ def test_the_legacy_mask_lets_an_odd_slot_through() -> None:
     assert fid.fid_v2(306, fid.fid_v2(305, 9)).tolist() == fid.fid_v2(306, 9).tolist()
 
 
+@covers("data:v2")
 def test_wrong_slots_and_reserved_bits_are_refused() -> None:
-    """data:v2"""
     with pytest.raises(ValueError, match="slot 1024"):
         fid.fid_v1(1024, 1)
     with pytest.raises(ValueError, match="slot 32768"):

@@ -14,6 +14,7 @@ from millrace.transforms.batch import fid, line_id, record_batch
 from millrace.transforms.batch.dead_letter import Reason
 from millrace.transforms.codecs.record_codec import FORMATS, DecodeOptions, decode_records, encode_records
 from millrace.transforms.frames.framing import FrameOptions, deframe, join_frames
+from tests.conformance.covers import covers
 from tests.reference.record_comparison import block_of
 
 _FLOATS = pa.list_(pa.float32())
@@ -55,8 +56,9 @@ def _batch(size: int) -> ExampleBatch:
     return batch
 
 
+@covers("data:v33")
 def test_the_row_of_the_parsing_vector() -> None:
-    """data:v33, the part that decodes: fids of both versions, other lists, labels and fields of the line id."""
+    """The part that decodes: fids of both versions, other lists, labels and fields of the line id."""
     example = Example(label=[1.1, 2.2, 3.3], line_id=LineId(uid=110, sample_rate=0.5, actions=[0, 100]))
     for slot in range(10):
         feature = example.named_feature.add(name=f"slot_{slot}", id=slot).feature
@@ -81,8 +83,9 @@ def test_the_row_of_the_parsing_vector() -> None:
     assert record_batch.is_fid_v1_field(kept.schema.field("slot_1"))
 
 
+@covers("data:v32")
 def test_an_example_batch_explodes_into_rows() -> None:
-    """data:v32, the part that decodes: a has a feature a row, b one for all rows, and c is absent."""
+    """The part that decodes: a has one list of fids per row, b one for all rows, and c is absent."""
     a, b = fid.fid_v2(1, np.array([10, 11, 11])).tolist(), fid.fid_v2(2, np.array([20, 21])).tolist()
     batch = ExampleBatch(batch_size=2, data_source_key=1280)
     individual = batch.named_feature_list.add(name="a")

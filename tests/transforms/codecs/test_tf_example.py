@@ -13,6 +13,7 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v2, hash_strings
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples, log2_bucket
+from tests.conformance.covers import covers
 from tests.reference.file_batches import canonical_batch, raw_block
 from tests.reference.tf_example import reference_row
 
@@ -39,8 +40,8 @@ def decode(rows: list[dict[str, list[Any]]], options: TfExampleOptions = OPTIONS
     return good.to_pylist(), dead.to_pylist()
 
 
+@covers("data:v34")
 def test_floats_fall_into_buckets_of_their_size() -> None:
-    """data:v34"""
     assert log2_bucket(np.array([0, 0.5, 1, -1, 3, -7.5, 1e6])).tolist() == [0, 0, 1, 1, 2, 3, 19]
 
 
@@ -48,16 +49,16 @@ def test_not_a_number_and_infinity_have_buckets_too() -> None:
     assert log2_bucket(np.array([np.nan, np.inf, -np.inf])).tolist() == [0, 128, 128]
 
 
+@covers("data:v34")
 def test_integers_become_fids_of_their_slot() -> None:
-    """data:v34"""
     rows, dead = decode([{"feature0": [number % 2], "feature1": [number]} for number in range(5)])
     assert dead == []
     assert [row["feature0"] for row in rows] == [[int(fid_v2(1, number % 2))] for number in range(5)]
     assert [row["feature1"] for row in rows] == [[int(fid_v2(2, number))] for number in range(5)]
 
 
+@covers("data:v34")
 def test_what_is_not_there_is_null_and_the_weight_is_one_and_what_is_not_listed_is_dropped() -> None:
-    """data:v34"""
     rows, _ = decode([{"feature0": [1], "other": [3]}])
     (row,) = rows
     assert row["feature1"] is None and row["price"] is None and row["__LABEL__"] is None

@@ -31,6 +31,7 @@ from millrace.transforms.frames.framing import (
     payloads,
     split_frames,
 )
+from tests.conformance.covers import covers
 from tests.reference.file_batches import raw_block
 from tests.reference.framing import read_frames, write_frame
 
@@ -45,6 +46,7 @@ def read(data: bytes, options: FrameOptions) -> list[bytes]:
     return payloads(data, frames.starts, frames.lengths).to_pylist()
 
 
+@covers("data:v6")
 @pytest.mark.parametrize(
     ("name", "hashed", "key", "header"),
     [
@@ -56,7 +58,6 @@ def read(data: bytes, options: FrameOptions) -> list[bytes]:
     ],
 )
 def test_a_data_source_is_known_by_its_hash(name: str, hashed: int, key: int, header: str) -> None:
-    """data:v6"""
     assert java_hash(name) == hashed
     assert data_source_key(name) == key
     assert header_bytes(name).hex() == header
@@ -85,6 +86,7 @@ def test_two_names_of_one_key_are_refused() -> None:
         check_names(("Aa", "BB"))
 
 
+@covers("data:v7")
 @pytest.mark.parametrize(
     ("data", "options"),
     [
@@ -96,21 +98,20 @@ def test_two_names_of_one_key_are_refused() -> None:
     ],
 )
 def test_the_bytes_of_a_frame_are_read(data: bytes, options: FrameOptions) -> None:
-    """data:v7"""
     assert read(data, options) == [b"abc"]
     assert read(data * 3, options) == [b"abc"] * 3
 
 
+@covers("data:v7")
 def test_a_kafka_value_of_two_frames_gives_two_rows_of_one_record() -> None:
-    """data:v7"""
     rows, dead = deframe(raw_block([ABC * 2], first_offset=9), KAFKA_FRAMES)
     assert [(row["value"], row["offset"], row["row"]) for row in rows.to_pylist()] == [(b"abc", 9, 0), (b"abc", 9, 1)]
     assert dead.num_rows == 0
 
 
+@covers("data:v7")
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=lambda options: f"flags{options.flags()}")
 def test_what_is_written_is_read_again(options: FrameOptions) -> None:
-    """data:v7"""
     values = [bytes(range(65, 65 + length)) for length in range(16)]
     data = join_frames(pa.array(values, pa.binary()), options).to_pybytes()
     assert data == b"".join(write_frame(value, options) for value in values)

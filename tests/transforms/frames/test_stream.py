@@ -14,6 +14,7 @@ from millrace.transforms.batch.dead_letter import Reason
 from millrace.transforms.frames.compression import Compression, StreamError, write_chunks
 from millrace.transforms.frames.framing import FILE_FRAMES, LINES, TF_RECORDS, Framing, join_frames
 from millrace.transforms.frames.stream import FrameStream, StreamPosition, read_file
+from tests.conformance.covers import covers
 
 VALUES = [f"value {number}".encode() * (number % 4) for number in range(50)]
 
@@ -134,8 +135,8 @@ def test_damage_of_tf_records_costs_no_more_than_the_damaged_ones(seed: int) -> 
     assert [number for number, _ in dead] == hit
 
 
+@covers("data:v10")
 def test_files_of_a_work_queue_are_read_on_in_mid_file(tmp_path: Path) -> None:
-    """data:v10"""
     values = [f"{number:06d}".encode() * 1000 for number in range(2000)]
     for name, part in (("a.zst", values[:1200]), ("b.zst", values[1200:])):
         with open(tmp_path / name, "wb") as file:

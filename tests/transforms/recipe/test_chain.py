@@ -14,6 +14,7 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.recipe.chain import STEPS, TransformChain, make_step
 from millrace.transforms.recipe.text import KINDS, parse_recipe
 from millrace.transforms.steps.step import Predicate, StepContext
+from tests.conformance.covers import covers
 from tests.reference.record_rows import random_rows
 
 
@@ -64,7 +65,7 @@ def test_a_stream_may_be_cut_into_batches_anywhere(kind: str, seed: int) -> None
     assert whole.take_counts() == cut.take_counts()
 
 
-# data:v16
+@covers("data:v16")
 def test_filters_and_a_choice_of_two_keep_the_fifteen_rows_that_fulfil_them() -> None:
     rows = 40
     number = np.arange(rows)

@@ -3,12 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/cc/covers.h"
 #include "tests/cc/fids.h"
 
 namespace millrace {
 namespace {
 
-// emb:H33
+COVERS("emb:H33")
 TEST(Fid, H33SlotAndShardOfAnyId) {
   EXPECT_EQ(SlotOf(int64_t{1} << 48), 1);
   EXPECT_EQ(SlotOf((int64_t{1} << 48) | 123), 1);

@@ -1,4 +1,4 @@
-// Codes of weights and quantisation-aware training; the comment above a test has the conformance vector's id.
+// Codes of weights and quantisation-aware training.
 #include "ops/cc/embedding/rules/compressor.h"
 
 #include <gtest/gtest.h>
@@ -8,6 +8,8 @@
 #include <limits>
 #include <random>
 #include <vector>
+
+#include "tests/cc/covers.h"
 
 namespace millrace {
 namespace {
@@ -72,21 +74,21 @@ std::vector<float> EveryHalf(const Compressor& half) {
   return Decode(half, codes, 1 << 16);
 }
 
-// emb:Q1
+COVERS("emb:Q1")
 TEST(Int8, Q1CutsOffAndTakesNanAsZero) {
   const std::vector<float> weights{100, 0, 3.5, -100, std::nanf("")};
   EXPECT_EQ(Encode(*MakeRule(Int8(5)), weights), (std::vector<uint8_t>{127, 0, 90, 128, 0}));
   EXPECT_EQ(RoundTrip(Int8(5), weights), (std::vector<float>{4.9609375, 0, 3.515625, -5, 0}));
 }
 
-// emb:Q2
+COVERS("emb:Q2")
 TEST(Int8, Q2RoundsToTheNearestStep) {
   const float step = 5.0f / 128;
   EXPECT_EQ(RoundTrip(Int8(5), {1.4f * step, 1.6f * step, -1.4f * step, -1.6f * step}),
             (std::vector<float>{step, 2 * step, -step, -2 * step}));
 }
 
-// emb:Q3
+COVERS("emb:Q3")
 TEST(Int8, Q3TheUpperEndIsOneStepShort) {
   EXPECT_EQ(RoundTrip(Int8(1), {1, 0.5, -1}), (std::vector<float>{0.9921875, 0.5, -1}));
 }
@@ -100,7 +102,7 @@ TEST(Int8, TrainingSeesTheCodesAndPassesGradientsThrough) {
   EXPECT_EQ(Backward(*compressor, 3, 1.25f, 7), 1.25f);
 }
 
-// emb:Q4
+COVERS("emb:Q4")
 TEST(Fp16, Q4KeepsThreeDigits) {
   const std::vector<float> decoded = RoundTrip(kFp16, {0.1f, 0.2f, 10000});
   EXPECT_NEAR(decoded[0], 0.1, 1e-4);
@@ -192,7 +194,7 @@ TEST(Fp32, KeepsAllBits) {
   EXPECT_EQ(RoundTrip({"fp32", {}}, weights), weights);
 }
 
-// emb:Q5
+COVERS("emb:Q5")
 TEST(OneBit, Q5KeepsTheSign) {
   const std::vector<float> weights{100, 0.1f, 1e-5f, 0, -1e-5f, -0.1f, -100}, signs{1, 1, 1, -1, -1, -1, -1};
   EXPECT_EQ(RoundTrip(OneBit(1), weights), signs);
@@ -209,7 +211,7 @@ TEST(OneBit, PacksEightDimsIntoAByte) {
             (std::vector<float>{0.5, -0.5, -0.5, 0.5, -0.5, -0.5, -0.5, 0.5, 0.5}));
 }
 
-// emb:Q6
+COVERS("emb:Q6")
 TEST(OneBit, Q6TrainingSeesASoftSign) {
   const auto compressor = MakeRule(OneBit(0.1));
   EXPECT_TRUE(compressor->trains_quantised());
@@ -217,14 +219,14 @@ TEST(OneBit, Q6TrainingSeesASoftSign) {
   EXPECT_NEAR(Forward(*compressor, 2, 0), 0.09640275, 1e-6);
 }
 
-// emb:Q7
+COVERS("emb:Q7")
 TEST(OneBit, Q7TheGradientIsScaledAsTheSoftSign) {
   const auto compressor = MakeRule(OneBit(0.1, 1000));
   EXPECT_NEAR(Backward(*compressor, 2, 1, 0), 0.00706508, 1e-6);
   EXPECT_NEAR(Backward(*compressor, 2, 2, 999), 0.01413016, 1e-6);
 }
 
-// emb:Q8
+COVERS("emb:Q8")
 TEST(OneBit, Q8TheScaleGrowsWithTheStep) {
   const auto compressor = MakeRule(OneBit(0.1, 1000));
   EXPECT_NEAR(Backward(*compressor, 2, 100, 1000) / 0.0054426, 1, 1e-3);
@@ -232,7 +234,7 @@ TEST(OneBit, Q8TheScaleGrowsWithTheStep) {
   EXPECT_NEAR(Forward(*compressor, 2, 1001), 0.09998888, 1e-6);
 }
 
-// emb:Q9
+COVERS("emb:Q9")
 TEST(OneBit, Q9TheScaleIsAFunctionOfTheStepAlone) {
   const auto compressor = MakeRule(OneBit(1, 100));
   const float tiny = 1e-4f;  // tanh(scale * tiny) is scale * tiny, near enough
@@ -244,7 +246,7 @@ TEST(OneBit, Q9TheScaleIsAFunctionOfTheStepAlone) {
   EXPECT_NEAR(Forward(*MakeRule(OneBit(1, 100, false, 1.25)), tiny, 100000) / tiny, 1.25, 1e-5);
 }
 
-// emb:Q10
+COVERS("emb:Q10")
 TEST(Compressor, Q10SegmentsLieBehindOneAnother) {
   const auto half = MakeRule(kFp16);
   const std::vector<float> weights{1, 2, 3, 4};

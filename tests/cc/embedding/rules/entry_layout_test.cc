@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "tests/cc/covers.h"
 #include "tests/cc/test_tables.h"
 
 namespace millrace {
@@ -87,7 +88,7 @@ TEST(EntryLayout, ASegmentCompensatesForTheWeightsThatAModelRead) {
   ExpectNear(LookUp(*table, {1, 2}), {1, -3, 1, 1}, 0);
 }
 
-// emb:O26
+COVERS("emb:O26")
 TEST(EntryLayout, O26StochasticRoundingStaysWithinItsSegment) {
   SegmentConfig rounding = Segment(1);
   rounding.stochastic_rounding = true;

@@ -7,6 +7,8 @@
 #include <limits>
 #include <vector>
 
+#include "tests/cc/covers.h"
+
 namespace millrace {
 namespace {
 
@@ -45,7 +47,7 @@ TEST(Initializer, VectorsStayTheSameFromReleaseToRelease) {
   EXPECT_EQ(Vector(MakeRule(kUniform, 3, "movies"), (int64_t{1} << 48) | 7, 4), expected);
 }
 
-// emb:H35
+COVERS("emb:H35")
 TEST(Initializer, H35AVectorIsAFunctionOfSeedTableFidAndDim) {
   const Initializer uniform = MakeRule(kUniform, 1, "a");
   const std::vector<float> vector = Vector(uniform, 5, 8);

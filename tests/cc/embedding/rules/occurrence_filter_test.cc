@@ -10,6 +10,8 @@
 
 #include "ops/cc/embedding/base/fid.h"
 
+#include "tests/cc/covers.h"
+
 namespace millrace {
 namespace {
 
@@ -53,7 +55,7 @@ int AdmittedOfTrials(bool equal_probability, uint32_t count) {
 
 const std::vector<int64_t> kF3Ids = {1, int64_t{3} << 17, 1};
 
-// emb:F1
+COVERS("emb:F1")
 TEST(OccurrenceFilter, F1ACountStopsAt255) {
   for (const RuleConfig& rule : {Counting(300), Sliding(300)}) {
     const auto filter = Make(rule, {255, {}});
@@ -66,7 +68,7 @@ TEST(OccurrenceFilter, F1ACountStopsAt255) {
   }
 }
 
-// emb:F2
+COVERS("emb:F2")
 TEST(OccurrenceFilter, F2AThresholdOf0AdmitsAndRemembersNothing) {
   for (const RuleConfig& rule : {Counting(300), Sliding(300), Probabilistic(true)}) {
     const auto filter = Make(rule, {});
@@ -76,7 +78,7 @@ TEST(OccurrenceFilter, F2AThresholdOf0AdmitsAndRemembersNothing) {
   EXPECT_EQ(Pass(Make(Sliding(300), {1, {}}).get(), {1, 1}), "01");
 }
 
-// emb:F3
+COVERS("emb:F3")
 TEST(OccurrenceFilter, F3AnIdPassesOnceItWasSeenMoreOftenThanItsThreshold) {
   const auto filter = Make(Sliding(100), {3, {}});
   for (const char* kept : {"000", "001", "101", "111"}) EXPECT_EQ(Pass(filter.get(), kF3Ids), kept);
@@ -84,7 +86,7 @@ TEST(OccurrenceFilter, F3AnIdPassesOnceItWasSeenMoreOftenThanItsThreshold) {
   EXPECT_EQ(filter->rejected(), 6u);
 }
 
-// emb:F4
+COVERS("emb:F4")
 TEST(OccurrenceFilter, F4ARestoredFilterGoesOnCounting) {
   const auto saved = Make(Sliding(100), {3, {}});
   Pass(saved.get(), kF3Ids);
@@ -97,7 +99,7 @@ TEST(OccurrenceFilter, F4ARestoredFilterGoesOnCounting) {
   for (const char* kept : {"101", "111"}) EXPECT_EQ(Pass(restored.get(), kF3Ids), kept);
 }
 
-// emb:F5
+COVERS("emb:F5")
 TEST(OccurrenceFilter, F5AFullRingPassesOnToTheNext) {
   const auto filter = Make(Sliding(300, 100), {2, {}});
   const std::vector<int64_t> fids = {1, int64_t{1} << 17, int64_t{2} << 17, 1};
@@ -119,11 +121,10 @@ TEST(OccurrenceFilter, F5AFullRingPassesOnToTheNext) {
   EXPECT_EQ(Pass(restored.get(), fids), "1111");
 }
 
-// emb:F6
+COVERS("emb:F6")
 TEST(OccurrenceFilter, F6NoneIsNoFilterAndHasNoState) { EXPECT_EQ(Make({"none", {}}, {3, {}}), nullptr); }
 
-// emb:F8 is moot: a filter is part of a table, which asks it only about ids it lacks.
-// emb:F7
+COVERS("emb:F7")
 TEST(OccurrenceFilter, F7DrawsHaveTheirProbabilities) {
   EXPECT_NEAR(AdmittedOfTrials(false, 1), 1428, 140);
   EXPECT_NEAR(AdmittedOfTrials(false, 2), 2857, 180);
@@ -146,7 +147,7 @@ TEST(OccurrenceFilter, DrawsOfOneBatchAreIndependentBetweenIds) {
   EXPECT_NEAR(equal, 5000, 200);
 }
 
-// emb:F9
+COVERS("emb:F9")
 TEST(OccurrenceFilter, F9StateRestoredAfterTheFirstSightingAdmitsTheThird) {
   for (const RuleConfig& rule : {Counting(300), Sliding(300)}) {
     const auto filter = Make(rule, {2, {}});
@@ -158,13 +159,13 @@ TEST(OccurrenceFilter, F9StateRestoredAfterTheFirstSightingAdmitsTheThird) {
   }
 }
 
-// emb:F10
+COVERS("emb:F10")
 TEST(OccurrenceFilter, F10AThresholdOf40AdmitsTheSighting41) {
   const auto filter = Make(Sliding(300), {40, {}});
   EXPECT_EQ(Pass(filter.get(), std::vector<int64_t>(41, 7)), std::string(40, '0') + "1");
 }
 
-// emb:F11
+COVERS("emb:F11")
 TEST(OccurrenceFilter, F11TheStateOfAnotherProcessLeadsToTheSameDecisions) {
   const auto saved = Make(Sliding(100), {3, {}});
   Pass(saved.get(), kF3Ids);

@@ -1,4 +1,4 @@
-// Update rules against the conformance vectors; the comment above a test has the vector's id.
+// Update rules against the conformance vectors.
 #include "ops/cc/embedding/rules/sparse_optimizer.h"
 
 #include <gtest/gtest.h>
@@ -8,6 +8,8 @@
 #include <limits>
 #include <map>
 #include <vector>
+
+#include "tests/cc/covers.h"
 
 namespace millrace {
 namespace {
@@ -128,10 +130,10 @@ class Entry {
   std::vector<float> floats_;
 };
 
-// emb:O1
+COVERS("emb:O1")
 TEST(Sgd, O1StepsAgainstTheGradient) { ExpectNear(Entry(1, kSgd).Step({1}, 0.1f), {-0.1}); }
 
-// emb:O2
+COVERS("emb:O2")
 TEST(Sgd, O2SegmentsStepAtTheirOwnRates) {
   const auto first = MakeRule(kSgd, 1), second = MakeRule(kSgd, 2);
   std::vector<float> weights(3);
@@ -145,12 +147,12 @@ TEST(Sgd, O2SegmentsStepAtTheirOwnRates) {
   ExpectNear(weights, {-1, -4, -6});
 }
 
-// emb:O3
+COVERS("emb:O3")
 TEST(Adagrad, O3DividesByTheRootOfTheNorm) {
   ExpectNear(Entry(2, Adagrad(1)).Step({1, 2}, 0.1f), {-0.07071067, -0.08944272});
 }
 
-// emb:O4
+COVERS("emb:O4")
 TEST(Adagrad, O4DecaysWeightsInNormAndStepAtAnyDim) {
   for (const int copies : {1, 2, 4, 8, 9, 16, 32}) {
     Entry entry(2 * copies, Adagrad(1, 0.1));
@@ -165,7 +167,7 @@ TEST(Adagrad, O4DecaysWeightsInNormAndStepAtAnyDim) {
   }
 }
 
-// emb:O5
+COVERS("emb:O5")
 TEST(Adagrad, O5GoesOnFromItsState) {
   Entry before(1, Adagrad(0.1)), after(1, Adagrad(0.1));
   ExpectNear(before.Step({1}, 1), {-0.95346254});
@@ -174,7 +176,7 @@ TEST(Adagrad, O5GoesOnFromItsState) {
   ExpectNear(after.Step({1}, 1), {-1.643528});
 }
 
-// emb:O6
+COVERS("emb:O6")
 TEST(Adagrad, O6RestoredStateMeetsZeroWeights) {
   Entry one(1, Adagrad(1)), two(2, Adagrad(2));
   ExpectNear(one.Step({1}, 1), {-0.70710677});
@@ -185,7 +187,7 @@ TEST(Adagrad, O6RestoredStateMeetsZeroWeights) {
   ExpectNear(two.Step({2, 3}, 2), {-1.264911, -1.3416407});
 }
 
-// emb:O7
+COVERS("emb:O7")
 TEST(Adadelta, O7TwoSteps) {
   Entry entry(2, kAdadelta);
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0031607, -0.0030151});
@@ -193,7 +195,7 @@ TEST(Adadelta, O7TwoSteps) {
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0064035, -0.0061047});
 }
 
-// emb:O8
+COVERS("emb:O8")
 TEST(Adam, O8ThreeSteps) {
   Entry entry(2, Adam());
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.00990099, -0.00909091});
@@ -202,7 +204,7 @@ TEST(Adam, O8ThreeSteps) {
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0297729, -0.0278805});
 }
 
-// emb:O9
+COVERS("emb:O9")
 TEST(Adam, O9Nesterov) {
   Entry entry(1, Adam(true));
   ExpectNear(entry.Step({10}, 0.01f), {-0.0188119});
@@ -210,7 +212,7 @@ TEST(Adam, O9Nesterov) {
   ExpectNear(entry.Step({10}, 0.01f), {-0.0455915});
 }
 
-// emb:O10
+COVERS("emb:O10")
 TEST(Adam, O10GoesOnFromItsStateWithBothPowers) {
   Entry before(1, Adam()), after(1, Adam());
   before.Step({10}, 0.01f);
@@ -219,7 +221,7 @@ TEST(Adam, O10GoesOnFromItsStateWithBothPowers) {
   ExpectNear(after.Step({10}, 0.01f), {-0.0198306});
 }
 
-// emb:O11
+COVERS("emb:O11")
 TEST(Amsgrad, O11KeepsTheLargestSecondMomentWhereAdamForgets) {
   Entry amsgrad(1, Adam(false, 0.01, "amsgrad")), adam(1, Adam());
   ExpectNear(amsgrad.Step({10}, 0.01f), {-0.0099010});
@@ -243,7 +245,7 @@ TEST(AdaMom, FollowsItsFormulaForTwoSteps) {
   ExpectNear(entry.state(), {m, v, count}, 1e-5);
 }
 
-// emb:O12
+COVERS("emb:O12")
 TEST(Momentum, O12ThreeSteps) {
   Entry entry(2, Momentum());
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.1, -0.01});
@@ -251,7 +253,7 @@ TEST(Momentum, O12ThreeSteps) {
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.561, -0.0561});
 }
 
-// emb:O13
+COVERS("emb:O13")
 TEST(Momentum, O13Nesterov) {
   Entry entry(1, Momentum(true));
   ExpectNear(entry.Step({10}, 0.01f), {-0.19});
@@ -259,14 +261,14 @@ TEST(Momentum, O13Nesterov) {
   ExpectNear(entry.Step({10}, 0.01f), {-0.8049});
 }
 
-// emb:O14
+COVERS("emb:O14")
 TEST(MovingAverage, O14FollowsTheObservedValueAtAnyRate) {
   Entry entry(1, kMovingAverage);
   ExpectNear(entry.Step({10}, 0), {1.0});
   ExpectNear(entry.Step({10}, 5), {1.9});
 }
 
-// emb:O15
+COVERS("emb:O15")
 TEST(RmsProp, O15MeansSquaresAndTakesTheRateOfTheCall) {
   Entry entry(1, kRmsProp);
   ExpectNear(entry.Step({10}, 0.01f), {-0.024025});
@@ -276,7 +278,7 @@ TEST(RmsProp, O15MeansSquaresAndTakesTheRateOfTheCall) {
   ExpectNear(Entry(1, kRmsProp).Step({10}, 0.1f), {-0.2402531});
 }
 
-// emb:O16
+COVERS("emb:O16")
 TEST(RmsPropV2, O16SumsSquares) {
   Entry entry(2, kRmsPropV2);
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0090909, -0.005});
@@ -284,7 +286,7 @@ TEST(RmsPropV2, O16SumsSquares) {
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0158549, -0.0092045});
 }
 
-// emb:O17
+COVERS("emb:O17")
 TEST(Ftrl, O17Defaults) {
   Entry entry(2, Ftrl(0.1, 0, 0, 0));
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.009995, -0.00953463});
@@ -292,7 +294,7 @@ TEST(Ftrl, O17Defaults) {
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.0170643, -0.0164353});
 }
 
-// emb:O18
+COVERS("emb:O18")
 TEST(Ftrl, O18ShrinksBothSignsAlike) {
   for (const float sign : {1.0f, -1.0f}) {
     Entry entry(1, Ftrl(0.1, 1, 2, 1));
@@ -304,14 +306,14 @@ TEST(Ftrl, O18ShrinksBothSignsAlike) {
   ExpectNear(small.Step({1}, 0.01f), {0});
 }
 
-// emb:O19
+COVERS("emb:O19")
 TEST(GroupAdagrad, O19OneDim) {
   Entry entry(1, GroupAdagrad(0, 1, 1));
   ExpectNear(entry.Step({10}, 0.01f), {-0.008182});
   ExpectNear(entry.Step({10}, 0.01f), {-0.014125});
 }
 
-// emb:O20
+COVERS("emb:O20")
 TEST(GroupAdagrad, O20OneRateForTheSegment) {
   Entry entry(2, GroupAdagrad(0, 1, 0.5));
   ExpectNear(entry.Step({10, 1}, 0.01f), {-0.008639, -0.000864});
@@ -319,7 +321,7 @@ TEST(GroupAdagrad, O20OneRateForTheSegment) {
   ExpectNear(entry.Step({1, 5}, 0.01f), {-0.009096, -0.004778});
 }
 
-// emb:O21
+COVERS("emb:O21")
 TEST(GroupAdagrad, O21L2ZeroesTheWholeSegment) {
   ExpectNear(Entry(2, GroupAdagrad(0, 1, 0)).Step({10, 1}, 0.01f), {-0.009091, -0.000909});
   ExpectNear(Entry(2, GroupAdagrad(0, 1, 1000)).Step({10, 1}, 0.01f), {0, 0}, 0);
@@ -331,7 +333,7 @@ TEST(GroupAdagrad, WeightsThatNeverSawAGradientStay) {
   ExpectNear(entry.Step({0, 0}, 0.01f), {1, -2}, 0);
 }
 
-// emb:O22
+COVERS("emb:O22")
 TEST(GroupFtrl, O22L1HoldsAgainstTheLengthOfZ) {
   Entry entry(2, GroupFtrl(0, 1, 1, 0));
   ExpectNear(entry.Step({3, 4}, 0.1f), {-0.06, -0.064});
@@ -344,7 +346,7 @@ TEST(GroupFtrl, L2MakesWeightsSmaller) {
   ExpectNear({Entry(2, GroupFtrl(0, 1, 1, 2)).Step({3, 4}, 0.1f)[0]}, {expected});
 }
 
-// emb:O23
+COVERS("emb:O23")
 TEST(Adagrad, O23CouplesOrDecouplesWeightDecay) {
   Entry decoupled(1, Adagrad(0.1, 0.1, true)), coupled(1, Adagrad(0.1, 0.1));
   decoupled.set_weights({1});
@@ -355,7 +357,7 @@ TEST(Adagrad, O23CouplesOrDecouplesWeightDecay) {
   ExpectNear(coupled.Step({1}, 0.1f), {0.8349158});
 }
 
-// emb:O24
+COVERS("emb:O24")
 TEST(CompensateDelay, O24ThenAdadelta) {
   Entry entry(2, kAdadelta);
   const std::vector<float> gradient{10, 1};
@@ -370,7 +372,7 @@ TEST(CompensateDelay, O24ThenAdadelta) {
   ExpectNear(step(0), {-0.0065548, -0.00611400});
 }
 
-// emb:O25
+COVERS("emb:O25")
 TEST(BatchSoftmax, O25LearnsTheInverseOfAnIdsFrequency) {
   Entry once(1, kBatchSoftmax);
   ExpectNear(once.Step({0}, 0.1f, 1), {0.1});
@@ -391,7 +393,7 @@ TEST(BatchSoftmax, RemembersStepsBeyondFloatAndLeavesTheEntryAtANegativeOne) {
   EXPECT_EQ(std::memcmp(entry.state().data(), state.data(), sizeof(int64_t)), 0);
 }
 
-// emb:O26
+COVERS("emb:O26")
 TEST(RoundToHalf, O26GoesUpAsOftenAsTheDistanceSays) {
   constexpr int kTrials = 100000;
   std::vector<float> weights(kTrials, 1.0003f);
@@ -404,7 +406,7 @@ TEST(RoundToHalf, O26GoesUpAsOftenAsTheDistanceSays) {
   EXPECT_NEAR(static_cast<double>(up) / kTrials, 0.30725, 0.006);  // four standard deviations
 }
 
-// emb:O26
+COVERS("emb:O26")
 TEST(RoundToHalf, O26LeavesHalvesAndWhatNoHalfCanHold) {
   const float infinity = std::numeric_limits<float>::infinity();
   for (const float value : {0.0f, -0.0f, 1.0f, -1.0009765625f, 0x1p-24f, -0x1.8p-14f, 65504.0f, 65505.0f, -1e30f,
@@ -439,7 +441,7 @@ TEST(RoundToHalf, IsAFunctionOfItsKey) {
   EXPECT_NE(first, other);
 }
 
-// emb:O27
+COVERS("emb:O27")
 TEST(SparseOptimizer, O27AZeroGradientLeavesZeroWeightsZero) {
   std::vector<RuleConfig> rules = AllRules();
   for (const RuleConfig& rule : {Adam(false, 0), Adam(true, 0), Adam(false, 0, "amsgrad")}) rules.push_back(rule);
@@ -463,7 +465,7 @@ TEST(SparseOptimizer, O27AZeroGradientLeavesZeroWeightsZero) {
   }
 }
 
-// emb:O28
+COVERS("emb:O28")
 TEST(SparseOptimizer, O28ALearningRateOfZeroSkipsTheRulesThatDivideByIt) {
   for (const RuleConfig& rule : {Ftrl(0.1, 0, 0, 0), GroupFtrl(0.1, 1, 0, 0), GroupAdagrad(0.1, 0, 0)}) {
     Entry entry(1, rule);

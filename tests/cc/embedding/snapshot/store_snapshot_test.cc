@@ -1,9 +1,9 @@
-// What a restore gives back: all of a snapshot, on any number of shards; the comment above a test has the conformance
-// vector's id.
+// What a restore gives back: all of a snapshot, on any number of shards.
 #include "ops/cc/embedding/snapshot/store_snapshot.h"
 
 #include <map>
 
+#include "tests/cc/covers.h"
 #include "tests/cc/snapshot_files.h"
 
 namespace millrace {
@@ -38,7 +38,7 @@ TEST_F(StoreSnapshot, AnEmptyTableHasAFileToo) {
 
 // Parts and shards.
 
-// emb:H31
+COVERS("emb:H31")
 TEST(StoreSnapshotParts, H31AMillionEntriesAPartUpToFour) {
   for (const auto& [entries, parts] : std::map<int64_t, int>{
            {0, 1}, {1'999'999, 1}, {2'000'000, 2}, {3'999'999, 3}, {4'000'000, 4}, {9'000'000'000, 4}}) {
@@ -46,7 +46,7 @@ TEST(StoreSnapshotParts, H31AMillionEntriesAPartUpToFour) {
   }
 }
 
-// emb:H32
+COVERS("emb:H32")
 TEST(StoreSnapshotParts, H32PartsCoverAllShardsOnce) {
   std::vector<int> firsts;
   for (int part = 0; part <= 4; ++part) firsts.push_back(FirstOfPart(10, part, 4));
@@ -106,13 +106,13 @@ class ShardedSnapshot : public StoreSnapshot {
   std::map<int64_t, std::string> expected_;
 };
 
-// emb:H34
+COVERS("emb:H34")
 TEST_F(ShardedSnapshot, H34ThreeShardsBecomeTwoOrFiveOrOne) {
   const Files files = SaveShards(3);
   for (const int num_shards : {1, 2, 3, 5}) ExpectAllOn(num_shards, files);
 }
 
-// emb:H34
+COVERS("emb:H34")
 TEST_F(ShardedSnapshot, H34FilesAreReshardedWithoutAStore) {
   const Files files = SaveShards(3);
   for (const int num_shards : {2, 5}) {
@@ -194,7 +194,7 @@ TEST_F(ShardedSnapshot, PartsAreGatheredAndAMissingOrDoubleOneIsRefused) {
 
 // Tables.
 
-// emb:H23
+COVERS("emb:H23")
 TEST_F(StoreSnapshot, H23APartialRestoreTakesTheTablesThatBothHave) {
   const auto names = [](const std::vector<std::string>& tables) {
     std::vector<TableConfig> configs;
@@ -218,7 +218,7 @@ TEST_F(StoreSnapshot, H23APartialRestoreTakesTheTablesThatBothHave) {
   EXPECT_NE(Joined(notes).find("table 'slot3' has no file: it starts empty"), std::string::npos);
 }
 
-// emb:H17
+COVERS("emb:H17")
 TEST_F(StoreSnapshot, H17ATableWithoutFileOrAFileThatIsNotThereIsAnError) {
   const Files files = Save(store_);
   EXPECT_NE(Restore(store_, {files[0]}).message().find("no file for table 'users'"), std::string::npos);
@@ -229,7 +229,7 @@ TEST_F(StoreSnapshot, H17ATableWithoutFileOrAFileThatIsNotThereIsAnError) {
   EXPECT_EQ(TableOf(store_, 0).size(), 9000);
 }
 
-// emb:H18
+COVERS("emb:H18")
 TEST_F(StoreSnapshot, H18TablesWhoseNamesShareAPrefixDoNotMeet) {
   const std::vector<TableConfig> configs = {Named("table1", Config(1)), Named("table10", Config(1))};
   const auto saved = MakeStore(configs), restored = MakeStore(configs);
@@ -240,7 +240,7 @@ TEST_F(StoreSnapshot, H18TablesWhoseNamesShareAPrefixDoNotMeet) {
   EXPECT_EQ(Contains(TableOf(restored, 1), {1, 2, 3}), "001");
 }
 
-// emb:H16
+COVERS("emb:H16")
 TEST_F(StoreSnapshot, H16WhatIsAssignedAfterASaveIsGoneAfterTheRestore) {
   const Files files = Save(store_);
   ASSERT_TRUE(Assign(TableOf(store_, 1), {500}, {5}).ok());
@@ -250,7 +250,7 @@ TEST_F(StoreSnapshot, H16WhatIsAssignedAfterASaveIsGoneAfterTheRestore) {
 
 // Expiry.
 
-// emb:H12
+COVERS("emb:H12")
 TEST_F(StoreSnapshot, H12EntriesOfTheirExpiryAgeAreLeftOut) {
   constexpr uint32_t kNewest = 10'000'000;
   TableConfig config = Config(1);
@@ -272,7 +272,7 @@ TEST_F(StoreSnapshot, H12EntriesOfTheirExpiryAgeAreLeftOut) {
   ExpectNear(LookUp(table, {0, 1, 2}), {0, -2, -3}, 0);
 }
 
-// emb:H13
+COVERS("emb:H13")
 TEST_F(StoreSnapshot, H13AnExpiryOfZeroLeavesAllOut) {
   TableConfig config = Config(1);
   config.expire_days = 0;
@@ -284,7 +284,7 @@ TEST_F(StoreSnapshot, H13AnExpiryOfZeroLeavesAllOut) {
   }
 }
 
-// emb:H14
+COVERS("emb:H14")
 TEST_F(StoreSnapshot, H14EntriesOfOneTimeAreAllKept) {
   TableConfig config = Config(1);
   config.expire_days = 1;
@@ -296,7 +296,7 @@ TEST_F(StoreSnapshot, H14EntriesOfOneTimeAreAllKept) {
   }
 }
 
-// emb:H15
+COVERS("emb:H15")
 TEST_F(StoreSnapshot, H15ASlotHasItsOwnExpiry) {
   TableConfig config = Config(1);
   config.expire_days = 3600;
@@ -312,7 +312,7 @@ TEST_F(StoreSnapshot, H15ASlotHasItsOwnExpiry) {
 
 // Filters.
 
-// emb:F4
+COVERS("emb:F4")
 TEST_F(StoreSnapshot, F4ARestoredFilterGoesOnCounting) {
   const TableConfig config = Filtered(Config(1), Sliding(100), 3);
   const auto store = MakeStore({config});
@@ -334,7 +334,7 @@ TEST_F(StoreSnapshot, F4ARestoredFilterGoesOnCounting) {
   }
 }
 
-// emb:F9
+COVERS("emb:F9")
 TEST_F(StoreSnapshot, F9AssignmentsThatAskCountAsSightings) {
   const auto store = MakeStore({Filtered(Config(1), Sliding(300), 2)});
   const auto add = [&] {
@@ -428,7 +428,7 @@ TEST_F(StoreSnapshot, AServingTableMayCompressOtherwiseThanItsFile) {
   ExpectNear(LookUp(TableOf(served), {1}), {38 / 128.0});
 }
 
-// emb:H21
+COVERS("emb:H21")
 TEST_F(StoreSnapshot, H21ARestoreLeavesOutZerosWhereATableSkipsThem) {
   TableConfig config = Serving(Config(2));
   config.skip_zero = true;

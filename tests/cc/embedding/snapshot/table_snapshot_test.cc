@@ -1,6 +1,7 @@
 // What a table file says of its entries, and how they fit into a table.
 #include "ops/cc/embedding/snapshot/table_snapshot.h"
 
+#include "tests/cc/covers.h"
 #include "tests/cc/snapshot_files.h"
 
 namespace millrace {
@@ -149,7 +150,7 @@ TEST_F(RowConverterTest, ATableWithoutOptimizerTakesTheWeightsOfAnyFile) {
   ExpectNear(FloatsOf(row), {std::sqrt(0.5), std::sqrt(0.5)});
 }
 
-// emb:H36
+COVERS("emb:H36")
 TEST_F(RowConverterTest, H36AMismatchNamesTableSegmentWhatIsExpectedAndWhatIsFound) {
   const TableConfig two = Config({Segment(1), Segment(3, Adagrad(0.1))});
   EXPECT_NE(

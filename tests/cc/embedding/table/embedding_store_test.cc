@@ -1,6 +1,7 @@
 // Tables by name and stores by name.
 #include "ops/cc/embedding/table/embedding_store.h"
 
+#include "tests/cc/covers.h"
 #include "tests/cc/test_tables.h"
 
 namespace millrace {
@@ -8,7 +9,7 @@ namespace {
 
 const std::vector<std::string> kTables = {TextOf(Config(1))};
 
-// emb:H18
+COVERS("emb:H18")
 TEST(EmbeddingStore, H18ATableIsFoundByItsWholeName) {
   const auto store = MakeStore({Named("table10", Config(2)), Named("table1", Config(1))});
   EmbeddingTable* table = nullptr;

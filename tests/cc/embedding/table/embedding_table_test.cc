@@ -1,4 +1,4 @@
-// One table: lookup, updates, filter, expiry, touched keys; the comment above a test has the conformance vector's id.
+// One table: lookup, updates, filter, expiry, touched keys.
 #include "ops/cc/embedding/table/embedding_table.h"
 
 #include <cmath>
@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 
+#include "tests/cc/covers.h"
 #include "tests/cc/fids.h"
 #include "tests/cc/test_tables.h"
 
@@ -18,7 +19,7 @@ int64_t InSlot(int slot, int64_t signature = 0) { return (static_cast<int64_t>(s
 
 // Reading and writing.
 
-// emb:H1
+COVERS("emb:H1")
 TEST(EmbeddingTable, H1AddsToAssignedIdsAndAMissingIdReadsAsZeros) {
   const auto table = MakeTable(Config(1));
   ASSERT_TRUE(AssignAdd(*table, {0, 1}, {1, 1}).ok());
@@ -27,7 +28,7 @@ TEST(EmbeddingTable, H1AddsToAssignedIdsAndAMissingIdReadsAsZeros) {
   EXPECT_EQ(Contains(*table, {0, 1, 2}), "110");
 }
 
-// emb:H2
+COVERS("emb:H2")
 TEST(EmbeddingTable, H2AssignOverwritesAndOfEqualIdsTheLastWins) {
   const auto table = MakeTable(Config(1));
   ASSERT_TRUE(Assign(*table, {0, 1, 1}, {1, 1, 5}).ok());
@@ -35,7 +36,7 @@ TEST(EmbeddingTable, H2AssignOverwritesAndOfEqualIdsTheLastWins) {
   EXPECT_EQ(table->size(), 2);
 }
 
-// emb:H3
+COVERS("emb:H3")
 TEST(EmbeddingTable, H3AnEntryHasWeightsStateAndTimeAndAMissingOneIsNotFound) {
   const auto table = MakeTable(Config(1, Adagrad(0.5)));
   ASSERT_TRUE(Assign(*table, {0, 1, 2}, {0.1f, 0.2f, 0.3f}, {77, false, false}).ok());
@@ -94,7 +95,7 @@ TEST(EmbeddingTable, ATableWithAFilterCreatesAtUpdatesOnly) {
   EXPECT_EQ(table->size(), 0);
 }
 
-// emb:H37
+COVERS("emb:H37")
 TEST(EmbeddingTable, H37ARandomIdIsZerosBeforeItsFirstWriteAndStartsAtItsFirstVector) {
   const auto table = MakeTable(Config(2, kSgd, kUniform));
   const std::vector<float> first = LookUp(*table, {4, 5}, {Missing::kFirstVector, 0});
@@ -104,7 +105,7 @@ TEST(EmbeddingTable, H37ARandomIdIsZerosBeforeItsFirstWriteAndStartsAtItsFirstVe
   ExpectNear(LookUp(*table, {4, 5}), {first[0] + 1.0, first[1] + 2.0, first[2] + 1.0, first[3] + 2.0});
 }
 
-// emb:H35
+COVERS("emb:H35")
 TEST(EmbeddingTable, H35AFirstVectorDependsOnSeedTableAndIdAlone) {
   std::vector<int64_t> fids(2000);
   for (size_t i = 0; i < fids.size(); ++i) fids[i] = static_cast<int64_t>(i * i) << 20;
@@ -146,7 +147,7 @@ TEST(EmbeddingTable, ATimestampIsThatOfTheLastWriteEvenIfOlder) {
   EXPECT_EQ(table->newest_timestamp(), UINT32_MAX);
 }
 
-// emb:H10
+COVERS("emb:H10")
 TEST(EmbeddingTable, H10ClearForgetsAllAndReturnsTheMemory) {
   const auto table = MakeTable(Filtered(Config(1), Sliding(300), 1));
   const int64_t empty = table->Stats().memory_bytes;
@@ -164,7 +165,8 @@ TEST(EmbeddingTable, H10ClearForgetsAllAndReturnsTheMemory) {
   EXPECT_EQ(table->size(), 0);  // the filter counts anew
 }
 
-// emb:H22, where 1 and 0 are true and false; an unknown table is an error by name instead of -1 (emb:H18's test)
+// 1 and 0 are true and false here; an unknown table is an error that says its name instead of -1.
+COVERS("emb:H22")
 TEST(EmbeddingTable, H22ReinitializeGivesFirstVectorsFreshStateAndSaysWhatWasThere) {
   const auto table = MakeTable(Config(1, Adagrad(0.5), kUniform));
   const std::vector<float> first = LookUp(*table, {1, 2, 3}, {Missing::kFirstVector, 0});
@@ -211,14 +213,14 @@ TEST(EmbeddingTable, ChurnTakesNoMoreMemoryThanTheEntriesThatLive) {
 
 // Training.
 
-// emb:H4
+COVERS("emb:H4")
 TEST(EmbeddingTable, H4StepsAlongTheSumOfAnIdsGradients) {
   const auto table = MakeTable(Config(1));
   ASSERT_TRUE(Update(*table, {0, 0, 1}, {-1, -1, -1}, {{0.1f}, 0, 0}).ok());
   ExpectNear(LookUp(*table, {0, 1}), {0.2, 0.1});
 }
 
-// emb:H6
+COVERS("emb:H6")
 TEST(EmbeddingTable, H6EveryDimStepsAlongItsSum) {
   const auto table = MakeTable(Config(10));
   ASSERT_TRUE(Update(*table, {0, 1, 0, 1, 0}, std::vector<float>(50, -1), {{0.1f}, 0, 0}).ok());
@@ -227,7 +229,7 @@ TEST(EmbeddingTable, H6EveryDimStepsAlongItsSum) {
   ExpectNear(LookUp(*table, {0, 1}), expected);
 }
 
-// emb:H7
+COVERS("emb:H7")
 TEST(EmbeddingTable, H7TheOrderOfIdsDoesNotMatter) {
   const auto table = MakeTable(Config(1));
   ASSERT_TRUE(Update(*table, {1, 0, 1}, {-1, -1, -1}, {{0.1f}, 0, 0}).ok());
@@ -281,7 +283,7 @@ TEST(EmbeddingTable, ATableThatServesOrHasNoOptimizerTakesNoGradients) {
 
 // The occurrence filter.
 
-// emb:H8
+COVERS("emb:H8")
 TEST(EmbeddingTable, H8AnIdGetsItsEntryAtTheFirstSightingBeyondTheThreshold) {
   const auto table = MakeTable(Filtered(Config(1), Sliding(300), 3));
   const auto run = [&](const std::vector<int64_t>& fids) {
@@ -299,7 +301,7 @@ TEST(EmbeddingTable, H8AnIdGetsItsEntryAtTheFirstSightingBeyondTheThreshold) {
   EXPECT_EQ(table->Stats().admitted, 4u);
 }
 
-// emb:F3
+COVERS("emb:F3")
 TEST(EmbeddingTable, F3OnlyAdmittedSightingsTakeASTep) {
   const auto table = MakeTable(Filtered(Config(1), Sliding(100), 3));
   for (const std::vector<double>& expected : std::vector<std::vector<double>>{{0, 0}, {1, 0}, {3, 0}, {5, 1}}) {
@@ -308,7 +310,7 @@ TEST(EmbeddingTable, F3OnlyAdmittedSightingsTakeASTep) {
   }
 }
 
-// emb:F8
+COVERS("emb:F8")
 TEST(EmbeddingTable, F8TheFilterIsNotAskedAboutIdsThatHaveAnEntry) {
   const RuleConfig probabilistic{"probabilistic", {{"equal_probability", 0}, {"seed", 0}}};
   for (const auto& [filter, threshold] : {std::pair(probabilistic, 1 << 20), std::pair(Sliding(300), 255)}) {
@@ -320,7 +322,7 @@ TEST(EmbeddingTable, F8TheFilterIsNotAskedAboutIdsThatHaveAnEntry) {
   }
 }
 
-// emb:F10
+COVERS("emb:F10")
 TEST(EmbeddingTable, F10AThresholdOf40AdmitsTheSighting41) {
   const auto table = MakeTable(Filtered(Config(1), Sliding(300), 40));
   for (int sighting = 1; sighting <= 40; ++sighting) ASSERT_TRUE(Update(*table, {7}, {-1}).ok());
@@ -348,7 +350,7 @@ TEST(EmbeddingTable, AssignAsksTheFilterIfToldSo) {
 
 // Expiry.
 
-// emb:H11
+COVERS("emb:H11")
 TEST(EmbeddingTable, H11EvictRemovesWhatIsOlderThanItsSlotAllows) {
   TableConfig config = Config(1);
   config.expire_days = 14;
@@ -387,7 +389,7 @@ TEST(EmbeddingTable, EvictReachesAllEntriesOfALargeShard) {
 
 // Serving.
 
-// emb:H21
+COVERS("emb:H21")
 TEST(EmbeddingTable, H21AServingTableMaySkipZeros) {
   TableConfig config = Serving(Config(2));
   config.skip_zero = true;
@@ -453,7 +455,7 @@ TEST(EmbeddingTable, StolenKeysCanBePutBack) {
   EXPECT_EQ(Touched(*table), (std::vector<int64_t>{1, 2, 3}));
 }
 
-// emb:L12
+COVERS("emb:L12")
 TEST(EmbeddingTable, L12AThousandTouchedKeysAreAllStolen) {
   const auto table = MakeTable(Config(1));
   ASSERT_TRUE(Update(*table, Sequence(1000), std::vector<float>(1000, 1)).ok());
@@ -461,7 +463,7 @@ TEST(EmbeddingTable, L12AThousandTouchedKeysAreAllStolen) {
 }
 
 // A shard has its own list of touched keys, so the vectors' one capacity becomes kTouchedPerShard.
-// emb:L13
+COVERS("emb:L13")
 TEST(EmbeddingTable, L13AShardWithTooManyTouchedKeysForgetsThemSaysSoOnceAndStartsAnew) {
   const auto table = MakeTable(Config(1));
   const std::vector<int64_t> fids = FidsOfLockShard(3, EmbeddingTable::kTouchedPerShard + 1);
@@ -486,7 +488,7 @@ TEST(EmbeddingTable, KeysThatAreTouchedAgainAndAgainTakeOnePlace) {
   EXPECT_EQ(Touched(*table).size(), fids.size());
 }
 
-// emb:L14
+COVERS("emb:L14")
 TEST(EmbeddingTable, L14TenThreadsTouchKeysAndOverflowIsSeenOncePerSteal) {
   const auto table = MakeTable(Config(1));
   constexpr int64_t kIds = 8000;
@@ -509,7 +511,7 @@ TEST(EmbeddingTable, L14TenThreadsTouchKeysAndOverflowIsSeenOncePerSteal) {
 
 // Walks and imports.
 
-// emb:H19
+COVERS("emb:H19")
 TEST(EmbeddingTable, H19AWalkGoesOnWhereItStopped) {
   const auto table = MakeTable(Config(1));
   CreateAndLookUp(*table, {1, 2});
@@ -523,7 +525,7 @@ TEST(EmbeddingTable, H19AWalkGoesOnWhereItStopped) {
   EXPECT_EQ(seen, (std::multiset<int64_t>{1, 2}));
 }
 
-// emb:H20
+COVERS("emb:H20")
 TEST(EmbeddingTable, H20WalksOfDisjointShardsSeeAllEntriesOnce) {
   const auto table = MakeTable(Config(1));
   CreateAndLookUp(*table, Sequence(100));

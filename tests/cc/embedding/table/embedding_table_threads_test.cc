@@ -2,6 +2,7 @@
 #include <atomic>
 #include <set>
 
+#include "tests/cc/covers.h"
 #include "tests/cc/snapshot_files.h"
 
 namespace millrace {
@@ -42,7 +43,7 @@ bool RowsAreWhole(const std::vector<float>& values) {
   return true;
 }
 
-// emb:H9
+COVERS("emb:H9")
 TEST(EmbeddingTableThreads, H9AHundredThreadsAddAndUpdate) {
   const auto table = MakeTable(Config(1));
   std::vector<std::thread> threads;

@@ -1,9 +1,10 @@
-// Pooled lookup and its gradient against plain loops; the comment above a test has the conformance vector's id.
+// Pooled lookup and its gradient against plain loops.
 #include "ops/cc/embedding/table/pooling.h"
 
 #include <cmath>
 #include <random>
 
+#include "tests/cc/covers.h"
 #include "tests/cc/test_tables.h"
 
 namespace millrace {
@@ -50,33 +51,34 @@ Status ApplyTo(const std::vector<PooledFeature>& features, const std::vector<con
   return ApplyPooledGradients(features, gradients, std::vector<UpdateOptions>(features.size(), {rates, 7, 0}), run);
 }
 
-// emb:L1
+COVERS("emb:L1")
 TEST(Pooling, L1SumsRows) {
   const auto table = TableWith(1, {1, 2, 3});
   ExpectNear(Pooled(Feature(table.get(), {{0, 1, 2}, {0, 1, 3}}, Combiner::kSum)), {1, 5}, 0);
 }
 
-// emb:L2
+COVERS("emb:L2")
 TEST(Pooling, L2FirstNPadsShortRowsAndCutsLongOnes) {
   const auto table = TableWith(1, {1, 2, 3, 4, 5, 6});
   const Ragged ids{{0, 1, 2, 3, 4, 5}, {0, 1, 3, 6}};
   ExpectNear(Pooled(Feature(table.get(), ids, Combiner::kFirstN, 2)), {1, 0, 2, 3, 4, 5}, 0);
 }
 
-// emb:L3, whose slices are the columns of a row
+// Slices are columns of a row.
+COVERS("emb:L3")
 TEST(Pooling, L3SumsEveryDimAndGivesZerosForAnEmptyRow) {
   const auto table = TableWith(2, {1, 2, 2, 3, 3, 5});
   ExpectNear(Pooled(Feature(table.get(), {{0, 1, 2}, {0, 1, 1, 3}}, Combiner::kSum)), {1, 2, 0, 0, 5, 8}, 0);
 }
 
-// emb:L4
+COVERS("emb:L4")
 TEST(Pooling, L4FirstNKeepsEveryDimOfTheFirstIds) {
   const auto table = TableWith(2, {1, 2, 2, 3, 3, 5, 10, 11});
   const Ragged ids{{0, 1, 2, 3}, {0, 1, 1, 4}};
   ExpectNear(Pooled(Feature(table.get(), ids, Combiner::kFirstN, 2)), {1, 2, 0, 0, 0, 0, 0, 0, 2, 3, 3, 5}, 0);
 }
 
-// emb:L7
+COVERS("emb:L7")
 TEST(Pooling, L7TheMeanOfAnEmptyRowIsZerosAndSoIsItsGradient) {
   const auto table = CountingTable();
   const Ragged ids{{1, 2, 2, 50, 999}, {0, 3, 3, 4, 5}};

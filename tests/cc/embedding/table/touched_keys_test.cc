@@ -1,8 +1,9 @@
-// The bounded list of touched ids; the comment above a test has the conformance vector's id.
+// The bounded list of touched ids.
 #include "ops/cc/embedding/table/touched_keys.h"
 
 #include <gtest/gtest.h>
 
+#include "tests/cc/covers.h"
 #include "tests/cc/test_tables.h"
 
 namespace millrace {
@@ -12,7 +13,7 @@ void AddAll(const std::vector<int64_t>& fids, TouchedKeys* keys) {
   for (const int64_t fid : fids) keys->Add(fid);
 }
 
-// emb:L12
+COVERS("emb:L12")
 TEST(TouchedKeys, L12AsManyAsItHoldsAreAllStolen) {
   TouchedKeys keys(1000);
   AddAll(Sequence(1000), &keys);
@@ -23,7 +24,8 @@ TEST(TouchedKeys, L12AsManyAsItHoldsAreAllStolen) {
   EXPECT_TRUE(stolen.empty());
 }
 
-// emb:L13, whose remainder {1001..1004} is not given out: after an overflow the reader needs a whole export anyway
+// The remainder {1001..1004} is not given out: after an overflow the reader needs a whole export anyway.
+COVERS("emb:L13")
 TEST(TouchedKeys, L13OneMoreIsAnOverflowThatIsSaidOnce) {
   TouchedKeys keys(1000);
   AddAll(Sequence(1005), &keys);

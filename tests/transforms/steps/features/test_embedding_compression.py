@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from millrace.transforms.steps.features.embedding_compression import compress_qtz8mm, decompress_qtz8mm
+from tests.conformance.covers import covers
 from tests.reference import embedding_compression as reference
 
 _VECTOR = [1.1, 0.1, 3.1, 5.1, 2.2, 3.3, 4.3]
@@ -20,8 +21,8 @@ _matrices = hnp.arrays(
 ).map(lambda matrix: matrix + 0.0)  # one kind of zero
 
 
+@covers("data:v36")
 def test_numbers_take_one_byte_each() -> None:
-    """data:v36"""
     value = compress_qtz8mm(np.array([_VECTOR], np.float32))[0].as_py()
     assert value[:6] == b"UE_QTZ"
     assert list(value[10:]) == [51, 0, 153, 255, 107, 163, 214]

@@ -21,6 +21,7 @@ from millrace.transforms.steps.features.fid_operations import (
     map_ids,
     switch_slot,
 )
+from tests.conformance.covers import covers
 from tests.reference import sparse_features as reference
 
 _FIDS = pa.list_(pa.int64())
@@ -30,8 +31,8 @@ _rows = st.lists(_row, max_size=8)
 _start = st.integers(0, 3)
 
 
+@covers("data:v5")
 def test_integers_become_fids_of_their_slot() -> None:
-    """data:v5"""
     column = pa.array([[185], [0, 1, 2]], _FIDS)
     expected = [[1153447759131936], [1260191747863172, 1382136317434465, 1159178244145801]]
     assert extract_fids(column, 4).to_pylist() == expected
@@ -40,20 +41,20 @@ def test_integers_become_fids_of_their_slot() -> None:
     assert fid.slot_v2(np.array(legacy[1])).tolist() == [5, 5, 5]
 
 
+@covers("data:v36")
 def test_a_mask_says_which_rows_have_the_fid() -> None:
-    """data:v36"""
     assert fid_mask(pa.array([[1, 2, 3], [3], [], [4, 5, 6]], _FIDS), 3).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
+@covers("data:v36")
 def test_ids_are_looked_up_one_by_one() -> None:
-    """data:v36"""
     mapping = {123: 0, 456: 1, 789: 2}
     assert map_ids(pa.array([123, 456, 789, 912]), mapping).to_pylist() == [0, 1, 2, -1]
     assert map_ids(pa.array([123, None, 912], pa.int32()), mapping, 7).to_pylist() == [0, None, 7]
 
 
+@covers("data:v36")
 def test_every_value_knows_its_row() -> None:
-    """data:v36"""
     assert fused_value_rowids(pa.array([[], [1], [2, 3]], _FIDS)).tolist() == [1, 2, 2]
     ragged = pa.ListArray.from_arrays(pa.array([0, 4, 4, 7, 8, 8], pa.int32()), pa.array(range(8)))
     assert fused_value_rowids(ragged).tolist() == [0, 0, 0, 0, 2, 2, 2, 3]
@@ -61,8 +62,8 @@ def test_every_value_knows_its_row() -> None:
         fused_value_rowids(pa.array([1, 2]))
 
 
+@covers("data:v36")
 def test_the_product_of_two_fids_is_that_of_older_models() -> None:
-    """data:v36"""
     first, second = (pa.array([fid.fid_v2(slot, np.array([signature]))]) for slot, signature in ((1, 7), (2, 9)))
     fids, _ = combine_features(first, second, 505, legacy_product=True)
     assert fids.to_pylist() == [[142144871828815935]]

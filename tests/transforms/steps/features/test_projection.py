@@ -21,11 +21,12 @@ from millrace.transforms.steps.features.projection import (
     resolve_features,
 )
 from millrace.transforms.steps.step import Counts
+from tests.conformance.covers import covers
 from tests.reference.filter_batches import batches
 
 
+@covers("data:v35")
 def test_features_are_resolved_by_name_and_by_pairs_of_slots_in_any_order() -> None:
-    """data:v35"""
     slots = {f"slot_{number}": number for number in (1, 2, 3, 4)}
     wanted: list[str | SlotPair] = ["slot_1", "slot_2", SlotPair(3, 10003)]
     for order in itertools.permutations(wanted):
@@ -34,8 +35,8 @@ def test_features_are_resolved_by_name_and_by_pairs_of_slots_in_any_order() -> N
             assert found == {"slot_1": 1, "slot_2": 2, "slot_3": 3}
 
 
+@covers("data:v35")
 def test_a_feature_that_is_not_mapped_is_refused() -> None:
-    """data:v35"""
     with pytest.raises(UserError, match="no feature has one of these slots"):
         resolve_features({"slot_1": 1}, [SlotPair(2, 10002)])
     with pytest.raises(UserError, match="features=slot_2: no feature has this name"):

@@ -22,6 +22,7 @@ from millrace.transforms.steps.features.sparse_features import (
     SwitchSlot,
 )
 from millrace.transforms.steps.step import Step
+from tests.conformance.covers import covers
 
 _FIDS = pa.list_(pa.int64())
 _V1 = {"millrace.kind": "fid_v1", "millrace.id": "7"}
@@ -53,8 +54,8 @@ def _processed(step: Step, batch: pa.RecordBatch | None = None) -> pa.RecordBatc
     return made
 
 
+@covers("data:v36")
 def test_slots_are_switched_in_place_and_in_copies() -> None:
-    """data:v36"""
     features = [{"feature_name": "old", "slot": 10, "inplace": True}, {"feature_name": "new", "slot": 10}]
     made = _processed(SwitchSlot(pb.SwitchSlotConfig(features=features)))
     assert made["old"].to_pylist() == [fid.fid_v1(10, np.array([1, 2])).tolist(), None, []]

@@ -12,12 +12,14 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.steps.filters import comparisons
 from millrace.transforms.steps.filters.filters import FilterByValue
 from millrace.transforms.steps.step import StepContext
+from tests.conformance.covers import covers
 
 
 def _bytes(*values: str) -> pa.Array:
     return pa.array([value.encode() for value in values], pa.binary())
 
 
+@covers("data:v11")
 @pytest.mark.parametrize(
     ("op", "operands", "kept"),
     [
@@ -34,17 +36,17 @@ def _bytes(*values: str) -> pa.Array:
     ],
 )
 def test_an_integer_is_compared(op: str, operands: list[int], kept: bool) -> None:
-    """data:v11"""
     found = comparisons.compare(op, pa.array([2]), pa.array(operands, pa.int64()))
     assert found.tolist() == [kept]
 
 
+@covers("data:v11")
 def test_between_holds_its_lower_end_and_not_its_upper() -> None:
-    """data:v11"""
     assert comparisons.compare("between", pa.array([1]), pa.array([0, 1])).tolist() == [False]
     assert comparisons.compare("between", pa.array([1]), pa.array([1, 2])).tolist() == [True]
 
 
+@covers("data:v11")
 @pytest.mark.parametrize(
     ("op", "operands", "kept"),
     [
@@ -57,11 +59,11 @@ def test_between_holds_its_lower_end_and_not_its_upper() -> None:
     ],
 )
 def test_a_set_is_compared(op: str, operands: list[int], kept: bool) -> None:
-    """data:v11"""
     column = pa.array([[2, 3]], pa.list_(pa.int32()))
     assert comparisons.compare_sets(op, column, np.array(operands)).tolist() == [kept]
 
 
+@covers("data:v11")
 @pytest.mark.parametrize(
     ("op", "operands"),
     [
@@ -73,7 +75,6 @@ def test_a_set_is_compared(op: str, operands: list[int], kept: bool) -> None:
     ],
 )
 def test_a_string_is_compared(op: str, operands: list[str]) -> None:
-    """data:v11"""
     plain = pa.array(["hello"])
     assert comparisons.compare(op, plain, _bytes(*operands)).tolist() == [True]
     assert comparisons.compare(op, plain.dictionary_encode(), _bytes(*operands)).tolist() == [True]

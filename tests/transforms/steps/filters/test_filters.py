@@ -20,6 +20,7 @@ from millrace.transforms.batch.fid import fid_v1, fid_v2
 from millrace.transforms.steps.filters import comparisons, filters
 from millrace.transforms.steps.filters.comparisons import Kind
 from millrace.transforms.steps.step import Counts, Predicate, StepContext
+from tests.conformance.covers import covers
 from tests.reference import filters_reference as reference
 from tests.reference.filter_batches import FIDS_V1, FIDS_V2, FLOATS, INTS, SMALL_INTS, TEXTS, batches
 
@@ -44,6 +45,7 @@ def _by_feature(**settings: object) -> filters.FilterByFeatureValue:
     return filters.FilterByFeatureValue(pb.FilterByFeatureValueConfig(**settings))  # type: ignore[arg-type]
 
 
+@covers("data:v11")
 @pytest.mark.parametrize(
     ("op", "operand", "kept"),
     [
@@ -57,15 +59,14 @@ def _by_feature(**settings: object) -> filters.FilterByFeatureValue:
     ],
 )
 def test_a_field_of_the_line_id_is_compared(op: str, operand: list[int], kept: bool) -> None:
-    """data:v11"""
     assert _by_value(field_name="uid", op=op, int_operand=operand).keep(_uids(2)).tolist() == [kept]
 
 
 _REQ_IDS = ["abckjhfjh", "kjhfjh", "huggfyfixyz", ""]
 
 
+@covers("data:v12")
 def test_strings_that_end_in_one_of_several_are_kept_by_both_filters_whatever_the_order_of_features() -> None:
-    """data:v12"""
     columns = {"__REQ_ID__": pa.array(_REQ_IDS), "req_id": pa.array([[text.encode()] for text in _REQ_IDS])}
     columns |= {f"other_{number}": pa.array([[number]] * 4) for number in range(8)}
     by_field = _by_value(field_name="req_id", op="endswith", string_operand=["kjhfjh", "huggfyfi"])
@@ -79,8 +80,8 @@ def test_strings_that_end_in_one_of_several_are_kept_by_both_filters_whatever_th
             assert kept.tolist() == [True, True, False, False]
 
 
+@covers("data:v13")
 def test_members_come_from_the_settings_or_from_a_file(tmp_path: Path) -> None:
-    """data:v13"""
     batch = pa.record_batch(
         {
             "__DID__": ["hello", "world", "excluded", "300", "400"],
@@ -108,8 +109,8 @@ def test_members_come_from_the_settings_or_from_a_file(tmp_path: Path) -> None:
     assert dids.filter(pa.array(feature.keep(batch))).to_pylist() == ["world", "excluded", "400"]
 
 
+@covers("data:v13")
 def test_all_operands_are_in_one_row_only() -> None:
-    """data:v13"""
     values = [[10], [20], [20, 30, 666], [40], [666]]
     field = _by_value(field_name="chnids", op="all", int_operand=[20, 30, 666])
     feature = _by_feature(feature_name="chnids", field_type="int64", op="all", int_operand=[20, 30, 666])
@@ -118,8 +119,8 @@ def test_all_operands_are_in_one_row_only() -> None:
         assert np.flatnonzero(predicate.keep(batch)).tolist() == [2]
 
 
+@covers("data:v13")
 def test_floats_above_an_operand_are_kept() -> None:
-    """data:v13"""
     predicate = _by_feature(feature_name="price", field_type="float", op="gt", float_operand=[2.5])
     batch = _column("price", [[1.0], [2.0], [3.0], [4.0]], pa.list_(pa.float32()))
     assert np.flatnonzero(predicate.keep(batch)).tolist() == [2, 3]
@@ -128,6 +129,7 @@ def test_floats_above_an_operand_are_kept() -> None:
 _FIDS = [6436927642569553426, 6457882839108881377, 6461985998153810495]
 
 
+@covers("data:v14")
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [
@@ -147,7 +149,6 @@ _FIDS = [6436927642569553426, 6457882839108881377, 6461985998153810495]
 def test_rows_are_kept_by_fids_actions_and_time(
     settings: dict[str, object], kept: bool, kind: dict[bytes, bytes]
 ) -> None:
-    """data:v14"""
     batch = _column("fids", [_FIDS], pa.list_(pa.int64()), kind)
     batch = batch.append_column("__ACTIONS__", pa.array([[-1, 1]], pa.list_(pa.int32())))
     batch = batch.append_column("__REQ_TIME__", pa.array([NOW]))
@@ -155,8 +156,8 @@ def test_rows_are_kept_by_fids_actions_and_time(
     assert filters.FilterByFid(config).keep(batch).tolist() == [kept]
 
 
+@covers("data:v14")
 def test_slots_are_those_of_each_layout() -> None:
-    """data:v14"""
     v1 = [int(fid_v1(slot, 9)) for slot in (2, 3)]
     v2 = [int(fid_v2(slot, 9)) for slot in (1024, 4096)]
     batch = _column("old", [v1], pa.list_(pa.int64()), record_batch.FID_V1_METADATA)
@@ -165,18 +166,18 @@ def test_slots_are_those_of_each_layout() -> None:
         assert filters.FilterByFid(pb.FilterByFidConfig(select_slots=slots)).keep(batch).tolist() == [kept]
 
 
+@covers("data:v14")
 def test_text_sets_are_read_and_checked() -> None:
-    """data:v14"""
     assert filters.parse_integers("6457882839108881377,6436927642569553426,") == _FIDS[1::-1]
     with pytest.raises(ValueError, match="Invalid integer string: abc"):
         filters.parse_integers("1,abc")
 
 
+@covers("data:v18")
 @pytest.mark.parametrize(
     ("labels", "kept"), [([-1000, -1], False), ([-1000, 0], True), ([-1, -1], True), ([-1, 1], True), ([5], False)]
 )
 def test_rows_are_kept_by_labels(labels: list[float], kept: bool) -> None:
-    """data:v18"""
     config = pb.FilterByLabelConfig(thresholds=[-100, 0])
     batch = _column("__LABEL__", [labels], pa.list_(pa.float32()))
     assert filters.FilterByLabel(config).keep(batch).tolist() == [kept]

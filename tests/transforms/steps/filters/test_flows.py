@@ -17,6 +17,7 @@ from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.batch.rebatch import rebatch
 from millrace.transforms.beam.flows import DEAD_LETTERS, MergeFlows, SplitFlows, unknown_source_letters
 from millrace.transforms.steps.filters.flows import SelectFlows, merge_flows, split_flows
+from tests.conformance.covers import covers
 from tests.reference.filter_batches import batches
 from tests.reference.flows_reference import flow_of, key_of
 
@@ -34,8 +35,8 @@ def _names_and_offsets(batch: pa.RecordBatch) -> list[tuple[str, int]]:
     return list(zip(*(column.to_pylist() for column in columns), strict=True))
 
 
+@covers("data:v8")
 def test_rows_of_three_flows_are_split_and_merged_without_loss() -> None:
-    """data:v8"""
     flows, unknown = split_flows(_rows(4096, NAMES), NAMES)
     assert unknown.num_rows == 0
     merged = merge_flows(flows)
@@ -47,8 +48,8 @@ def test_rows_of_three_flows_are_split_and_merged_without_loss() -> None:
     assert record_batch.concat(parts).equals(merged)
 
 
+@covers("data:v8")
 def test_a_pipeline_splits_and_merges_without_loss() -> None:
-    """data:v8"""
     inputs = [_rows(4096, NAMES).slice(start, 1024) for start in range(0, 4096, 1024)]
     with TestPipeline() as pipeline:
         flows = pipeline | beam.Create(inputs) | SplitFlows(NAMES)

@@ -12,6 +12,7 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.record_batch import FID_METADATA, FID_V1_METADATA
 from millrace.transforms.steps.filters import filters, predicates
 from millrace.transforms.steps.step import Counts, StepContext
+from tests.conformance.covers import covers
 from tests.reference import filters_reference as reference
 from tests.reference.filter_batches import FIDS_V2, SMALL_INTS, batches
 
@@ -34,9 +35,10 @@ def _or_rows(kind: dict[bytes, bytes]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
+@covers("data:v16")
 @pytest.mark.parametrize("kind", [FID_METADATA, FID_V1_METADATA])
 def test_a_chain_of_two_filters_and_an_or_keeps_fifteen_rows(kind: dict[bytes, bytes]) -> None:
-    """data:v16, for rows that were examples (fids v2) and instances (fids v1)."""
+    """For rows that were examples (fids v2) and instances (fids v1)."""
     either = pb.LogicalOrConfig(
         x=Basic(filter_by_value=pb.FilterByValueConfig(field_name="video_play_time", op="eq", float_operand=[0])),
         y=Basic(filter_by_action=pb.FilterByActionConfig(has_actions=[2])),

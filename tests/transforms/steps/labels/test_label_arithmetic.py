@@ -14,6 +14,7 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch.record_batch import INVALID_LABEL
 from millrace.transforms.steps.labels.label_arithmetic import bound_labels, normalize_labels
 from millrace.transforms.steps.labels.label_steps import LabelNormalization, LabelUpperBound, UseFieldAsLabel
+from tests.conformance.covers import covers
 from tests.reference import label_arithmetic as reference
 from tests.transforms.batch.line_id_batches import batch_of, float32, labels, rows_of
 
@@ -26,8 +27,8 @@ def _labels_after(step: Any, rows: list[dict[str, Any]], fields: list[str] | Non
     return [row["label"] for row in rows_of(step.process(batch_of(rows, fields or []), counts), [])], counts
 
 
+@covers("data:v21")
 def test_labels_are_bounded_from_above() -> None:
-    """data:v21"""
     made, counts = _labels_after(
         LabelUpperBound(pb.LabelUpperBoundConfig(bounds=[0.5, 0.5])), [{"label": [0, 1]}, {"label": [1]}, {}]
     )
@@ -35,19 +36,19 @@ def test_labels_are_bounded_from_above() -> None:
     assert counts["rows_short"] == 2
 
 
+@covers("data:v21")
 def test_a_chain_of_operations_changes_every_label() -> None:
-    """data:v21"""
     operations = [{"method": "SCALE", "value": 0.5}, {"method": "REPOW", "value": 3}]
     made, _ = _labels_after(LabelNormalization(pb.LabelNormalizationConfig(operations=operations)), [{"label": [0, 1]}])
     assert made == [[0.0, 8.0]]
 
 
+@covers("data:v22")
 @pytest.mark.parametrize(
     ("overwrite", "threshold", "before", "after"),
     [(False, None, [0, 1], [1, 1]), (True, 1.1, [0, 0.5], [1, 1]), (True, 0.9, [0, 0.5], [0, 0.5])],
 )
 def test_a_field_becomes_the_label(overwrite: bool, threshold: float | None, before: Any, after: Any) -> None:
-    """data:v22"""
     config = pb.UseFieldAsLabelConfig(
         field_name="sample_rate", overwrite_invalid_value=overwrite, label_threshold=threshold
     )

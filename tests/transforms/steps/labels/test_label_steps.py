@@ -15,6 +15,7 @@ from millrace.transforms.batch.record_batch import INVALID_LABEL
 from millrace.transforms.steps.filters.filters import FilterByLabel
 from millrace.transforms.steps.labels.label_steps import AddLabel, FillMultiRankOutput, MultiLabelGen, ScatterLabel
 from millrace.transforms.steps.step import Step, StepContext
+from tests.conformance.covers import covers
 from tests.reference import label_steps as reference
 from tests.reference.rows_reference import uniform_of
 from tests.transforms.batch.line_id_batches import actions, batch_of, float32, labels, rows_of
@@ -33,8 +34,8 @@ def _labels(step: Step, rows: list[dict[str, Any]]) -> list[Any]:
     return [row["label"] for row in _processed(step, rows)[0]]
 
 
+@covers("data:v17")
 def test_actions_become_one_label_a_task() -> None:
-    """data:v17"""
     step = AddLabel(pb.AddLabelConfig(task_label_configs=_TASKS, negative_value=-1))
     rows = [{"actions": each} for each in ([1, 2, 4], [1], [3, 4], [5])] * 100
     made = _labels(step, rows)
@@ -48,8 +49,8 @@ def test_actions_become_one_label_a_task() -> None:
     assert 340 <= kept.num_rows <= 360
 
 
+@covers("data:v17")
 def test_an_earlier_label_that_is_not_positive_says_nothing_any_more() -> None:
-    """data:v17"""
     step = AddLabel(pb.AddLabelConfig(task_label_configs=[{"pos_actions": [1]}], new_sample_rate=0.25))
     rows = [{"label": [0.0, 0.0], "actions": [1]}, {"label": [0.5]}, {"label": []}, {}]
     made, _ = _processed(step, rows)
@@ -57,8 +58,8 @@ def test_an_earlier_label_that_is_not_positive_says_nothing_any_more() -> None:
     assert {row["sample_rate"] for row in made} == {0.25}
 
 
+@covers("data:v19")
 def test_a_label_moves_to_the_position_of_its_channel() -> None:
-    """data:v19"""
     step = ScatterLabel(pb.ScatterLabelConfig(channel_index={100: 3, 200: 1, 300: 4}))
     rows = [{"label": label, "chnid": chnid} for label, chnid in (([1], 0), ([2], 100), ([3], 200), ([], 300))]
     made, counts = _processed(step, rows)
@@ -67,8 +68,8 @@ def test_a_label_moves_to_the_position_of_its_channel() -> None:
     assert counts["rows_without_channel"] == 1
 
 
+@covers("data:v20")
 def test_a_row_is_labelled_for_the_head_that_its_device_names() -> None:
-    """data:v20"""
     config = pb.MultiLabelGenConfig(
         head_field="device_type",
         head_index={"ios": 3, "wp": 1, "android": 4, "other": 0},

@@ -11,6 +11,7 @@ from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.steps.labels.negative_sample import NegativeSample
 from millrace.transforms.steps.step import StepContext
+from tests.conformance.covers import covers
 from tests.reference import sampling as reference
 from tests.reference.rows_reference import uniform_of
 from tests.transforms.batch.line_id_batches import actions, batch_of, labels
@@ -26,6 +27,7 @@ def _kept(config: pb.NegativeSampleConfig, row: dict[str, Any], copies: int = 50
     return NegativeSample(config, StepContext(3)).process(batch_of([row] * copies, _FIELDS), Counter()).num_rows
 
 
+@covers("data:v15")
 @pytest.mark.parametrize(
     ("label", "row_actions", "drop_rate"),
     [
@@ -42,7 +44,6 @@ def _kept(config: pb.NegativeSampleConfig, row: dict[str, Any], copies: int = 50
 def test_negatives_are_dropped_at_the_rate_of_their_action(
     label: float, row_actions: list[int], drop_rate: float
 ) -> None:
-    """data:v15"""
     kept = _kept(_BY_ACTION, {"label": [label], "actions": row_actions})
     spread = 4 * (5000 * drop_rate * (1 - drop_rate)) ** 0.5
     assert abs(kept - 5000 * (1 - drop_rate)) <= spread

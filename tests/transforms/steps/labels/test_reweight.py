@@ -13,6 +13,7 @@ from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.steps.labels.reweight import ActionWeight, Reweight, replicas
+from tests.conformance.covers import covers
 from tests.reference import reweight as reference
 from tests.transforms.batch.line_id_batches import batch_of, rows_of
 
@@ -30,6 +31,7 @@ def _processed(config: pb.ReweightConfig, rows: list[dict[str, Any]]) -> tuple[p
     return Reweight(config).process(batch_of(rows, _FIELDS), counts), counts
 
 
+@covers("data:v24")
 @pytest.mark.parametrize(
     ("before", "now", "times", "label"),
     [
@@ -44,18 +46,17 @@ def _processed(config: pb.ReweightConfig, rows: list[dict[str, Any]]) -> tuple[p
     ],
 )
 def test_rows_count_as_their_actions_weigh(before: list[int], now: list[int], times: int, label: float) -> None:
-    """data:v24"""
     batch, counts = _processed(_config(_WEIGHTS, [3, 2, 1]), [{"pre_actions": before, "actions": now, "label": [0]}])
     assert [row["label"] for row in rows_of(batch, _FIELDS)] == [[label]] * times
     assert counts["rows_dropped"] == (times == 0)
 
 
+@covers("data:v24")
 @pytest.mark.parametrize(
     ("before", "now", "times", "label"),
     [([], [2], 3, -1), ([], [7], 6, 1), ([7], [2], 9, -1), ([2], [7], 0, 0)],
 )
 def test_an_action_that_came_before_weighs_as_well(before: list[int], now: list[int], times: int, label: float) -> None:
-    """data:v24"""
     config = _config([ActionWeight(2, 3, -1.0), ActionWeight(7, 6, 1.0)], [2, 7, 0, 1])
     batch, _ = _processed(config, [{"pre_actions": before, "actions": now, "label": [0]}])
     assert [row["label"] for row in rows_of(batch, _FIELDS)] == [[label]] * times

@@ -11,6 +11,7 @@ from millrace.transforms.batch.take_rows import take_rows_of
 from millrace.transforms.steps.negatives import item_pool
 from millrace.transforms.steps.negatives.item_pool import DrawRule, Draws, ItemPool
 from millrace.transforms.steps.negatives.negatives import sampled_weights
+from tests.conformance.covers import covers
 from tests.reference.negatives_reference import weight_of
 
 
@@ -33,8 +34,9 @@ def feed(pool: ItemPool, keys: range | list[int], draws: int = 0, seed: int = 0,
     )
 
 
+@covers("data:v25")
 def test_the_weight_of_a_draw() -> None:
-    """data:v25: index 3 of 10: 3.0 at the first draw, 1.8 with decay 2, 2.0 at the item's second draw."""
+    """Index 3 of 10: 3.0 at the first draw, 1.8 with decay 2, 2.0 at the item's second draw."""
     recency = np.array([(3 + 1) / 10])
     assert sampled_weights(5, recency, np.array([1])).tolist() == pytest.approx([3.0])
     assert sampled_weights(5, recency, np.array([1]), decay=2.0).tolist() == pytest.approx([1.8])
@@ -42,8 +44,9 @@ def test_the_weight_of_a_draw() -> None:
     assert weight_of(5, 0.4, 1, 1.0) == pytest.approx(3.0)
 
 
+@covers("data:v25")
 def test_draws_tell_recency_and_how_often_the_item_was_drawn() -> None:
-    """data:v25: a pool of 10 in order of arrival; the newest has recency 1."""
+    """A pool of 10 in order of arrival; the newest has recency 1."""
     pool = ItemPool(start_num=9, max_item_num=10)
     assert not len(feed(pool, range(9)).rows)
     draws = feed(pool, [9], draws=200, own=True)

@@ -16,6 +16,7 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import fid, record_batch
 from millrace.transforms.steps.negatives.negatives import GenerateNegatives
 from millrace.transforms.steps.step import Counts, StepContext
+from tests.conformance.covers import covers
 from tests.reference.negatives_reference import NaivePools, Row, negatives_of
 
 SEED, STEP = 7, "negatives"
@@ -191,8 +192,9 @@ def test_restoring_at_every_batch_changes_nothing(rows: list[Row], given_: dict[
     assert restored.save() == plain.save()
 
 
+@covers("data:v25")
 def test_negatives_stand_before_their_positive() -> None:
-    """data:v25: neg, neg, original, once the pool is warm."""
+    """Negative, negative, original, once the pool is warm."""
     step = step_of({"neg_num": 2})
     run(step, [batch_of(stream_of([item_row(1, 0.0), item_row(2, 0.0), item_row(3, 0.0)]))])
     made = run(step, [batch_of(stream_of([item_row(4)]))])
@@ -205,15 +207,17 @@ def test_negatives_stand_before_their_positive() -> None:
         assert (row["genre"], row["price"]) == ([row["__ITEM_ID__"]], [float(row["__ITEM_ID__"])])
 
 
+@covers("data:v25")
 def test_a_pool_gives_nothing_until_it_holds_more_than_start_num() -> None:
-    """data:v25: with start_num 10 the first 10 items yield no negatives."""
+    """With start_num 10 the first 10 items yield no negatives."""
     rows = stream_of([item_row(item) for item in range(1, 13)])
     made = run(step_of({"start_num": 10}), batches_of(rows, [3, 5]))
     assert [row["__LABEL__"][0] for row in made] == [1.0] * 10 + [-1.0, 1.0] * 2
 
 
+@covers("data:v25")
 def test_an_item_that_comes_twice_keeps_its_first_columns_and_its_place() -> None:
-    """data:v25: and is counted twice."""
+    """It is counted twice."""
     step = step_of({})
     run(step, [batch_of(stream_of([item_row(1, 0.0), item_row(2, 0.0), item_row(1, 0.0, genre=[77])]))])
     contents = step.pool.contents()
@@ -222,9 +226,10 @@ def test_an_item_that_comes_twice_keeps_its_first_columns_and_its_place() -> Non
     assert contents.items.column("genre").to_pylist() == [[1], [2]]
 
 
+@covers("data:v25")
 @pytest.mark.parametrize("throw_origin", [False, True])
 def test_counts_on_a_thousand_rows(throw_origin: bool) -> None:
-    """data:v25: count = positives + negatives, generated in [(P - start) * neg_num, P * neg_num]."""
+    """Count = positives + negatives, generated in [(P - start) * neg_num, P * neg_num]."""
     neg_num, start = 3, 50
     rows = stream_of([item_row(i, float(i % 4 == 0)) for i in range(1000)])
     counts = Counts()

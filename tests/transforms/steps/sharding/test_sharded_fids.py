@@ -18,6 +18,7 @@ from millrace.transforms.steps.sharding.shard_layout import ShardLayout
 from millrace.transforms.steps.sharding.sharded_batch import ShardedFids
 from millrace.transforms.steps.sharding.sharded_fids import SHARED_KEY, ShardFids, shard_fids
 from millrace.transforms.steps.step import StepContext
+from tests.conformance.covers import covers
 from tests.reference import sharding_reference as reference
 
 A10, A11 = int(fid_v2(1, 10)), int(fid_v2(1, 11))
@@ -49,7 +50,7 @@ CONFIGS = _configs({"a": ("t0", [1, 3]), "b": ("t1", [2]), "c": ("t0", [3])})
 
 
 def _vector_batch() -> pa.RecordBatch:
-    """data:v26"""
+    """Two rows, three features, two tables."""
     return _batch({"a": [[A10, A11], [A11]], "b": [[B20], [B20, B21]], "c": [None, [C30]]})
 
 
@@ -57,18 +58,18 @@ def _pairs(offsets: np.ndarray) -> list[tuple[int, int]]:
     return [(offset >> 32, offset & 0xFFFFFFFF) for offset in offsets.tolist()]
 
 
+@covers("data:v26", "data:v27")
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_features_and_rows_are_found_by_their_offsets_in_every_layout(version: int) -> None:
-    """data:v26, data:v27"""
     sharded = shard_fids(_vector_batch(), CONFIGS, 2, version=version)
     assert sharded.nfl_offset.tolist() == [0, 2, 4, 7]
     assert sharded.feature_offset.tolist() == [0, 2, 3, 4, 6, 6, 7]
     assert sharded.batch_size == 2
 
 
+@covers("data:v28")
 @pytest.mark.parametrize("version", [2, 3, 5])
 def test_a_block_has_its_fids_by_feature_and_then_by_row(version: int) -> None:
-    """data:v28"""
     outputs = shard_fids(_vector_batch(), CONFIGS, 2, version=version).outputs()
     lists = {key: outputs[f"fid_list/{key}"].tolist() for key in ("t0:0", "t0:1", "t1:0", "t1:1")}
     assert lists == {"t0:0": [A10, C30], "t0:1": [A11, A11], "t1:0": [B20, B20], "t1:1": [B21]}
@@ -76,6 +77,7 @@ def test_a_block_has_its_fids_by_feature_and_then_by_row(version: int) -> None:
     assert splits == {"t0:0": [0, 1, 2], "t0:1": [0, 2, 2], "t1:0": [0, 2], "t1:1": [0, 1]}
 
 
+@covers("data:v29")
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
@@ -85,15 +87,14 @@ def test_a_block_has_its_fids_by_feature_and_then_by_row(version: int) -> None:
     ],
 )
 def test_each_layout_has_its_own_offsets(version: int, expected: list[tuple[int, int]]) -> None:
-    """data:v29"""
     offsets = shard_fids(_vector_batch(), CONFIGS, 2, version=version).fid_offset
     assert _pairs(offsets) == expected
     if version >= 3:
         assert offsets[2] == 4294967300
 
 
+@covers("data:v30")
 def test_layout_5_tells_sizes_and_layout_4_is_one_flat_buffer_by_shard() -> None:
-    """data:v30"""
     v5 = shard_fids(_vector_batch(), CONFIGS, 2, version=5).outputs()
     assert v5["emb_size"].tolist() == [7, 8, 4, 2]
     sizes = [v5[name].tolist() for name in ("nfl_size", "feature_size", "fid_size", "batch_size")]
@@ -107,8 +108,8 @@ def test_layout_5_tells_sizes_and_layout_4_is_one_flat_buffer_by_shard() -> None
     assert v4["batch_size"].shape == ()
 
 
+@covers("data:v31")
 def test_a_unique_fid_has_one_embedding_a_feature_and_shard() -> None:
-    """data:v31"""
     sharded = shard_fids(_vector_batch(), CONFIGS, 2, unique=True)
     assert sharded.fids_of("t0", 1).tolist() == [A11]
     assert sharded.fids_of("t1", 0).tolist() == [B20]
@@ -117,8 +118,8 @@ def test_a_unique_fid_has_one_embedding_a_feature_and_shard() -> None:
     assert sharded.emb_size.tolist() == [7, 4, 2, 2]
 
 
+@covers("data:v32")
 def test_a_shared_feature_has_one_entry_and_an_absent_one_an_empty_one() -> None:
-    """data:v32"""
     batch = _batch({"a": [[A10, A11], [A11]], "b": [[B20, B21]] * 2}, shared=("b",))
     sharded = shard_fids(batch, CONFIGS, 2, unique=True)
     assert sharded.nfl_offset.tolist() == [0, 2147483650, 2147483651, 5]
@@ -134,8 +135,8 @@ def test_a_feature_that_calls_itself_shared_but_differs_between_rows_is_not() ->
 TABLES_OF_27 = _configs({"fa": ("t1", [1, 4]), "fb": ("t1", [1, 4]), "fc": ("t2", [2])})
 
 
+@covers("dist:27", part="lists and offsets; the product has no layouts and no gradients by offset")
 def test_the_offsets_of_the_layout_example() -> None:
-    """dist:27, the part of the sharding op"""
     batch = _batch({"fa": [[10, 11], [10, 13]], "fb": [[21, 20], []], "fc": [[7, 8, 9, 12], [5]]})
     sharded = shard_fids(batch, TABLES_OF_27, 2, unique=True)
     blocks = [("t1", 0), ("t1", 1), ("t2", 0), ("t2", 1)]
@@ -151,8 +152,8 @@ def test_the_offsets_of_the_layout_example() -> None:
     assert sharded.emb_size.tolist() == [10, 15, 4, 6]
 
 
+@covers("dist:28", part="offsets; the product has no layouts and no gradients by offset")
 def test_the_offsets_of_the_layout_example_with_a_shared_feature() -> None:
-    """dist:28, the part of the sharding op"""
     columns: dict[str, Rows] = {"fa": [[10, 11], [10, 13]], "fb": [[21, 20]] * 2, "fc": [[7, 8, 9, 12], [5]]}
     sharded = shard_fids(_batch(columns, shared=("fb",)), TABLES_OF_27, 2, unique=True)
     assert sharded.feature_offset.tolist() == [0, 2, 4, 6, 10, 11]
@@ -162,25 +163,30 @@ def test_the_offsets_of_the_layout_example_with_a_shared_feature() -> None:
 @pytest.mark.parametrize(
     ("slots", "shards", "dims", "ids", "shard_sizes", "slot_sizes", "offsets"),
     [
-        pytest.param([[0, 1, 2, 2, 3, 5]], 3, [1], [0, 3, 1, 2, 5], [2, 1, 2], [2, 1, 2], None, id="dist:4"),
+        pytest.param([[0, 1, 2, 2, 3, 5]], 3, [1], [0, 3, 1, 2, 5], [2, 1, 2], [2, 1, 2], None,
+                     marks=covers("dist:4"), id="one slot"),
         pytest.param([[0, 1, 2, 2, 3, 5], []], 3, [1, 1], [0, 3, 1, 2, 5], [2, 1, 2], [2, 0, 1, 0, 2, 0], None,
-                     id="dist:5"),
+                     marks=covers("dist:5"), id="an empty slot"),
         pytest.param([[0, 1, 2, 2, 3, 5], [6, 7, 8, 8, 9, 11]], 3, [1, 1], [0, 3, 6, 9, 1, 7, 2, 5, 8, 11], [4, 2, 4],
-                     [2, 2, 1, 1, 2, 2], None, id="dist:6"),
-        pytest.param([[], []], 2, [1, 1], [], [0, 0], [0, 0, 0, 0], None, id="dist:7"),
+                     [2, 2, 1, 1, 2, 2], None, marks=covers("dist:6"), id="two slots"),
+        pytest.param([[], []], 2, [1, 1], [], [0, 0], [0, 0, 0, 0], None,
+                     marks=covers("dist:7"), id="empty slots"),
         pytest.param([[0, 1, 0], [3, 2, 3], [5, 6, 7]], 2, [1, 2, 3], [0, 2, 6, 1, 3, 5, 7], [3, 4],
-                     [1, 1, 1, 1, 1, 2], [0, 6, 0, 7, 1, 7, 9, 3, 12], id="dist:8"),
+                     [1, 1, 1, 1, 1, 2], [0, 6, 0, 7, 1, 7, 9, 3, 12],
+                     marks=covers("dist:8", part="all but emb_offset_sz"), id="three widths"),
         pytest.param([[2, 3, 1, 2, 7, 2], [5, 8, 4, 4, 5, 11, 6]], 3, [3, 2], [3, 6, 1, 7, 4, 2, 5, 8, 11], [2, 3, 4],
-                     [1, 1, 2, 1, 1, 3], [13, 0, 5, 13, 8, 13, 16, 18, 11, 11, 16, 20, 3], id="dist:9"),
+                     [1, 1, 2, 1, 1, 3], [13, 0, 5, 13, 8, 13, 16, 18, 11, 11, 16, 20, 3],
+                     marks=covers("dist:9"), id="two widths"),
         pytest.param([[0, 1, 2, 3, 4, 5, 6, 7, 8], [10, 11, 10]], 5, [2, 3], [0, 5, 10, 1, 6, 11, 2, 7, 3, 8, 4],
-                     [3, 3, 2, 2, 1], None, [0, 7, 14, 18, 22, 2, 9, 16, 20, 4, 11, 4], id="dist:11"),
+                     [3, 3, 2, 2, 1], None, [0, 7, 14, 18, 22, 2, 9, 16, 20, 4, 11, 4],
+                     marks=covers("dist:11"), id="five shards"),
     ],
 )  # fmt: skip
 def test_layout_4_with_a_table_a_slot_reorders_ids_for_one_lookup_a_shard(
     slots: list[list[int]], shards: int, dims: list[int], ids: list[int], shard_sizes: list[int],
     slot_sizes: list[int] | None, offsets: list[int] | None,
 ) -> None:  # fmt: skip
-    """dist:4, dist:5, dist:6, dist:7, dist:8, dist:9, dist:11: the fused reorder of ids is this layout."""
+    """The fused reorder of ids is this layout."""
     names = [f"slot{i}" for i in range(len(slots))]
     configs = _configs({name: (name, [dim]) for name, dim in zip(names, dims, strict=True)})
     batch = _batch({name: [fids] for name, fids in zip(names, slots, strict=True)})
@@ -200,16 +206,16 @@ def _sharded_9() -> ShardedFids:
     return shard_fids(batch, configs, 3, unique=True, version=4)
 
 
+@covers("dist:25", part="offsets; the sums are taken in the test")
 def test_sizes_tell_where_the_ids_and_embeddings_of_a_lookup_lie() -> None:
-    """dist:25"""
     sharded = _sharded_9()
     assert sharded.fid_splits.tolist() == [0, 1, 2, 4, 5, 6, 9]
     assert np.cumsum(sharded.emb_size).tolist() == [3, 5, 11, 13, 16, 22]
     assert sharded.emb_size.reshape(3, 2).sum(axis=1).tolist() == [5, 8, 9]
 
 
+@covers("dist:18", part="where a row begins; the product has no gather by offset")
 def test_flat_offsets_find_the_embeddings_in_one_buffer() -> None:
-    """dist:18"""
     flat = [
         1.1,
         1.2,
