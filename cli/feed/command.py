@@ -19,6 +19,7 @@ from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from millrace.pipelines.feed.options import FeedOptions, FileSettings, KafkaSettings, RecordFiles, RecordFormat
+    from millrace.transforms.feed.config import FeedConfig
     from millrace.transforms.frames.framing import FrameOptions
 
 _EXAMPLE = """\
@@ -179,7 +180,7 @@ def feed_options(arguments: argparse.Namespace) -> "FeedOptions":
     return FeedOptions(
         config,
         _source(arguments, config.model),
-        recipe=_recipe(arguments.recipe, config.early_negatives),
+        recipe=_recipe(arguments.recipe, config),
         runner=arguments.runner,
         beam_flags=tuple(arguments.unknown),
         work_folder=arguments.work_dir,
@@ -246,17 +247,16 @@ def frame_options(text: str | None) -> "FrameOptions | None":
     return FrameOptions(**{_FRAMES[name]: True for name in names})
 
 
-def _recipe(path: Path | None, early_negatives: bool) -> bytes:
+def _recipe(path: Path | None, config: "FeedConfig") -> bytes:
     """The recipe as a message, checked; empty without one."""
     if path is None:
         return b""
-    from millrace.transforms.batch.record_batch import MAX_COPIES
+    from millrace.pipelines.feed.rows_stage import RowsStageFactory
     from millrace.transforms.recipe.chain import TransformChain
 
-    chain = TransformChain.read(str(path))
-    if any(type(step).__name__ == "ShardFids" for step in chain.steps):
-        raise UserError("--recipe", path, "has a step shard_fids, but a train topic holds rows", "leave the step out")
-    if early_negatives and 2 * chain.fanout > MAX_COPIES:
-        problem = f"makes up to {chain.fanout} rows of one, and early negatives make two"
-        raise UserError("--recipe", path, problem, f"stay within {MAX_COPIES} in all")
-    return chain.config.SerializeToString()
+    recipe = TransformChain.read(str(path)).config.SerializeToString()
+    try:
+        RowsStageFactory(config, recipe)
+    except UserError as error:
+        raise UserError("--recipe", path, error.problem, error.remedy) from error
+    return recipe

@@ -15,7 +15,7 @@ from millrace.transforms.recipe.chain import TransformChain
 
 def run(arguments: argparse.Namespace) -> int:
     def make_chain() -> TransformChain | None:
-        return read_chain(arguments.recipe, "--recipe")
+        return read_chain(arguments.recipe)
 
     make_chain()  # wrong steps show before anything is read
     settings = dest_settings(arguments, arguments.dest)

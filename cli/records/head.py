@@ -22,7 +22,7 @@ _MAX_NAME = 40
 
 
 def run(arguments: argparse.Namespace) -> int:
-    chain = read_chain(arguments.where, "--where")
+    chain = read_chain(arguments.where)
     source = open_source(arguments, arguments.source)
     as_table = arguments.format == "table"
     limit = arguments.limit or (_TABLE_ROWS if as_table else _JSON_ROWS)

@@ -13,7 +13,7 @@ from millrace.transforms.batch import record_batch
 
 
 def run(arguments: argparse.Namespace) -> int:
-    chain = read_chain(arguments.where, "--where")
+    chain = read_chain(arguments.where)
     source = open_source(arguments, arguments.source)
     stats = RecordStats()
     with progress("reading", source.size) as advance, closing(source.parts()) as parts:

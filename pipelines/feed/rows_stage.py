@@ -14,8 +14,9 @@ from apache_beam.metrics import Metrics
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime import telemetry
+from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.record_batch import ROWS_PER_RECORD
+from millrace.transforms.batch.record_batch import MAX_COPIES, ROWS_PER_RECORD
 from millrace.transforms.beam.steps import StepCounters
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.train_batch import to_train_batch
@@ -38,11 +39,22 @@ class RowsStageFactory:
       config: features, heads, sampling, audit.
       recipe: a serialized `TransformConfig`.
       joined: rows come from the join of events and have neither fids nor labels yet.
+
+    Raises: UserError for a recipe that cannot work, or that gives a trainer no rows.
     """
 
     config: FeedConfig
     recipe: bytes = b""
     joined: bool = True
+
+    def __post_init__(self) -> None:
+        chain = self._chain()
+        if not chain.gives_rows:
+            problem = "ends with shard_fids, which gives sharded batches, but a train block holds rows"
+            raise UserError("recipe", chain.steps[-1].context.id, problem, "leave the step out of a feed's recipe")
+        if self.config.early_negatives and 2 * chain.fanout > MAX_COPIES:
+            problem = f"makes up to {chain.fanout} rows of one, and early negatives make two"
+            raise UserError("recipe", f"{chain.fanout} rows", problem, f"stay within {MAX_COPIES} in all")
 
     def __call__(self) -> "TrainRowsStage":
         return TrainRowsStage(self.config, self._chain(), self.joined)

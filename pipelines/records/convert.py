@@ -13,8 +13,12 @@ from millrace.pipelines.files.format import RecordSettings
 from millrace.pipelines.files.sinks import publish
 from millrace.pipelines.files.writers import MoreColumnsError, needs_schema, with_one_schema, write_rows
 from millrace.pipelines.records.source import Progress, RecordSource, Refused
+from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter
 from millrace.transforms.recipe.chain import TransformChain
+
+_SHARDED_FORMATS = ("arrow", "parquet", "json")
+"""Formats whose columns may be lists of lists with nulls, as those of a sharded batch are."""
 
 
 class BadRecordsError(Exception):
@@ -61,6 +65,10 @@ class Conversion:
 
         Raises: BadRecordsError, UserError.
         """
+        chain = self._make_chain()
+        if chain is not None and not chain.gives_rows and settings.format not in _SHARDED_FORMATS:
+            problem = "cannot hold the sharded batches of shard_fids"
+            raise UserError("--to", settings.format, problem, f"choose {' or '.join(_SHARDED_FORMATS)}")
         schema = None
         while True:
             try:

@@ -93,9 +93,9 @@ class TransformChain:
         self.config = config
         self._actions = _action_names(config, text)
         self.steps = [self._make(index, each, text) for index, each in enumerate(config.configs)]
-        # Behind shard_fids columns have other names: the actions get theirs back before.
-        self._layout = self.steps[-1:] if any(isinstance(step, sharded_fids.ShardFids) for step in self.steps) else []
-        of_rows = self.steps[: len(self.steps) - len(self._layout)]
+        # A step without rows renames the columns, so the actions get their names back before it.
+        of_rows = [step for step in self.steps if step.gives_rows]
+        self._layout = [step for step in self.steps if not step.gives_rows]
         self._stages = [(is_filter, list(steps)) for is_filter, steps in itertools.groupby(of_rows, _is_filter)]
         self.counts: dict[str, Counts] = {step.context.id: Counter() for step in self.steps}
         self._check(text)
@@ -128,6 +128,11 @@ class TransformChain:
     def stateful(self) -> bool:
         """Whether the output depends on the batches before."""
         return any(isinstance(step, StatefulStep) for step in self.steps)
+
+    @property
+    def gives_rows(self) -> bool:
+        """Whether the output holds rows; false with `shard_fids`, which makes one sharded batch of many rows."""
+        return not self._layout
 
     @property
     def fanout(self) -> int:
@@ -169,7 +174,7 @@ class TransformChain:
         for index, step in enumerate(self.steps):
             if step.context.id in ids[:index]:
                 problem = index, UserError("", step.context.id, "another step has the same id", "give it its own")
-            elif isinstance(step, sharded_fids.ShardFids) and index + 1 < len(self.steps):
+            elif not step.gives_rows and index + 1 < len(self.steps):
                 problem = index, UserError("", "", "steps follow shard_fids", "make it the last step")
         if self.fanout > MAX_COPIES:
             problem = 0, UserError("", self.fanout, "rows that one row may become", f"stay within {MAX_COPIES}")

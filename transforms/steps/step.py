@@ -40,11 +40,13 @@ class Step(abc.ABC):
       counters: {name: meaning} of what `process` counts, beside `rows_in` and `rows_out`, which everybody has.
       example: the step as a recipe has it, YAML.
       fanout: rows that one row becomes at most, itself included.
+      gives_rows: whether the output holds rows. A step without rows can only be the last one.
     """
 
     counters: ClassVar[Mapping[str, str]] = {}
     example: ClassVar[str] = ""
     fanout: int = 1
+    gives_rows: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: StepContext = StepContext()) -> None:
         self.config, self.context = config, context

@@ -13,6 +13,10 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.codecs.record_codec import encode_records
 from millrace.transforms.frames.framing import FILE_FRAMES, TF_RECORDS, Framing, join_frames
+from millrace.transforms.recipe.chain import TransformChain
+from millrace.transforms.steps.sharding.shard_layout import ShardLayout
+from millrace.transforms.steps.sharding.sharded_batch import ShardedFids
+from millrace.transforms.steps.sharding.sharded_fids import shard_with
 from tests.conftest import RunCli
 from tests.reference.record_rows import random_rows
 
@@ -440,3 +444,52 @@ def test_a_reader_that_leaves_ends_the_command(rows: pa.RecordBatch, tmp_path: P
     path = write(tmp_path / "part", random_rows(3000))
     done = run_millrace("records", "head", str(path), "--records", "example", "-n", "2", timeout=120)
     assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 2, "")
+
+
+# shard_fids
+
+
+_SHARDING = """\
+steps:
+- shard_fids:
+    ps_num: 2
+    feature_configs: {feature_configs: {user: {table: user, slice_dims: [1, 16]}}}
+"""
+
+
+@pytest.mark.parametrize("format", ["arrow", "parquet"])
+def test_convert_shards_the_fids_of_every_batch_into_a_file_that_gives_them_back(
+    format: str, rows: pa.RecordBatch, tmp_path: Path
+) -> None:
+    parts = [rows.slice(0, 20), rows.slice(20)]
+    for number, part in enumerate(parts):
+        write(tmp_path / f"part-{number}", part)
+    recipe, dest = tmp_path / "recipe.yaml", tmp_path / f"sharded.{format}"
+    recipe.write_text(_SHARDING)
+    assert run("convert", tmp_path / "part-*", dest, "--records", "example", "--recipe", recipe) == 0
+    layout = ShardLayout(TransformChain.read(str(recipe)).config.configs[0].basic_config.shard_fids.feature_configs, 2)
+    table = pq.read_table(dest) if format == "parquet" else pa.ipc.open_file(dest).read_all()
+    found = [ShardedFids.from_record_batch(each, layout) for each in table.to_batches(max_chunksize=1)]
+    assert [each.batch_size for each in found] == [20, 30]
+    for sharded, part in zip(found, parts, strict=True):
+        expected = shard_with(part, layout, unique=False)
+        assert sharded.fids.tolist() == expected.fids.tolist()
+        assert sharded.fid_offset.tolist() == expected.fid_offset.tolist()
+
+
+def test_a_format_that_cannot_hold_sharded_batches_is_refused(rows: pa.RecordBatch, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(_SHARDING)
+    source = write(tmp_path / "part", rows)
+    with pytest.raises(UserError, match="--to=avro: cannot hold the sharded batches of shard_fids; choose arrow or"):
+        run("convert", source, tmp_path / "rows.avro", "--records", "example", "--recipe", recipe)
+    assert not (tmp_path / "rows.avro").exists()
+
+
+def test_head_prints_a_sharded_batch(rows: pa.RecordBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(_SHARDING)
+    assert run("head", write(tmp_path / "part", rows), "--records", "example", "--where", recipe) == 0
+    (found,) = lines(capsys)
+    assert found["sharded.batch_size"] == [50]
+    assert len(found["rows.__SOURCE_OFFSET__"]) == 50

@@ -1,5 +1,6 @@
 """Recipes in a feed: the rows that the chain alone makes, refused mistakes, and a partition of only bad records."""
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from millrace.cli import main
 from millrace.pipelines.feed.launch import FeedFailedError, run_feed
 from millrace.pipelines.feed.options import FeedOptions, FileSettings, Tuning
 from millrace.pipelines.feed.rows_stage import RowsStageFactory
+from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.recipe.chain import TransformChain
 from tests.pipelines.feed.test_event_feed import World, config, make_world, read_rows, run_files, write_lines
@@ -127,3 +129,26 @@ def test_a_parquet_file_of_the_feed_is_a_canonical_train_block(world: World, tmp
     for path in (tmp_path / "rows").glob("*.parquet"):
         for batch in pq.read_table(path).combine_chunks().to_batches():
             record_batch.validate_train_batch(batch, ["user", "item"], 1)
+
+
+def test_a_feed_refuses_a_recipe_whose_last_step_gives_no_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "steps: [{shard_fids: {feature_configs: {feature_configs: {user: {table: user, slice_dims: [8]}}}}}]"
+    with pytest.raises(UserError, match="recipe=0.shard_fids: ends with shard_fids, .* but a train block holds rows"):
+        RowsStageFactory(config(), TransformChain.parse(text).config.SerializeToString())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text, "utf-8")
+    code = main.main(
+        ["feed", "--task", "millrace.examples.feed_ranking:FeedRanking", "--kafka", "x:1", "--recipe", str(recipe)]
+    )
+    assert code == 2
+    assert f"--recipe={recipe}: ends with shard_fids" in capsys.readouterr().err
+
+
+def test_early_negatives_and_the_recipe_together_make_no_more_rows_than_provenance_can_tell_apart() -> None:
+    text = "steps: [{generate_negatives: {neg_num: 200, item_features: [item]}}]"
+    recipe = TransformChain.parse(text).config.SerializeToString()
+    RowsStageFactory(config(), recipe)
+    with pytest.raises(UserError, match="recipe=201 rows: .* stay within 256 in all"):
+        RowsStageFactory(dataclasses.replace(config(), early_negatives=True), recipe)

@@ -25,6 +25,7 @@ _ARRAYS: dict[str, np.dtype] = {
     "emb_size": np.dtype(np.int64),
 }
 _ARRAY_PREFIX, _ROW_PREFIX = "sharded.", "rows."
+_SIZE = np.dtype(np.int64)
 _META_KEY = b"millrace.sharded"
 
 
@@ -158,14 +159,16 @@ class ShardedFids:
     def to_record_batch(self) -> pa.RecordBatch:
         """One row: `sharded.<array>` is the list of an array's numbers, `rows.<column>` that of a column's values.
 
-        Nothing is copied. The metadata of the schema says how the batch was sharded.
+        `sharded.batch_size` is a list of one number. Nothing is copied. The metadata of the schema says how the batch
+        was sharded; it is the same for all batches of a configuration, so that one file can hold them.
         """
-        fields = [pa.field(f"{_ARRAY_PREFIX}{name}", pa.from_numpy_dtype(dtype)) for name, dtype in _ARRAYS.items()]
+        arrays = {name: pa.array(getattr(self, name)) for name in _ARRAYS}
+        arrays["batch_size"] = pa.array(np.array([self.batch_size], _SIZE))
+        fields = [pa.field(f"{_ARRAY_PREFIX}{name}", array.type) for name, array in arrays.items()]
         fields += [field.with_name(f"{_ROW_PREFIX}{field.name}") for field in self.rows.schema]
-        columns = [pa.array(getattr(self, name)) for name in _ARRAYS] + self.rows.columns
+        columns = [*arrays.values(), *self.rows.columns]
         lists = [pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column) for column in columns]
         meta = {
-            "batch_size": self.batch_size,
             "config_fingerprint": self.layout.fingerprint,
             "ps_num": self.layout.ps_num,
             "version": self.layout.version,
@@ -175,7 +178,7 @@ class ShardedFids:
 
     @classmethod
     def from_record_batch(cls, batch: pa.RecordBatch, layout: ShardLayout) -> Self:
-        """The batch of a row of `to_record_batch`, without a copy.
+        """The batch of a row of `to_record_batch`, without a copy. A column whose list is null is left out.
 
         Args:
           layout: of the version, the features and the number of shards by which the batch was sharded.
@@ -187,14 +190,19 @@ class ShardedFids:
         if meta.get("version") != layout.version:
             raise ValueError(f"the batch has layout {meta.get('version')}, not {layout.version}")
         arrays = {name: _array_in(batch, name, dtype) for name, dtype in _ARRAYS.items()}
-        fields = [field for field in batch.schema if field.name.startswith(_ROW_PREFIX)]
+        (batch_size,) = _array_in(batch, "batch_size", _SIZE)
+        fields = [
+            field
+            for field, column in zip(batch.schema, batch.columns, strict=True)
+            if field.name.startswith(_ROW_PREFIX) and not column.null_count
+        ]
         columns = [_list_in(batch, field.name) for field in fields]
         schema = [
             pa.field(field.name.removeprefix(_ROW_PREFIX), column.type, metadata=field.metadata)
             for field, column in zip(fields, columns, strict=True)
         ]
         rows = pa.RecordBatch.from_arrays(columns, schema=pa.schema(schema))
-        return cls(layout=layout, batch_size=meta["batch_size"], rows=rows, **arrays)._checked()
+        return cls(layout=layout, batch_size=int(batch_size), rows=rows, **arrays)._checked()
 
     def _block(self, table: str, shard: int) -> int:
         if table not in self.layout.tables or not 0 <= shard < self.layout.ps_num:
@@ -303,7 +311,7 @@ def _meta_of(batch: pa.RecordBatch) -> dict[str, Any]:
         meta = json.loads((batch.schema.metadata or {})[_META_KEY])
     except (KeyError, ValueError):
         raise ValueError("not a sharded batch: its schema does not say how it was sharded") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("batch_size"), int) or batch.num_rows != 1:
+    if not isinstance(meta, dict) or batch.num_rows != 1:
         raise ValueError(f"not one sharded batch: it has {batch.num_rows} rows")
     return meta
 

@@ -115,6 +115,7 @@ class ShardFids(Step):
     one empty entry that all rows share.
     """
 
+    gives_rows = False
     counters = {"fids_in": "fids of the features", "fids_out": "fids to look up; fewer when `unique`"}
     example = """\
 shard_fids:
