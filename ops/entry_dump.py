@@ -8,17 +8,19 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from millrace.ops.embedding_table import EmbeddingStore, Entries
-from millrace.ops.table_config import Adagrad, Segment, TableConfig
+from millrace.ops.table_config import Adagrad, TableConfig
+from millrace.ops.table_files import TableFile
 from millrace.protos.embedding_table_pb2 import EntryDump, SingleOptimizerDump
 
 __all__ = [
+    "NoDumpError",
     "complete_file_set",
     "from_entry_dumps",
     "import_entry_dumps",
@@ -60,11 +62,25 @@ _STATES = {
 _ADAGRADS = ("adagrad", "dynamic_wd_adagrad")
 
 
-def to_entry_dumps(table: TableConfig, entries: Entries) -> list[bytes]:
-    """One serialized EntryDump an entry, with its id.
+class NoDumpError(ValueError):
+    """An optimizer whose state EntryDump has no message for; the message names table, segment and optimizer."""
+
+
+class _DumpedSegment(NamedTuple):
+    """A segment that has an optimizer's dump: its weights, and which message of EntryDump holds its state."""
+
+    dim: int
+    kind: str
+
+
+def to_entry_dumps(table: TableConfig | TableFile, entries: Entries) -> list[bytes]:
+    """One serialized EntryDump per entry, with its id.
+
+    Args:
+      table: the table in training form, or a file of it.
 
     Raises:
-      ValueError: an optimizer of the table has no dump.
+      NoDumpError: an optimizer of the table has no dump.
     """
     return _serialize(table, entries, with_id=True)
 
@@ -78,7 +94,7 @@ def from_entry_dumps(table: TableConfig, dumps: Sequence[bytes]) -> Entries:
         the segment, what was expected and what was found.
     """
     segments = _dumped_segments(table)
-    width = table.dim + sum(_STATES[kind].floats(segment.dim) for segment, kind in segments)
+    width = table.dim + sum(_STATES[kind].floats(dim) for dim, kind in segments)
     values = np.empty((len(dumps), width), np.float32)
     messages = [EntryDump.FromString(dump) for dump in dumps]
     for row, message in zip(values, messages, strict=True):
@@ -97,7 +113,7 @@ def lookup_entries_as_dumps(store: EmbeddingStore, table: str, ids: Any) -> list
     """One serialized EntryDump without id for each of `ids`, b"" for one without an entry.
 
     Raises:
-      ValueError: an optimizer of the table has no dump.
+      NoDumpError: an optimizer of the table has no dump.
     """
     entries, found = store.lookup_entries(table, ids)
     present = iter(_serialize(store.table(table), Entries(*(column[found] for column in entries)), with_id=False))
@@ -157,21 +173,24 @@ def _read(table: TableConfig, paths: Sequence[Path]) -> Iterator[Entries]:
             raise tf.errors.DataLossError(None, None, f"{path}: {error}") from error
 
 
-def _dumped_segments(table: TableConfig) -> list[tuple[Segment, str]]:
-    """Segments that have an optimizer's dump, and its kind: none in a table that serves."""
+def _dumped_segments(table: TableConfig | TableFile) -> list[_DumpedSegment]:
+    """Segments that have an optimizer's dump: none in a table that serves."""
     dumped = []
+    name = table.table if isinstance(table, TableFile) else table.name
     for i, segment in enumerate(table.segments):
         optimizer = segment.optimizer
-        if optimizer is None or optimizer.kind == "moving_average":
+        kind = optimizer if isinstance(optimizer, str) else "" if optimizer is None else optimizer.kind
+        if kind in ("", "none", "moving_average"):
             continue
-        if optimizer.kind not in _STATES:
-            raise ValueError(f"table {table.name!r}, segment {i}: {type(optimizer).__name__} has no dump")
+        if kind not in _STATES:
+            described = kind if isinstance(optimizer, str) else type(optimizer).__name__
+            raise NoDumpError(f"table {name!r}, segment {i}: {described} has no dump")
         decoupled = isinstance(optimizer, Adagrad) and optimizer.decouple_weight_decay
-        dumped.append((segment, "dynamic_wd_adagrad" if decoupled else optimizer.kind))
+        dumped.append(_DumpedSegment(segment.dim, "dynamic_wd_adagrad" if decoupled else kind))
     return dumped
 
 
-def _serialize(table: TableConfig, entries: Entries, with_id: bool) -> list[bytes]:
+def _serialize(table: TableConfig | TableFile, entries: Entries, with_id: bool) -> list[bytes]:
     segments = _dumped_segments(table)
     dumps = []
     for fid, row, timestamp in zip(entries.ids.tolist(), entries.values, entries.timestamps.tolist(), strict=True):
@@ -179,9 +198,9 @@ def _serialize(table: TableConfig, entries: Entries, with_id: bool) -> list[byte
         if with_id:
             message.id = fid
         first = table.dim
-        for segment, kind in segments:
-            floats = _STATES[kind].floats(segment.dim)
-            message.opt.dump.append(_write_state(segment.dim, kind, row[first : first + floats]))
+        for dim, kind in segments:
+            floats = _STATES[kind].floats(dim)
+            message.opt.dump.append(_write_state(dim, kind, row[first : first + floats]))
             first += floats
         dumps.append(message.SerializeToString())
     return dumps
@@ -202,14 +221,14 @@ def _write_state(dim: int, kind: str, state: np.ndarray) -> SingleOptimizerDump:
     return dump
 
 
-def _read_state(where: str, segments: list[tuple[Segment, str]], message: EntryDump) -> np.ndarray:
+def _read_state(where: str, segments: list[_DumpedSegment], message: EntryDump) -> np.ndarray:
     """State of all segments, float32."""
     if not segments:
         return np.empty(0, np.float32)
     if len(message.opt.dump) != len(segments):
         raise ValueError(f"{where}: has {len(message.opt.dump)} optimizer dumps, expected {len(segments)}")
     parts = []
-    for i, ((segment, kind), dump) in enumerate(zip(segments, message.opt.dump, strict=True)):
+    for i, ((dim, kind), dump) in enumerate(zip(segments, message.opt.dump, strict=True)):
         place = f"{where}, optimizer dump {i}"
         found = dump.WhichOneof("type")
         if found != kind and not (found in _ADAGRADS and kind in _ADAGRADS):
@@ -218,7 +237,7 @@ def _read_state(where: str, segments: list[tuple[Segment, str]], message: EntryD
         missing = [name for name in layout.scalars + layout.integers if not fields.HasField(name)]
         if missing:
             raise ValueError(f"{place}: {kind} has no {missing[0]}")
-        parts += [_checked(place, name, getattr(fields, name), segment.dim) for name in layout.vectors]
+        parts += [_checked(place, name, getattr(fields, name), dim) for name in layout.vectors]
         parts.append(np.array([getattr(fields, name) for name in layout.scalars], np.float32))
         parts.append(np.array([getattr(fields, name) for name in layout.integers], np.int64).view(np.float32))
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""`millrace checkpoint inspect|verify|reshard|export`: works on table files without a trainer."""
+"""`millrace checkpoint inspect|verify|reshard|export|import`: works on table files without a trainer."""
 
 import argparse
 import dataclasses
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from millrace.cli.checkpoint import import_dumps
 from millrace.cli.common import add_command, tensorflow_import
 from millrace.runtime.errors import UserError
 
@@ -24,7 +25,9 @@ _EXAMPLES = {
     "export": """
 millrace checkpoint export /tmp/feed/checkpoints/1200/tables --limit 3
 millrace checkpoint export /tmp/feed/checkpoints/1200/tables --format parquet --with-state --output /tmp/tables
+millrace checkpoint export /tmp/feed/checkpoints/1200/tables --format entry-dump --output /tmp/dumps
 """,
+    "import": import_dumps.EXAMPLE,
 }
 
 
@@ -36,18 +39,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "\n".join(example.strip() for example in _EXAMPLES.values()),
         _inspect,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="inspect|verify|reshard|export")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="inspect|verify|reshard|export|import")
     inspect = _add_action(
         actions, "inspect", "Says what each table holds. Exit code 1 when a file is damaged.", _inspect
     )
     inspect.add_argument("--slots", action="store_true", help="count the entries of each slot too")
-    inspect.add_argument("--json", action="store_true", help="one JSON object a table")
+    inspect.add_argument("--json", action="store_true", help="one JSON object per table")
     verify = _add_action(
         actions, "verify", "Reads every byte. Exit code 1 when a file is damaged: it names file and block.", _verify
     )
-    verify.add_argument("--json", action="store_true", help="one JSON object a file")
+    verify.add_argument("--json", action="store_true", help="one JSON object per file")
     _add_reshard(actions)
     _add_export(actions)
+    importing = add_command(actions, "import", import_dumps.DESCRIPTION, _EXAMPLES["import"], import_dumps.run)
+    import_dumps.add_flags(importing)
 
 
 def _add_action(
@@ -81,18 +86,22 @@ def _add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         actions,
         "export",
         "Writes the entries of each table in columns: fid, slot, timestamp (Unix seconds), segment_0, segment_1, ...\n"
-        "In CSV the columns of a segment are segment_0_0, segment_0_1, ...",
+        "In CSV the columns of a segment are segment_0_0, segment_0_1, ...\n"
+        "entry-dump: one TFRecord file per table with Monolith's EntryDump records, always with optimizer state.",
         _export,
         "a table file, or the folder of one snapshot",
     )
     parser.add_argument(
-        "--format", choices=("json", "csv", "parquet"), default="json", help="json: one line an entry (default)"
+        "--format",
+        choices=("json", "csv", "parquet", "entry-dump"),
+        default="json",
+        help="json: one line per entry (default)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder for one file a table (default: stdout, for json alone)"
+        "--output", type=Path, metavar="DIR", help="folder for one file per table (default: stdout, for json alone)"
     )
     parser.add_argument("--with-state", action="store_true", help="optimizer state too: state_0, state_1, ...")
-    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="at most N entries a table (default: all)")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="at most N entries per table (default: all)")
     parser.add_argument("--json", action="store_true", help="with --output: print the written files as one JSON object")
 
 
@@ -243,7 +252,7 @@ def _describe(facts: dict[str, Any]) -> str:
         f"{facts['bytes']:,} bytes, newest {newest:%Y-%m-%d %H:%M:%S} UTC, in {facts['folder']}"
     ]
     for i, segment in enumerate(facts["segments"]):
-        state = f"{segment['optimizer']} (+{segment['state_floats']} floats an entry)"
+        state = f"{segment['optimizer']} (+{segment['state_floats']} floats per entry)"
         lines.append(f"  segment {i}: dim {segment['dim']}, {state}, {segment['compressor']}")
     for file in facts["files"]:
         place = f"shard {file['shard']} of {facts['num_shards']}, part {file['part']} of {file['num_parts']}"
@@ -276,7 +285,7 @@ def _export(arguments: argparse.Namespace) -> int:
     _check_output(arguments.output)
     files = _files_of_one_snapshot(arguments.path)
     reader = _reader()
-    from millrace.cli.checkpoint.export import ExportOptions, export_table, new_file
+    from millrace.cli.checkpoint.export import ExportOptions, export_table, file_name, new_file
 
     options = ExportOptions(arguments.format, arguments.with_state, arguments.limit)
     written = []
@@ -291,7 +300,7 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.output.mkdir(parents=True, exist_ok=True)
         with _progress("exporting", _size(files)) as advance:
             for table, of_table in tables.items():
-                path = arguments.output / f"{table}.{arguments.format}"
+                path = arguments.output / file_name(table, arguments.format)
                 with new_file(path, text=arguments.format == "json") as output:
                     entries = export_table(of_table, output, options, advance)
                 written.append({"table": table, "file": str(path), "entries": entries})

@@ -1,8 +1,8 @@
-"""Entries of table files as Parquet, CSV or JSON lines.
+"""Entries of table files as Parquet, CSV, JSON lines, or Monolith's EntryDump records.
 
 Columns: `fid` int64, `slot` int16, `timestamp` int64 (Unix seconds), `segment_<i>` with the weights of segment i and,
-if asked for, `state_<i>` with its optimizer state. Parquet and JSON hold lists of float32; CSV has a column a float,
-`segment_<i>_<k>`.
+if asked for, `state_<i>` with its optimizer state. Parquet and JSON hold lists of float32; CSV has one column per
+float, `segment_<i>_<k>`. EntryDump records are a TFRecord file, named as Monolith names the only file of a table.
 """
 
 import dataclasses
@@ -18,8 +18,11 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from millrace.ops.embedding_table import Entries
+from millrace.ops.entry_dump import NoDumpError, to_entry_dumps
 from millrace.ops.table_files import Page, TableFile, TableFileError, pages
 from millrace.transforms.batch.fid import slot_v2
+from millrace.transforms.frames.framing import TF_RECORDS, join_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +30,9 @@ class ExportOptions:
     """What of an entry is written, and how.
 
     Attributes:
-      format: "parquet", "csv" or "json".
-      with_state: optimizer state too.
-      limit: entries a table at most; None: all.
+      format: "parquet", "csv", "json" or "entry-dump".
+      with_state: optimizer state too; entry-dump always has it.
+      limit: most entries per table; None: all.
     """
 
     format: str
@@ -38,15 +41,37 @@ class ExportOptions:
 
 
 class Writer(Protocol):
-    """What pyarrow's writers share."""
+    """Writes pages of one table's entries."""
 
-    def write_batch(self, batch: pa.RecordBatch) -> Any: ...
+    def write(self, page: Page) -> None: ...
 
-    def close(self) -> Any: ...
+    def close(self) -> None: ...
+
+
+class ColumnWriter:
+    """Columns by a writer of pyarrow's, or by `JsonLines`."""
+
+    def __init__(self, output: IO[Any], file: TableFile, options: ExportOptions) -> None:
+        self._file, self._options = file, options
+        empty = Page(
+            np.empty(0, np.int64), np.empty((0, file.dim + file.state_floats), np.float32), np.empty(0, int), 0
+        )
+        schema = _batch(empty, file, options).schema
+        if options.format == "json":
+            self._writer: Any = JsonLines(output, file.table)
+        else:
+            make = pa_csv.CSVWriter if options.format == "csv" else pq.ParquetWriter
+            self._writer = make(output, schema)
+
+    def write(self, page: Page) -> None:
+        self._writer.write_batch(_batch(page, self._file, self._options))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class JsonLines:
-    """One JSON object an entry, floats as short as float32 allows."""
+    """One JSON object per entry, floats as short as float32 allows."""
 
     def __init__(self, output: IO[str], table: str) -> None:
         self._output = output
@@ -61,6 +86,25 @@ class JsonLines:
         self._output.flush()
 
 
+class EntryDumpWriter:
+    """EntryDump records in a TFRecord file, made one by one in Python: an edge to other systems, not a data path."""
+
+    def __init__(self, output: IO[bytes], file: TableFile) -> None:
+        self._output, self._file = output, file
+
+    def write(self, page: Page) -> None:
+        records = to_entry_dumps(self._file, Entries(page.ids, page.values, page.timestamps))
+        self._output.write(join_frames(pa.array(records, pa.binary()), TF_RECORDS))
+
+    def close(self) -> None:
+        self._output.flush()
+
+
+def file_name(table: str, file_format: str) -> str:
+    """Name of the file of `table` in the output folder."""
+    return f"{table}-00000-of-00001" if file_format == "entry-dump" else f"{table}.{file_format}"
+
+
 def export_table(
     files: Sequence[TableFile], output: IO[Any], options: ExportOptions, progress: Callable[[int], None]
 ) -> int:
@@ -70,19 +114,19 @@ def export_table(
       progress: called with how many bytes of the files were read since its last call.
 
     Raises:
-      TableFileError: a file is damaged, or the files differ in their segments; `output` then ends somewhere.
+      TableFileError: a file is damaged, the files differ in their segments, or the format has no place for an
+        optimizer; `output` then ends somewhere.
     """
     if len({(file.form, file.segments) for file in files}) > 1:
         raise TableFileError(f"the files of table '{files[0].table}' differ in form or segments")
-    empty = Page(
-        np.empty(0, np.int64), np.empty((0, files[0].dim + files[0].state_floats), np.float32), np.empty(0, int), 0
-    )
-    writer = _make_writer(output, options.format, _batch(empty, files[0], options).schema, files[0].table)
     count = 0
-    with closing(writer):
-        for batch in _batches(files, options, progress):
-            writer.write_batch(batch)
-            count += batch.num_rows
+    with closing(_make_writer(output, files[0], options)) as writer:
+        try:
+            for page in _pages(files, options.limit, progress):
+                writer.write(page)
+                count += len(page.ids)
+        except NoDumpError as error:
+            raise TableFileError(str(error)) from error
     return count
 
 
@@ -98,26 +142,21 @@ def new_file(path: Path, text: bool) -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
-def _make_writer(output: IO[Any], file_format: str, schema: pa.Schema, table: str) -> Writer:
-    if file_format == "json":
-        return JsonLines(output, table)
-    if file_format == "csv":
-        return pa_csv.CSVWriter(output, schema)
-    return pq.ParquetWriter(output, schema)
+def _make_writer(output: IO[Any], file: TableFile, options: ExportOptions) -> Writer:
+    return EntryDumpWriter(output, file) if options.format == "entry-dump" else ColumnWriter(output, file, options)
 
 
-def _batches(
-    files: Sequence[TableFile], options: ExportOptions, progress: Callable[[int], None]
-) -> Iterator[pa.RecordBatch]:
-    left = options.limit
+def _pages(files: Sequence[TableFile], limit: int | None, progress: Callable[[int], None]) -> Iterator[Page]:
+    """Pages of all files, `limit` entries at most."""
+    left = limit
     for file in files:
         end = 0
         for page in pages(file.path):
-            batch = _batch(page, file, options).slice(0, left)
-            yield batch
+            kept = Page(page.ids[:left], page.values[:left], page.timestamps[:left], page.end)
+            yield kept
             progress(page.end - end)
             end = page.end
-            left = None if left is None else left - batch.num_rows
+            left = None if left is None else left - len(kept.ids)
             if left == 0:
                 return
 

@@ -76,7 +76,7 @@ def test_inspect_tells_a_person_the_same(folder: Path, capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     assert "items: 2 entries, dim 3, training form, " in text
     assert "newest 1970-01-01 00:16:40 UTC" in text
-    assert "  segment 0: dim 2, adagrad (+2 floats an entry), fp32\n" in text
+    assert "  segment 0: dim 2, adagrad (+2 floats per entry), fp32\n" in text
     assert "  shard 0 of 1, part 0 of 1: 2 entries, " in text and ITEMS in text
     assert "  slot 3: 1 entries\n" in text
 
