@@ -35,7 +35,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _run(arguments: argparse.Namespace) -> int:
     from millrace.cli.loop import scenario
-    from millrace.cli.loop.run import LoopOptions, LoopRun, print_summary
+    from millrace.cli.loop.options import LoopOptions
+    from millrace.cli.loop.run import LoopRun, print_summary
     from millrace.runtime.child_process import ChildProcessError
 
     if arguments.rate is not None and not arguments.rate > 0:

@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _run(arguments: argparse.Namespace) -> int:
     with common.tensorflow_import():
-        from millrace.serving.shell_predict import PredictOptions, predict_once
+        from millrace.serving.client.shell_predict import PredictOptions, predict_once
 
     answer = predict_once(
         PredictOptions(

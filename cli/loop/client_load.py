@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from millrace.serving.predict_client import PredictClient
+    from millrace.serving.client.predict_client import PredictClient
 
 
 def serving_inputs(users: np.ndarray, items: np.ndarray, others: Mapping[str, str | int]) -> dict[str, np.ndarray]:

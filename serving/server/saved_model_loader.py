@@ -12,10 +12,10 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topic_reader import TopicReader
-from millrace.serving import export_manifest
 from millrace.serving.deltas.delta_consumer import DeltaApplier, DeltaConsumer, EmbeddingTables
-from millrace.serving.export_manifest import ExportManifest
+from millrace.serving.server import export_manifest
 from millrace.serving.server.errors import ExportError, InvalidRequestError, NotFoundError
+from millrace.serving.server.export_manifest import ExportManifest
 from millrace.serving.server.tensors import InputSpec
 
 _LOG = logging.getLogger(__name__)

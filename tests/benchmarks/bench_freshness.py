@@ -8,7 +8,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from millrace.cli.loop.run import LoopOptions, LoopRun
+from millrace.cli.loop.options import LoopOptions
+from millrace.cli.loop.run import LoopRun
 from millrace.cli.loop.scenario import generated
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import Deadline, wait_until
-from millrace.serving.predict_client import PredictClient
+from millrace.serving.client.predict_client import PredictClient
 from tests.fakes.exports import MODEL, write_table_export
 
 _ITEMS = 10_000

@@ -3,8 +3,9 @@
 import pytest
 from rich.console import Console
 
+from millrace.cli.loop.options import LoopOptions
 from millrace.cli.loop.report import RunRecord
-from millrace.cli.loop.run import LoopOptions, LoopRun
+from millrace.cli.loop.run import LoopRun
 from millrace.cli.loop.scenario import generated
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]

@@ -11,7 +11,7 @@ from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
 from millrace.runtime.topics import Topics
-from millrace.serving.predict_client import PredictClient
+from millrace.serving.client.predict_client import PredictClient
 from millrace.serving.server.model_server import ModelServer, ServerConfig
 from tests.fakes.exports import write_table_export
 

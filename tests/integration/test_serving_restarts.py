@@ -20,7 +20,7 @@ from millrace.runtime.topic_reader import Record, TopicReader
 from millrace.runtime.topics import Topics
 from millrace.runtime.zookeeper import ZooKeeperError, ZooKeeperSession
 from millrace.serving.agent.registry import binding_path
-from millrace.serving.predict_client import PredictClient
+from millrace.serving.client.predict_client import PredictClient
 from tests.fakes.exports import MODEL, write_table_export
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]

@@ -20,9 +20,9 @@ from tensorflow_serving.apis import (
 
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
-from millrace.serving.predict_client import PredictClient
+from millrace.serving.client.predict_client import PredictClient
+from millrace.serving.client.shell_predict import PredictOptions, predict_once
 from millrace.serving.server.model_server import ModelServer, ServerConfig
-from millrace.serving.shell_predict import PredictOptions, predict_once
 from tests.fakes.exports import MODEL, write_export
 
 _SECONDS = 30.0

@@ -11,7 +11,7 @@ from tensorflow.core.framework import tensor_shape_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from millrace.runtime.errors import UserError
-from millrace.serving.predict_client import PredictClient
+from millrace.serving.client.predict_client import PredictClient
 
 
 @dataclass(frozen=True)

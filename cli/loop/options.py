@@ -1,0 +1,35 @@
+"""Settings of one run of the loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """Settings of one run.
+
+    Args:
+      runner: Beam runner of the feed, `prism` or `flink`.
+      recipe: file of steps that the feed runs on its rows; None: no steps.
+      report: folder for the report.
+      state: folder for the run's servers, model and logs.
+      window_seconds: an impression without an action is a negative after this time.
+      seconds: how long events flow; a producer that has more by then is stopped.
+      drain_seconds: how long after the last event a row may still be on its way before it counts as lost.
+      kill_trainer: kill the trainer once with SIGKILL.
+      delays: rows by which a model learns late, one point of the curve of AUC against delay each.
+    """
+
+    runner: str = "prism"
+    recipe: Path | None = None
+    report: Path = Path("demo-report")
+    state: Path = Path(".state/demo")
+    window_seconds: float = 5.0
+    export_seconds: float = 15.0
+    checkpoint_seconds: float = 10.0
+    probe_interval_seconds: float = 0.5
+    seconds: float = 100.0
+    drain_seconds: float = 40.0
+    kill_trainer: bool = True
+    delays: Sequence[int] = field(default=(256, 1024, 8192, 33_000))
