@@ -221,7 +221,7 @@ def _source(arguments: argparse.Namespace, model: str) -> "FileSettings | KafkaS
 def _record_format(arguments: argparse.Namespace) -> "RecordFormat | None":
     """What --records and --frames say; None without them."""
     from millrace.pipelines.feed.options import RecordFormat
-    from millrace.pipelines.feed.record_feed import check_format
+    from millrace.pipelines.files.format import check_format
 
     if not arguments.records:
         for flag in ("records_topic", "record_files", "frames"):

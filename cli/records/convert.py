@@ -7,7 +7,7 @@ from typing import Any
 
 from millrace.cli.records.screen import count, progress
 from millrace.cli.records.source import dest_settings, is_topic, open_source, read_chain
-from millrace.pipelines.files.format import DEAD_LETTER
+from millrace.pipelines.files.containers import DEAD_LETTER
 from millrace.pipelines.records.convert import BadRecordsError, Conversion, Converted
 from millrace.runtime.errors import UserError
 from millrace.transforms.recipe.chain import TransformChain

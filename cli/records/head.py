@@ -11,7 +11,7 @@ from rich.text import Text
 
 from millrace.cli.records.screen import console, count
 from millrace.cli.records.source import open_source, read_chain
-from millrace.pipelines.files.format import DEAD_LETTER
+from millrace.pipelines.files.containers import DEAD_LETTER
 from millrace.pipelines.records.source import RecordSource, Refused
 from millrace.runtime.errors import UserError
 from millrace.transforms.codecs.json_text import FidText, json_lines, json_values

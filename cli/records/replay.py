@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from millrace.cli.common import kafka_connection, stop_on_signals
 from millrace.cli.records.screen import progress
 from millrace.cli.records.source import open_source, row_settings, topic_name
-from millrace.pipelines.files.format import DEAD_LETTER
+from millrace.pipelines.files.containers import DEAD_LETTER
 from millrace.pipelines.files.writers import make_encoder
 from millrace.pipelines.records.replay import Outgoing, Replay, Sender
 from millrace.pipelines.records.source import RecordSource, TopicSource

@@ -1,6 +1,5 @@
 """Files in and out of a bounded feed: JSON-lines events, Parquet batches."""
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from millrace.pipelines.files.containers import CONTAINERS, write_parquet, write_plain_parquet
 from millrace.pipelines.files.sources import DEAD_LETTERS, ReadJsonLines
-from millrace.runtime.atomic_file import write_bytes, write_text
+from millrace.pipelines.files.storage import publish
+from millrace.runtime.atomic_file import write_text
 from millrace.runtime.errors import UserError
 
 SUCCESS = "_SUCCESS"
@@ -52,18 +52,20 @@ class _RefuseDoFn(beam.DoFn):
 class WriteParquetDoFn(beam.DoFn):
     """(name, batch) to `<folder>/<name>.parquet` on this machine's disk; gives the names.
 
-    Each file is written beside and renamed, so a retried bundle writes the same file again.
+    Each file is written beside its place and renamed, so a retried bundle writes the same file again.
+
+    Args:
+      rows: whether the batches are canonical rows, which their files then say; dead letters and actions are none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rows: bool = True) -> None:
         self._folder = folder
+        self._write = write_parquet if rows else write_plain_parquet
 
     def process(self, element: tuple[str, pa.RecordBatch]) -> Iterator[str]:
         name, batch = element
-        self._folder.mkdir(parents=True, exist_ok=True)
-        data = io.BytesIO()
-        pq.write_table(pa.Table.from_batches([batch]), data, compression="zstd")
-        write_bytes(self._folder / f"{name}.parquet", data.getvalue())
+        path = self._folder / f"{name}{CONTAINERS['parquet'].suffix}"
+        publish(str(path), lambda file: self._write(file, [batch]))
         yield name
 
 

@@ -24,25 +24,13 @@ from millrace.pipelines.feed.sinks import Sinks
 from millrace.pipelines.feed.source import DeadLetterWatch, read_topics
 from millrace.pipelines.files import sources as file_sources
 from millrace.pipelines.files.decode import decode_block
-from millrace.pipelines.files.format import CONTAINERS
+from millrace.pipelines.files.format import ROW_FORMATS, file_framing
 from millrace.runtime import telemetry
-from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.codecs.record_codec import FORMATS
-from millrace.transforms.frames.framing import FILE_FRAMES
-
-__all__ = ["add_record_feed", "check_format"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "record_feed")
 _DEAD_LETTERS = "dead_letters"
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
-
-
-def check_format(name: str, field: str, files: bool) -> None:
-    """Raises UserError naming `field` unless records, or files, can have this format and tell the types of columns."""
-    choices = [each for each in [*FORMATS, *(CONTAINERS if files else ())] if each != "json"]
-    if name not in choices:
-        raise UserError(field, name, "unknown", f"choose {', '.join(dict.fromkeys(choices))}")
 
 
 def add_record_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks) -> None:
@@ -75,7 +63,7 @@ def _read(
         return _decoded(raw, source.records[1], options)
     assert isinstance(source, RecordFiles)
     read = pipeline | "ReadFiles" >> _file_source(source)
-    if source.format.name in CONTAINERS:
+    if source.format.name in ROW_FORMATS:
         rows = read["rows"] | "ToShards" >> beam.ParDo(_ToShardDoFn(options.tuning.join_shards)).with_output_types(
             _SHARDED
         )
@@ -96,16 +84,9 @@ def _decoded(
 
 
 def _file_source(source: RecordFiles) -> beam.PTransform:
-    pattern = source.pattern
-    settings: dict[str, Any] = {"field": "--record-files", "first_file": source.first_file}
-    containers = {
-        "parquet": file_sources.ReadParquetFiles,
-        "avro": file_sources.ReadAvroFiles,
-        "arrow": file_sources.ReadArrowFiles,
-    }
-    if source.format.name in containers:
-        return containers[source.format.name](pattern, **settings)
-    return file_sources.ReadFramedFiles(pattern, source.format.frames or FILE_FRAMES, **settings)
+    format = source.format
+    framing = file_framing(source.pattern, format.name, format.frames)
+    return file_sources.read_files(source.pattern, format.name, framing, "--record-files", source.first_file)
 
 
 class _DecodeRecordsDoFn(beam.DoFn):

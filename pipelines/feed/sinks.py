@@ -51,8 +51,8 @@ def _files(options: FeedOptions, folder: Path) -> Sinks:
     name_rows = _NameBySourceDoFn() if options.reads_records else _TrainFilesDoFn(options.tuning.join_shards)
     return Sinks(
         Chain(name_rows, WriteParquetDoFn(folder)),
-        Chain(_NameDeadLettersDoFn(), WriteParquetDoFn(folder / DEAD_LETTERS_FOLDER)),
-        Chain(_NameByContentDoFn(), WriteParquetDoFn(folder / ROUTED_ACTIONS_FOLDER)),
+        Chain(_NameDeadLettersDoFn(), WriteParquetDoFn(folder / DEAD_LETTERS_FOLDER, rows=False)),
+        Chain(_NameByContentDoFn(), WriteParquetDoFn(folder / ROUTED_ACTIONS_FOLDER, rows=False)),
     )
 
 

@@ -1,12 +1,16 @@
 """Raw blocks to canonical rows, in every format that records have."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
+import pyarrow.json
 
-from millrace.pipelines.files.format import TF_EXAMPLE, RecordSettings, json_schema
+from millrace.pipelines.files.format import TF_EXAMPLE, RecordSettings
+from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.codecs.record_codec import DecodeOptions, FidLayout, decode_records
+from millrace.transforms.codecs.tables import to_canonical
 from millrace.transforms.frames.framing import FrameOptions, deframe
 
 Decode = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
@@ -14,6 +18,8 @@ Decode = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
 
 # Offsets of one record when its rows may be more than the 64 that provenance can tell apart.
 _ROW_STRIDE = 16
+# Records that decide about the columns of JSON: enough to meet rare keys, few enough to be parsed twice unnoticed.
+_SAMPLE = 10_000
 
 
 def make_decoder(settings: RecordSettings, frames: FrameOptions | None = None) -> Decode:
@@ -57,6 +63,59 @@ def _as_features(rows: pa.RecordBatch) -> pa.RecordBatch:
         if pa.types.is_boolean(field.type) and not record_batch.is_metadata_name(field.name):
             rows = record_batch.with_column(rows, field.with_type(pa.int64()), rows.column(field.name).cast(pa.int64()))
     return rows
+
+
+def json_schema(block: pa.RecordBatch, kinds: Mapping[str, str]) -> pa.Schema:
+    """Columns and types of JSON objects, from the first 10,000 of a raw block; metadata columns have their own types.
+
+    What only ever is null or an empty list there has no type and is left out. Raises: UserError where a key has values
+    of several types.
+    """
+    lines = [value for value in block.column("value").slice(0, _SAMPLE).to_pylist() if _is_object(value)]
+    if not lines:
+        return pa.schema([])
+    text = b"\n".join(line.replace(b"\n", b" ") for line in lines)
+    options = pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    try:
+        found = pa.json.read_json(pa.BufferReader(text), read_options=options).schema
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            "SOURCE", "json", str(error), "name the keys' types with --column-types, or correct it"
+        ) from error
+    typed = [_typed(each, kinds) for each in found]
+    return pa.schema([each for each in typed if not _is_unknown(each.type)])
+
+
+def _is_object(value: bytes | None) -> bool:
+    try:
+        return isinstance(json.loads(value or b""), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _typed(found: pa.Field, kinds: Mapping[str, str]) -> pa.Field:
+    if found.name in kinds or record_batch.is_metadata_name(found.name):
+        bare = pa.field(found.name, pa.int64()) if _is_unknown(found.type) else found
+        made = to_canonical(record_batch.empty(pa.schema([bare])), _only(kinds, found.name)).schema.field(0)
+        as_list = pa.types.is_list(found.type) or pa.types.is_null(found.type)
+        leaf = made.type.value_type if pa.types.is_list(made.type) and not as_list else made.type
+        return pa.field(found.name, leaf, metadata=made.metadata)
+    return pa.field(found.name, _without_times(found.type))
+
+
+def _only(kinds: Mapping[str, str], name: str) -> dict[str, str]:
+    return {name: kinds[name]} if name in kinds else {}
+
+
+def _is_unknown(type: pa.DataType) -> bool:
+    return pa.types.is_null(type.value_type if pa.types.is_list(type) else type)
+
+
+def _without_times(type: pa.DataType) -> pa.DataType:
+    """Text that looks like a time stays text."""
+    if pa.types.is_timestamp(type):
+        return pa.string()
+    return pa.list_(_without_times(type.value_type)) if pa.types.is_list(type) else type
 
 
 def _tf_example_decoder(settings: RecordSettings) -> Decode:

@@ -1,44 +1,31 @@
 """Which format, framing and compression the records of a path or topic have: by its name, or as somebody says."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.json
 import yaml
 
+from millrace.pipelines.files.containers import CONTAINERS, DEAD_LETTER
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch
 from millrace.transforms.codecs.record_codec import FORMATS, FidLayout
-from millrace.transforms.codecs.tables import to_canonical
 from millrace.transforms.frames.compression import SUFFIXES, Compression, compression_of
 from millrace.transforms.frames.framing import FILE_FRAMES, LINES, TF_RECORDS, FrameOptions, Framing
 
 if TYPE_CHECKING:
     from millrace.transforms.codecs.tf_example import TfExampleOptions
 
-CONTAINERS = ("parquet", "avro", "arrow")
-"""Formats of files that hold rows and no records."""
-
-DEAD_LETTER = "dead_letter"
-"""What `feed.dead-letter` holds: a refused record with the reason in its headers; in files, Parquet."""
+ROW_FORMATS = tuple(name for name, each in CONTAINERS.items() if each.framing is None and each.format == name)
+"""Formats of files that hold rows and no records: Parquet, Avro and Arrow."""
 
 TF_EXAMPLE = "tf_example"
-FORMAT_NAMES = tuple(dict.fromkeys((*FORMATS, *CONTAINERS, TF_EXAMPLE, DEAD_LETTER)))
+FORMAT_NAMES = tuple(dict.fromkeys((*FORMATS, *ROW_FORMATS, TF_EXAMPLE, DEAD_LETTER)))
+"""Every format that `--records` and `--to` of `millrace records` take."""
 
-_EXTENSIONS = {
-    ".parquet": "parquet",
-    ".avro": "avro",
-    ".arrow": "arrow",
-    ".jsonl": "json",
-    ".json": "json",
-    ".tfrecord": TF_EXAMPLE,
-}
+_FORMATS = {each.suffix: each.format for each in CONTAINERS.values() if each.format} | {".json": "json"}
+# A list of features has some KB; a larger file is some other file, named by mistake.
 _MAX_TEXT_BYTES = 1 << 20
-_SAMPLE = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +38,7 @@ class RecordSettings:
       compression: of files; UNKNOWN: by the end of their names.
       fids: "as_is" keeps fids v1, "v2" converts them.
       tf_example: which features of a `tf.Example` become what.
-      kinds: {column: one of `parquet_codec.KINDS`} of Parquet and JSON.
+      kinds: {column: one of `tables.KINDS`} of Parquet and JSON.
     """
 
     format: str
@@ -65,18 +52,25 @@ class RecordSettings:
 def format_of_path(path: str) -> str | None:
     """The format that the end of a path tells, compression aside; None when it tells nothing."""
     suffixes = [each for each in Path(path).suffixes if each not in SUFFIXES]
-    return _EXTENSIONS.get(suffixes[-1]) if suffixes else None
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def file_framing(path: str, format: str, frames: FrameOptions | None) -> Framing | None:
     """How the records of a file lie one after the other; None for files of rows."""
-    if format in CONTAINERS or format == DEAD_LETTER:
+    if format in ROW_FORMATS or format == DEAD_LETTER:
         return None
     if format == "json":
         return LINES
     if format == TF_EXAMPLE or format_of_path(path) == TF_EXAMPLE:
         return TF_RECORDS
     return frames or FILE_FRAMES
+
+
+def check_format(name: str, field: str, files: bool) -> None:
+    """Raises UserError naming `field` unless records, or files, can have this format and tell the types of columns."""
+    choices = [each for each in dict.fromkeys([*FORMATS, *(ROW_FORMATS if files else ())]) if each != "json"]
+    if name not in choices:
+        raise UserError(field, name, "unknown", f"choose {', '.join(choices)}")
 
 
 def check_settings(settings: RecordSettings, path: str, flag: str) -> None:
@@ -88,7 +82,7 @@ def check_settings(settings: RecordSettings, path: str, flag: str) -> None:
             "--tf-features", "", f"missing, and {path} holds tf.Examples", f"describe them, or name another {flag}"
         )
     compressed = compression_of(path, settings.compression) != Compression.NO
-    if settings.format in CONTAINERS and compressed and not path.startswith("topic:"):
+    if settings.format in ROW_FORMATS and compressed and not path.startswith("topic:"):
         raise UserError(
             flag, settings.format, f"{path} is compressed, but the format compresses by itself", "decompress it"
         )
@@ -124,56 +118,3 @@ def _read_text(path: Path, flag: str) -> object:
         raise UserError(flag, path, f"cannot be read ({error.strerror})", "check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(flag, path, "is neither JSON nor YAML", "write an object of features") from error
-
-
-def json_schema(block: pa.RecordBatch, kinds: Mapping[str, str]) -> pa.Schema:
-    """Columns and types of JSON objects, from the first 10,000 of a raw block; metadata columns have their own types.
-
-    What only ever is null or an empty list there has no type and is left out. Raises: UserError where a key has values
-    of several types.
-    """
-    lines = [value for value in block.column("value").slice(0, _SAMPLE).to_pylist() if _is_object(value)]
-    if not lines:
-        return pa.schema([])
-    text = b"\n".join(line.replace(b"\n", b" ") for line in lines)
-    options = pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1)
-    try:
-        found = pa.json.read_json(pa.BufferReader(text), read_options=options).schema
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            "SOURCE", "json", str(error), "name the keys' types with --column-types, or correct it"
-        ) from error
-    typed = [_typed(each, kinds) for each in found]
-    return pa.schema([each for each in typed if not _is_unknown(each.type)])
-
-
-def _is_object(value: bytes | None) -> bool:
-    try:
-        return isinstance(json.loads(value or b""), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _typed(found: pa.Field, kinds: Mapping[str, str]) -> pa.Field:
-    if found.name in kinds or record_batch.is_metadata_name(found.name):
-        bare = pa.field(found.name, pa.int64()) if _is_unknown(found.type) else found
-        made = to_canonical(record_batch.empty(pa.schema([bare])), _only(kinds, found.name)).schema.field(0)
-        as_list = pa.types.is_list(found.type) or pa.types.is_null(found.type)
-        leaf = made.type.value_type if pa.types.is_list(made.type) and not as_list else made.type
-        return pa.field(found.name, leaf, metadata=made.metadata)
-    return pa.field(found.name, _without_times(found.type))
-
-
-def _only(kinds: Mapping[str, str], name: str) -> dict[str, str]:
-    return {name: kinds[name]} if name in kinds else {}
-
-
-def _is_unknown(type: pa.DataType) -> bool:
-    return pa.types.is_null(type.value_type if pa.types.is_list(type) else type)
-
-
-def _without_times(type: pa.DataType) -> pa.DataType:
-    """Text that looks like a time stays text."""
-    if pa.types.is_timestamp(type):
-        return pa.string()
-    return pa.list_(_without_times(type.value_type)) if pa.types.is_list(type) else type

@@ -1,47 +1,31 @@
 """Rows into files: framed records, TFRecords and lines of raw blocks; Parquet, Avro and Arrow of canonical rows.
 
 The rows are spread over `shards` files by where they come from and sorted by it, so that the same rows give the same
-files, byte for byte, on any runner and after any retry: `part-00003-of-00010`, with the window's start where there are
-windows. A file is written beside its place, synced and renamed. The rows of one file are held in memory.
+files, byte for byte, on any runner and after any retry: `part-00003-of-00010`, with the start of the window where there
+are windows. A file is written beside its place, synced and renamed. The rows of one file are held in memory.
 """
 
-import abc
 import datetime
-import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-from apache_beam.io.localfilesystem import LocalFileSystem
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import PaneInfo
 
+from millrace.pipelines.files.containers import CONTAINERS, Container, write_records
+from millrace.pipelines.files.storage import publish
 from millrace.runtime import telemetry
-from millrace.runtime.atomic_file import sync_folder
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
-from millrace.transforms.codecs.avro_file import write_avro
-from millrace.transforms.codecs.tables import mark_canonical
 from millrace.transforms.feed.key_index import mix64
-from millrace.transforms.frames.compression import SUFFIXES, Compression, write_chunks
-from millrace.transforms.frames.framing import (
-    FILE_FRAMES,
-    LINES,
-    RECORD_ROW,
-    TF_RECORDS,
-    FrameOptions,
-    Framing,
-    join_frames,
-)
+from millrace.transforms.frames.compression import SUFFIXES, Compression
+from millrace.transforms.frames.framing import FILE_FRAMES, RECORD_ROW, FrameOptions, Framing
 
 __all__ = [
     "WriteArrowFiles",
@@ -50,12 +34,9 @@ __all__ = [
     "WriteJsonLines",
     "WriteParquetFiles",
     "WriteTfRecordFiles",
-    "publish",
 ]
 
 _NAMESPACE = telemetry.namespace("pipelines", "file_sinks")
-_ROW_GROUP = 1 << 16
-_SLICE_ROWS = 8192
 _HOUR_MS = 3_600_000
 _LAST_HOUR = 253_402_300_800_000 // _HOUR_MS  # the year 10000
 
@@ -63,45 +44,25 @@ UNKNOWN_HOUR = "dt=unknown/hour=unknown"
 """Folder of rows without a usable event time."""
 
 
-def publish(path: str, write: Callable[[BinaryIO], None]) -> None:
-    """Puts what `write` writes at `path`: a reader sees the old file or the whole new one."""
-    if not isinstance(FileSystems.get_filesystem(path), LocalFileSystem):
-        beside = f"{path}.tmp"
-        with FileSystems.create(beside, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            write(file)
-        FileSystems.rename([beside], [path])
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
-
-
 class _WriteFiles(beam.PTransform):
     """What the sinks have in common; gives the paths of the files."""
 
-    def __init__(self, folder: str, shards: int) -> None:
+    container: Container
+
+    def __init__(self, folder: str, shards: int = 1) -> None:
         super().__init__()
         if shards < 1:
             raise UserError("shards", shards, "there must be a file to write to", "give 1 or more")
         self._folder, self._shards = str(folder), shards
 
-    @abc.abstractmethod
     def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
         """Writes all rows of one file."""
+        self.container.write(file, [rows])
 
     @property
-    @abc.abstractmethod
     def suffix(self) -> str:
         """End of the files' names."""
+        return self.container.suffix
 
     def folders(self, batch: pa.RecordBatch) -> tuple[np.ndarray, list[str]]:
         """(int64 [rows]: index of the folder of each row, folders below the main one, each with its slash)."""
@@ -188,16 +149,40 @@ def _when(window: Any, pane: PaneInfo) -> str:
     return text if pane.index <= 0 else f"{text}-pane{pane.index}"
 
 
-class WriteFramedFiles(_WriteFiles):
-    """The values of raw blocks as framed records.
+class _WriteRecords(_WriteFiles):
+    """The values of raw blocks, one after the other.
 
     Args:
       folder: where the files go.
       shards: number of files.
-      frames: the headers; the default has empty sort ids.
       compression: of the files; its suffix is part of their names.
+    """
+
+    def __init__(self, folder: str, shards: int = 1, compression: Compression = Compression.NO) -> None:
+        super().__init__(folder, shards)
+        assert self.container.framing is not None
+        self._framing: Framing = self.container.framing
+        self._compression, self._data_source = compression, ""
+
+    @property
+    def suffix(self) -> str:
+        endings = {kind: ending for ending, kind in reversed(SUFFIXES.items())}
+        return self.container.suffix + endings.get(self._compression, "")
+
+    def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
+        write_records(file, [rows.column("value")], self._framing, self._compression, self._data_source)
+
+
+class WriteFramedFiles(_WriteRecords):
+    """The values of raw blocks as framed records.
+
+    Args:
+      folder, shards, compression: as of `WriteTfRecordFiles`.
+      frames: the headers; the default has empty sort ids.
       data_source: whose key a LagrangeX header carries.
     """
+
+    container = CONTAINERS["framed"]
 
     def __init__(
         self,
@@ -207,36 +192,30 @@ class WriteFramedFiles(_WriteFiles):
         compression: Compression = Compression.NO,
         data_source: str = "",
     ) -> None:
-        super().__init__(folder, shards)
-        self._framing: Framing = frames
-        self._kind, self._compression, self._data_source = ".bin", compression, data_source
-
-    @property
-    def suffix(self) -> str:
-        endings = {kind: ending for ending, kind in reversed(SUFFIXES.items())}
-        return self._kind + endings.get(self._compression, "")
-
-    def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
-        values = rows.column("value")
-        slices = (values.slice(start, _SLICE_ROWS) for start in range(0, len(values), _SLICE_ROWS))
-        framed = (join_frames(part, self._framing, self._data_source) for part in slices)
-        write_chunks(file, framed, self._compression)
+        super().__init__(folder, shards, compression)
+        self._framing, self._data_source = frames, data_source
 
 
-class WriteTfRecordFiles(WriteFramedFiles):
-    """The values of raw blocks as TFRecords."""
+class WriteTfRecordFiles(_WriteRecords):
+    """The values of raw blocks as TFRecords.
 
-    def __init__(self, folder: str, shards: int = 1, compression: Compression = Compression.NO) -> None:
-        super().__init__(folder, shards, compression=compression)
-        self._framing, self._kind = TF_RECORDS, ".tfrecord"
+    Args:
+      folder: where the files go.
+      shards: number of files.
+      compression: of the files; its suffix is part of their names.
+    """
+
+    container = CONTAINERS["tfrecord"]
 
 
-class WriteJsonLines(WriteFramedFiles):
-    """The values of raw blocks as lines; none of them may hold a line feed."""
+class WriteJsonLines(_WriteRecords):
+    """The values of raw blocks as lines; a value that holds a line feed fails the run.
 
-    def __init__(self, folder: str, shards: int = 1, compression: Compression = Compression.NO) -> None:
-        super().__init__(folder, shards, compression=compression)
-        self._framing, self._kind = LINES, ".jsonl"
+    Args:
+      folder, shards, compression: as of `WriteTfRecordFiles`.
+    """
+
+    container = CONTAINERS["lines"]
 
     def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
         broken = pc.match_substring(rows.column("value"), "\n")
@@ -251,23 +230,17 @@ class WriteParquetFiles(_WriteFiles):
     Args:
       folder: where the files go.
       shards: number of files, of each hour if need be.
-      hourly: one folder an hour of event time, UTC: `dt=20251101/hour=05`; rows without a time go to `dt=unknown`.
+      hourly: one folder per hour of event time, UTC: `dt=20251101/hour=05`; rows without a time go to `dt=unknown`.
     """
+
+    container = CONTAINERS["parquet"]
 
     def __init__(self, folder: str, shards: int = 1, hourly: bool = False) -> None:
         super().__init__(folder, shards)
         self._hourly = hourly
 
-    @property
-    def suffix(self) -> str:
-        return ".parquet"
-
     def folders(self, batch: pa.RecordBatch) -> tuple[np.ndarray, list[str]]:
         return hour_folders(batch) if self._hourly else super().folders(batch)
-
-    def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
-        table = pa.Table.from_batches([mark_canonical(rows)])
-        pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
 
     def display_data(self) -> dict[str, Any]:
         return super().display_data() | {"hourly": self._hourly}
@@ -296,28 +269,10 @@ def _hour_folder(hour: int) -> str:
 class WriteAvroFiles(_WriteFiles):
     """Canonical rows as Avro container files, by a schema made of their columns."""
 
-    def __init__(self, folder: str, shards: int = 1) -> None:
-        super().__init__(folder, shards)
-
-    @property
-    def suffix(self) -> str:
-        return ".avro"
-
-    def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
-        write_avro(file, [rows])
+    container = CONTAINERS["avro"]
 
 
 class WriteArrowFiles(_WriteFiles):
     """Canonical rows as Arrow IPC files."""
 
-    def __init__(self, folder: str, shards: int = 1) -> None:
-        super().__init__(folder, shards)
-
-    @property
-    def suffix(self) -> str:
-        return ".arrow"
-
-    def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
-        marked = mark_canonical(rows)
-        with pa.ipc.new_file(file, marked.schema) as writer:
-            writer.write_table(pa.Table.from_batches([marked]), max_chunksize=_ROW_GROUP)
+    container = CONTAINERS["arrow"]

@@ -2,11 +2,11 @@
 
 Every source gives `{"rows": ..., "dead_letters": ...}`. A row says where it comes from: partition = number of its file
 in the order of the paths, offset = its number in the file; rows that already say so keep what they say. Framed files
-have no marks to split at, so one worker reads a file; of Parquet files the row groups are spread.
+have no marks to split at, so one worker reads a file; Parquet files are spread by row groups.
 """
 
-import abc
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import apache_beam as beam
@@ -15,19 +15,20 @@ import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
-from millrace.pipelines.files.patterns import match_files
-from millrace.pipelines.files.readers import (
+from millrace.pipelines.files.containers import (
     BATCH_ROWS,
+    CONTAINERS,
     TOPIC,
     ParquetSettings,
+    ReadFile,
     StreamSettings,
     bury_file,
-    open_file,
-    read_arrow,
     read_avro,
-    read_blocks,
     read_parquet,
+    read_records,
 )
+from millrace.pipelines.files.patterns import match_files
+from millrace.pipelines.files.storage import open_file
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (the coder is registered)
@@ -36,17 +37,19 @@ from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.codecs.avro_schema import arrow_schema, parse_schema
 from millrace.transforms.codecs.tables import check_columns
 from millrace.transforms.frames.compression import Compression
-from millrace.transforms.frames.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, FrameOptions, Framing
+from millrace.transforms.frames.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, Framing
 from millrace.transforms.frames.stream import BLOCK_BYTES
 
 __all__ = [
     "DEAD_LETTERS",
+    "ROWS",
     "ReadArrowFiles",
     "ReadAvroFiles",
     "ReadFramedFiles",
     "ReadJsonLines",
     "ReadParquetFiles",
     "ReadTfRecordFiles",
+    "read_files",
 ]
 
 DEAD_LETTERS = "dead_letters"
@@ -58,21 +61,19 @@ _Output: TypeAlias = pa.RecordBatch | _DeadLetters
 
 
 class _ReadFiles(beam.PTransform):
-    """What the sources have in common: `files`, [(number, path)], each read by `reader()`."""
+    """What the sources have in common: `files`, [(number, path)], each of which `read` reads."""
+
+    read: ReadFile
 
     def __init__(self, patterns: str | Sequence[str], field: str, first_file: int = 0) -> None:
         super().__init__()
         self._patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self._files = [(first_file + number, path) for number, path in match_files(patterns, field)]
 
-    @abc.abstractmethod
-    def reader(self) -> beam.DoFn:
-        """(number, path) to rows and dead letters."""
-
     @no_annotations  # Beam knows no hints of several outputs
     def expand(self, begin: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
         files = begin | "ListFiles" >> beam.Create(self._files) | "SpreadFiles" >> beam.Reshuffle()
-        read = files | "ReadFiles" >> _with_dead_letters(self.reader())
+        read = files | "ReadFiles" >> _with_dead_letters(_ReadDoFn(self.read))
         return {ROWS: read[ROWS], DEAD_LETTERS: read[DEAD_LETTERS]}
 
     def display_data(self) -> dict[str, Any]:
@@ -103,11 +104,26 @@ class _CountingDoFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
 
 
+class _ReadDoFn(_CountingDoFn):
+    """(number, path) to the rows and dead letters of the file."""
+
+    def __init__(self, read: ReadFile) -> None:
+        super().__init__()
+        self._read = read
+
+    def process(self, element: tuple[int, str]) -> Iterator[_Output]:
+        number, path = element
+        with open_file(path) as file:
+            for rows, dead in self._read(file, number, path):
+                yield from self.give(rows, dead)
+        self._files.inc()
+
+
 class _ReadStreams(_ReadFiles):
     """Files that are streams of records to raw blocks (`record_batch.raw_schema`).
 
     Args:
-      patterns: of the paths (`file_patterns`).
+      patterns: of the paths (`patterns.match_files`).
       compression: default: by the end of each path.
       topic: of the raw blocks.
       block_bytes: size of a block, about.
@@ -131,64 +147,49 @@ class _ReadStreams(_ReadFiles):
         first_file: int = 0,
     ) -> None:
         super().__init__(patterns, field, first_file)
-        self._settings = StreamSettings(self.framing, compression, topic, block_bytes, max_record_bytes)
-
-    def reader(self) -> beam.DoFn:
-        return _ReadStreamDoFn(self._settings)
+        self._compression = compression
+        settings = StreamSettings(compression, topic, block_bytes, max_record_bytes)
+        self.read = functools.partial(read_records, framing=self.framing, settings=settings)
 
     def display_data(self) -> dict[str, Any]:
-        settings = self._settings
-        return super().display_data() | {"framing": str(settings.framing), "compression": settings.compression.name}
+        return super().display_data() | {"framing": str(self.framing), "compression": self._compression.name}
 
 
 class ReadFramedFiles(_ReadStreams):
     """Files of framed records to raw blocks, with `data_source_key` if the header has it.
 
     Args:
-      patterns: of the paths (`file_patterns`).
+      patterns: of the paths (`patterns.match_files`).
       frames: the headers; the default has sort ids only.
       settings: `compression`, `topic`, `block_bytes`, `max_record_bytes`, `field`, `first_file`, as of
         `ReadTfRecordFiles`.
     """
 
-    def __init__(self, patterns: str | Sequence[str], frames: FrameOptions = FILE_FRAMES, **settings: Any) -> None:
+    def __init__(self, patterns: str | Sequence[str], frames: Framing = FILE_FRAMES, **settings: Any) -> None:
         self.framing = frames
         super().__init__(patterns, **settings)
 
 
 class ReadTfRecordFiles(_ReadStreams):
-    """TFRecord files to raw blocks; checksums are verified, and behind damage reading goes on at the next record."""
+    """TFRecord files to raw blocks; checksums are verified, and after damage reading goes on at the next record."""
 
     framing = TF_RECORDS
 
 
 class ReadJsonLines(_ReadStreams):
-    """Text files to raw blocks, one row a line that is not blank; offset = number of the line."""
+    """Text files to raw blocks, one row per line that is not blank; offset = number of the line."""
 
     framing = LINES
-
-
-class _ReadStreamDoFn(_CountingDoFn):
-    def __init__(self, settings: StreamSettings) -> None:
-        super().__init__()
-        self._settings = settings
-
-    def process(self, element: tuple[int, str]) -> Iterator[_Output]:
-        number, path = element
-        with open_file(path) as file:
-            for block, dead in read_blocks(file, number, path, self._settings):
-                yield from self.give(block, dead)
-        self._files.inc()
 
 
 class ReadParquetFiles(_ReadFiles):
     """Parquet files to canonical rows (`parquet_codec.to_canonical`), the row groups spread over the workers.
 
     Args:
-      patterns: of the paths (`file_patterns`).
+      patterns: of the paths (`patterns.match_files`).
       columns: to read; default: all.
-      column_types: {column: one of `parquet_codec.KINDS`} where types and field metadata do not say enough.
-      batch_rows: rows a batch at most.
+      column_types: {column: one of `tables.KINDS`} where types and field metadata do not say enough.
+      batch_rows: largest number of rows per batch.
       first_file: number of the first file.
 
     Raises: UserError when no file matches, or when a column of the first file is missing or cannot be a feature.
@@ -213,16 +214,17 @@ class ReadParquetFiles(_ReadFiles):
                 raise UserError(field, path, f"is no Parquet file ({error})", "narrow the pattern") from error
         check_columns(schema, columns, self._settings.kinds)
 
-    def reader(self) -> beam.DoFn:
-        return _ReadRowGroupDoFn(self._settings)
-
     @no_annotations  # Beam knows no hints of several outputs
     def expand(self, begin: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
         files = begin | "ListFiles" >> beam.Create(self._files) | "SpreadFiles" >> beam.Reshuffle()
         typed = {DEAD_LETTERS: pa.RecordBatch}
         list_groups = beam.ParDo(_ListRowGroupsDoFn()).with_output_types(_RowGroup, **typed)
         listed = files | "ListRowGroups" >> list_groups.with_outputs(DEAD_LETTERS, main="groups")
-        read = listed.groups | "SpreadRowGroups" >> beam.Reshuffle() | "Read" >> _with_dead_letters(self.reader())
+        read = (
+            listed.groups
+            | "SpreadRowGroups" >> beam.Reshuffle()
+            | "Read" >> _with_dead_letters(_ReadRowGroupDoFn(self._settings))
+        )
         dead = (listed[DEAD_LETTERS], read[DEAD_LETTERS]) | "DeadLetters" >> beam.Flatten()
         return {ROWS: read[ROWS], DEAD_LETTERS: dead}
 
@@ -268,11 +270,11 @@ class _ReadRowGroupDoFn(_CountingDoFn):
 
 
 class ReadAvroFiles(_ReadFiles):
-    """Avro container files to canonical rows, one block of the file a batch.
+    """Avro container files to canonical rows, one batch per block of the file.
 
     Args:
-      patterns: of the paths (`file_patterns`).
-      reader_schema: what the rows shall have, by the rules of schema resolution; default: each file's own.
+      patterns: of the paths (`patterns.match_files`).
+      reader_schema: what the rows shall have, by Avro's rules of schema resolution; default: each file's own.
       first_file: number of the first file.
 
     Raises: UserError when no file matches or the schema gives no rows.
@@ -286,32 +288,16 @@ class ReadAvroFiles(_ReadFiles):
         first_file: int = 0,
     ) -> None:
         super().__init__(patterns, field, first_file)
-        self._schema = reader_schema
         if reader_schema is not None:
             arrow_schema(parse_schema(reader_schema, "reader_schema"), "reader_schema")
-
-    def reader(self) -> beam.DoFn:
-        return _ReadAvroDoFn(self._schema)
-
-
-class _ReadAvroDoFn(_CountingDoFn):
-    def __init__(self, schema: str | Mapping[str, Any] | None) -> None:
-        super().__init__()
-        self._schema = schema
-
-    def process(self, element: tuple[int, str]) -> Iterator[_Output]:
-        number, path = element
-        with open_file(path) as file:
-            for rows, dead in read_avro(file, number, path, self._schema):
-                yield from self.give(rows, dead)
-        self._files.inc()
+        self.read = functools.partial(read_avro, reader_schema=reader_schema)
 
 
 class ReadArrowFiles(_ReadFiles):
     """Arrow IPC files and streams of canonical batches.
 
     Args:
-      patterns: of the paths (`file_patterns`).
+      patterns: of the paths (`patterns.match_files`).
       first_file: number of the first file.
 
     Raises: UserError when no file matches.
@@ -319,15 +305,24 @@ class ReadArrowFiles(_ReadFiles):
 
     def __init__(self, patterns: str | Sequence[str], field: str = "patterns", first_file: int = 0) -> None:
         super().__init__(patterns, field, first_file)
-
-    def reader(self) -> beam.DoFn:
-        return _ReadArrowDoFn()
+        self.read = CONTAINERS["arrow"].read
 
 
-class _ReadArrowDoFn(_CountingDoFn):
-    def process(self, element: tuple[int, str]) -> Iterator[_Output]:
-        number, path = element
-        with open_file(path) as file:
-            for rows, dead in read_arrow(file, number, path):
-                yield from self.give(rows, dead)
-        self._files.inc()
+_ROW_SOURCES: Mapping[str, Callable[..., _ReadFiles]] = {
+    "parquet": ReadParquetFiles,
+    "avro": ReadAvroFiles,
+    "arrow": ReadArrowFiles,
+}
+
+
+def read_files(
+    patterns: str | Sequence[str], format: str, framing: Framing | None, field: str, first_file: int = 0
+) -> _ReadFiles:
+    """The source of files of any format of `format.FORMAT_NAMES` but dead letters.
+
+    Args:
+      framing: as of `format.file_framing`; None for files of rows.
+    """
+    if framing is None:
+        return _ROW_SOURCES[format](patterns, field=field, first_file=first_file)
+    return ReadFramedFiles(patterns, framing, field=field, first_file=first_file)

@@ -1,23 +1,17 @@
 """Writes an iterator of canonical batches into one file of any format, with bounded memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from millrace.pipelines.files.containers import BATCH_ROWS, CONTAINERS, write_records
 from millrace.pipelines.files.format import TF_EXAMPLE, RecordSettings
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.codecs.avro_file import write_avro
 from millrace.transforms.codecs.json_text import json_lines
 from millrace.transforms.codecs.record_codec import encode_records
-from millrace.transforms.codecs.tables import check_columns, mark_canonical
-from millrace.transforms.frames.compression import write_chunks
-from millrace.transforms.frames.framing import join_frames
-
-_SLICE_ROWS = 8192
-_ROW_GROUP = 1 << 16
+from millrace.transforms.codecs.tables import check_columns
 
 Encode = Callable[[pa.RecordBatch], pa.BinaryArray]
 """Rows to the values of records."""
@@ -47,53 +41,16 @@ def write_rows(file: BinaryIO, batches: Iterable[pa.RecordBatch], settings: Reco
     Raises: UserError naming a column that the format cannot hold.
     """
     if settings.framing is None:
-        _CONTAINER_WRITERS[settings.format](file, batches)
+        CONTAINERS[settings.format].write(file, batches)
         return
-    encode, framing = make_encoder(settings), settings.framing
-    values = (encode(part) for batch in batches for part in _slices(batch, _SLICE_ROWS))
-    write_chunks(file, (join_frames(each, framing) for each in values), settings.compression)
+    encode = make_encoder(settings)
+    values = (encode(part) for batch in batches for part in _slices(batch, BATCH_ROWS))
+    write_records(file, values, settings.framing, settings.compression)
 
 
 def _slices(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
-
-
-def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
-    groups = _groups(map(mark_canonical, batches))
-    first = next(groups)
-    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
-        writer.write_table(first)
-        for group in groups:
-            writer.write_table(group)
-
-
-def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Tables of about 65,536 rows."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(each.num_rows for each in held) >= _ROW_GROUP:
-            yield pa.Table.from_batches(held)
-            held = []
-    if held:
-        yield pa.Table.from_batches(held)
-
-
-def _write_arrow(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
-    marked = map(mark_canonical, batches)
-    first = next(marked)
-    with pa.ipc.new_file(file, first.schema) as writer:
-        writer.write_batch(first)
-        for batch in marked:
-            writer.write_batch(batch)
-
-
-_CONTAINER_WRITERS: Mapping[str, Callable[[BinaryIO, Iterable[pa.RecordBatch]], None]] = {
-    "parquet": _write_parquet,
-    "arrow": _write_arrow,
-    "avro": write_avro,
-}
 
 
 class MoreColumnsError(Exception):

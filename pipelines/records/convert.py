@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from millrace.pipelines.files.containers import parquet_writer
 from millrace.pipelines.files.format import RecordSettings
-from millrace.pipelines.files.sinks import publish
+from millrace.pipelines.files.storage import publish
 from millrace.pipelines.files.writers import MoreColumnsError, needs_schema, with_one_schema, write_rows
 from millrace.pipelines.records.source import Progress, RecordSource, Refused
 from millrace.runtime.errors import UserError
@@ -84,7 +84,7 @@ class Conversion:
             return
 
         def write_both(file: BinaryIO) -> None:
-            with pq.ParquetWriter(file, dead_letter.SCHEMA, compression="zstd") as writer:
+            with parquet_writer(file, dead_letter.SCHEMA) as writer:
                 write(self._rows(writer.write_batch))
 
         publish(str(self._dead_letters), write_both)

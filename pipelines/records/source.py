@@ -4,21 +4,30 @@ Memory is bounded by one batch, whatever the size of the source.
 """
 
 import abc
+import functools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from confluent_kafka import Message
 
-from millrace.pipelines.files import readers as file_readers
+from millrace.pipelines.files.containers import (
+    CONTAINERS,
+    DEAD_LETTER,
+    ParquetSettings,
+    ReadFile,
+    StreamSettings,
+    read_parquet,
+    read_records,
+)
 from millrace.pipelines.files.decode import make_decoder
-from millrace.pipelines.files.format import DEAD_LETTER, RecordSettings
+from millrace.pipelines.files.format import RecordSettings
 from millrace.pipelines.files.patterns import match_files
-from millrace.pipelines.files.readers import ParquetSettings, StreamSettings, open_file
+from millrace.pipelines.files.storage import open_file
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_blocks import KafkaReadError
 from millrace.runtime.topic_range import TopicRange, read_messages
@@ -30,8 +39,6 @@ _NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
 
 Progress = Callable[[int, int], None]
 """Is told how much of a source's `size` was read so far, and how many rows or records came with that."""
-
-_ReadFile = Callable[[BinaryIO, int, str], file_readers.Batches]
 
 
 class Part(NamedTuple):
@@ -116,30 +123,25 @@ class FileSource(RecordSource):
             yield from self._read(self._row_reader())
         else:
             decode = make_decoder(settings, frames=None)
-            for block, dead, done, _ in self._read(self._read_blocks):
+            for block, dead, done, _ in self._read(self._block_reader()):
                 rows, refused = decode(block)
                 yield Part(rows, record_batch.concat([dead, refused]) if dead.num_rows else refused, done, block)
 
     def blocks(self) -> Iterator[Part]:
-        for block, dead, done, _ in self._read(self._read_blocks):
+        for block, dead, done, _ in self._read(self._block_reader()):
             yield Part(_NONE, dead, done, block)
 
-    def _row_reader(self) -> _ReadFile:
-        parquet = ParquetSettings(kinds=self.settings.kinds)
-        readers: dict[str, _ReadFile] = {
-            "parquet": lambda file, number, path: file_readers.read_parquet(file, number, path, parquet),
-            "avro": file_readers.read_avro,
-            "arrow": file_readers.read_arrow,
-            DEAD_LETTER: file_readers.read_dead_letters,
-        }
-        return readers[self.settings.format]
+    def _row_reader(self) -> ReadFile:
+        if self.settings.format == "parquet":
+            return functools.partial(read_parquet, settings=ParquetSettings(kinds=self.settings.kinds))
+        return CONTAINERS[self.settings.format].read
 
-    def _read_blocks(self, file: BinaryIO, number: int, path: str) -> file_readers.Batches:
+    def _block_reader(self) -> ReadFile:
         assert self.settings.framing is not None
-        settings = StreamSettings(self.settings.framing, self.settings.compression)
-        return file_readers.read_blocks(file, number, path, settings)
+        settings = StreamSettings(self.settings.compression)
+        return functools.partial(read_records, framing=self.settings.framing, settings=settings)
 
-    def _read(self, read: _ReadFile) -> Iterator[Part]:
+    def _read(self, read: ReadFile) -> Iterator[Part]:
         before = 0
         for (number, path), size in zip(self.files, self.sizes, strict=True):
             try:

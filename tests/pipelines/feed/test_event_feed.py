@@ -216,7 +216,7 @@ def test_a_run_that_fails_leaves_no_marker(world: World, tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(file_io, "write_bytes", fail)
+    monkeypatch.setattr(file_io, "publish", fail)
     with pytest.raises(FeedFailedError, match="disk full") as caught:
         run_files(tmp_path, world)
     assert "\n" not in str(caught.value)

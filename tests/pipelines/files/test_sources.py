@@ -18,6 +18,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from millrace.pipelines.feed.folder import ReadEventFiles
 from millrace.pipelines.files import sinks as file_sinks
 from millrace.pipelines.files import sources
+from millrace.pipelines.files.storage import publish
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.codecs.avro_file import write_avro
@@ -330,7 +331,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        file_sinks.publish(str(path), fail)
+        publish(str(path), fail)
     assert path.read_bytes() == b"old"
 
 
