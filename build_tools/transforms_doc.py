@@ -52,7 +52,7 @@ def page() -> str:
 
 def _section(kind: str, step: type[Step], comments: Mapping[str, str]) -> str:
     lines = [f"\n## {kind}\n", inspect.getdoc(step) or "", ""]
-    if issubclass(step, StatefulStep):
+    if issubclass(step, StatefulStep) and step.stateful:
         lines += ["Stateful: its output depends on the rows before; a feed keeps what it has learnt.", ""]
     lines += ["| setting | type | meaning |", "|---|---|---|"]
     lines += list(_settings(_message_of(kind), comments))
@@ -73,11 +73,7 @@ def _settings(message: Descriptor, comments: Mapping[str, str], prefix: str = ""
         meaning = comments.get(f"{message.full_name}.{field.name}", "")
         yield f"| `{prefix}{field.name}` | {_type(field)} | {meaning} |"
         nested = field.message_type
-        if (
-            nested is not None
-            and not nested.GetOptions().map_entry
-            and nested is not pb.BasicTransformConfig.DESCRIPTOR
-        ):
+        if nested is not None and not nested.GetOptions().map_entry and nested not in _STEPS:
             yield from _settings(nested, comments, f"{prefix}{field.name}{'[]' if field.is_repeated else ''}.")
 
 
@@ -92,10 +88,11 @@ def _plain(field: FieldDescriptor) -> str:
     if field.enum_type is not None:
         return ", ".join(f"`{value.name}`" for value in field.enum_type.values if value.number or value.name != _NONE)
     if field.message_type is not None:
-        return "step" if field.message_type is pb.BasicTransformConfig.DESCRIPTOR else "object"
+        return "step" if field.message_type in _STEPS else "object"
     return _TYPES[field.type]
 
 
+_STEPS = (pb.BasicTransformConfig.DESCRIPTOR, pb.OneTransformConfig.DESCRIPTOR)
 _NONE = "METHOD_UNSPECIFIED"
 _TYPES = {
     FieldDescriptor.TYPE_INT32: "int32",

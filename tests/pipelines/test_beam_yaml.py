@@ -9,8 +9,10 @@ import yaml
 from apache_beam.yaml import main as beam_yaml
 
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.data_source import keys_of_names
 from millrace.transforms.beam import ptransforms
 from millrace.transforms.codecs.record_codec import encode_records
+from millrace.transforms.codecs.tables import mark_canonical
 from millrace.transforms.frames.framing import FILE_FRAMES, join_frames
 from millrace.transforms.recipe.chain import TransformChain
 from tests.reference.record_rows import random_rows
@@ -49,3 +51,45 @@ def test_the_example_pipeline_writes_the_rows_of_its_recipe_and_the_bad_records_
     assert 50 < len(found) < 300
     dead = pq.read_table(tmp_path / "rows" / "dead-letters")
     assert dead["reason"].to_pylist() == ["malformed_proto"]
+
+
+_FLOWS = """
+providers:
+  - include: {provider}
+pipeline:
+  transforms:
+    - {{type: ReadParquetFiles, name: Read, config: {{patterns: "{folder}/rows.parquet"}}}}
+    - {{type: SplitFlows, name: Split, input: Read.rows, config: {{names: [pc, mobile]}}}}
+    - {{type: FilterByAction, name: Acted, input: Split.pc, config: {{has_actions: [1, 2]}}}}
+    - {{type: MergeFlows, name: Merge, input: {{pc: Acted, mobile: Split.mobile}}}}
+    - {{type: WriteParquetFiles, input: Merge, config: {{folder: "{folder}/merged"}}}}
+    - {{type: WriteParquetFiles, name: Refused, input: Split.dead_letters, config: {{folder: "{folder}/dead"}}}}
+"""
+
+
+def test_flows_are_split_and_merged_in_beam_yaml(tmp_path: Path) -> None:
+    rows = random_rows(300)
+    keys = pa.array(keys_of_names(pa.array(["pc", "mobile", "cloud"] * 100)))
+    rows = record_batch.with_column(rows, pa.field("__DATA_SOURCE_KEY__", keys.type), keys)
+    pq.write_table(pa.Table.from_batches([mark_canonical(rows)]), tmp_path / "rows.parquet")
+    pipeline = tmp_path / "flows.beam.yaml"
+    pipeline.write_text(_FLOWS.format(provider=_ROOT / "pipelines" / "beam_yaml.yaml", folder=tmp_path), "utf-8")
+    beam_yaml.run([f"--yaml_pipeline_file={pipeline}", "--json_schema_validation=none"])
+    merged = pa.concat_tables(
+        (pq.read_table(path) for path in (tmp_path / "merged").glob("*.parquet")), promote_options="default"
+    )
+    chain = TransformChain.parse(
+        """
+        steps:
+          - run_flows:
+              flows:
+                - {data_source: pc, steps: [{filter_by_action: {has_actions: [1, 2]}}]}
+                - {data_source: mobile}
+        """
+    )
+    expected = chain.process(rows)
+    columns = (record_batch.SOURCE_OFFSET, "__DATA_SOURCE_NAME__")
+    found = sorted(zip(*(merged[name].to_pylist() for name in columns), strict=True))
+    assert found == list(zip(*(expected.column(name).to_pylist() for name in columns), strict=True))
+    assert 100 < len(found) < 200
+    assert pq.read_table(tmp_path / "dead").num_rows == 100

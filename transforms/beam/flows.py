@@ -7,6 +7,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
+from apache_beam.typehints.decorators import no_annotations
 
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
@@ -27,6 +28,8 @@ class SplitFlows(beam.PTransform):
         flows = rows | SplitFlows(["pc", "mobile"])
         flows["pc"], flows["mobile"], flows[DEAD_LETTERS]
 
+    In Beam YAML a flow is the output of its name, such as `Split.pc`.
+
     Args:
       names: of the flows. Rows of other sources go to `DEAD_LETTERS`, in the schema of `transforms.batch.dead_letter`.
       label: name of the step in the pipeline.
@@ -42,11 +45,13 @@ class SplitFlows(beam.PTransform):
             raise UserError("flows", ", ".join(names), f"no names, or {DEAD_LETTERS}", "choose names of data sources")
         self._names = list(names)
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
+    @no_annotations  # Beam knows no hints of several outputs
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> dict[str, beam.PCollection]:
         tags = [*self._names, DEAD_LETTERS]
         split = beam.ParDo(_SplitDoFn(self._names)).with_input_types(pa.RecordBatch)
         typed = split.with_output_types(pa.RecordBatch, **dict.fromkeys(tags, pa.RecordBatch))
-        return batches | "SplitRows" >> typed.with_outputs(*tags)
+        split_rows = batches | "SplitRows" >> typed.with_outputs(*tags)
+        return {tag: split_rows[tag] for tag in tags}
 
     def display_data(self) -> dict[str, Any]:
         return {"flows": ", ".join(self._names)}

@@ -34,6 +34,7 @@ __all__ = [
     "NoneOf",
     "Project",
     "Reweight",
+    "RunFlows",
     "ScatterLabel",
     "SelectFlows",
     "ShardFids",
@@ -89,6 +90,10 @@ class NegativeSample(StepTransform):
 
 class SelectFlows(StepTransform):
     kind = "select_flows"
+
+
+class RunFlows(StepTransform):
+    kind = "run_flows"
 
 
 class AddAction(StepTransform):

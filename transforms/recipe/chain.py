@@ -5,7 +5,6 @@ that follow one another look at the same rows and copy them once.
 """
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch.record_batch import MAX_COPIES
 from millrace.transforms.batch.take_rows import take_rows
+from millrace.transforms.recipe import run_flows
 from millrace.transforms.recipe.action_names import ActionNames
 from millrace.transforms.recipe.text import RecipeText, parse_recipe, read_recipe
 from millrace.transforms.steps.features import projection, sparse_features
@@ -25,7 +25,15 @@ from millrace.transforms.steps.filters import filters, flows, predicates
 from millrace.transforms.steps.labels import label_steps, negative_sample, reweight
 from millrace.transforms.steps.negatives import negatives
 from millrace.transforms.steps.sharding import sharded_fids
-from millrace.transforms.steps.step import Counts, Predicate, StatefulStep, Step, StepContext
+from millrace.transforms.steps.step import (
+    Counts,
+    Predicate,
+    StatefulStep,
+    Step,
+    StepContext,
+    join_states,
+    split_states,
+)
 
 STEPS: Mapping[str, type[Step]] = {
     "filter_by_fid": filters.FilterByFid,
@@ -40,6 +48,7 @@ STEPS: Mapping[str, type[Step]] = {
     "special_strategy": filters.SpecialStrategy,
     "negative_sample": negative_sample.NegativeSample,
     "select_flows": flows.SelectFlows,
+    "run_flows": run_flows.RunFlows,
     "add_action": label_steps.AddAction,
     "add_label": label_steps.AddLabel,
     "scatter_label": label_steps.ScatterLabel,
@@ -96,6 +105,7 @@ class TransformChain:
         # A step without rows renames the columns, so the actions get their names back before it.
         of_rows = [step for step in self.steps if step.gives_rows]
         self._layout = [step for step in self.steps if not step.gives_rows]
+        self._stateful = [step for step in self.steps if isinstance(step, StatefulStep) and step.stateful]
         self._stages = [(is_filter, list(steps)) for is_filter, steps in itertools.groupby(of_rows, _is_filter)]
         self.counts: dict[str, Counts] = {step.context.id: Counter() for step in self.steps}
         self._check(text)
@@ -127,7 +137,7 @@ class TransformChain:
     @property
     def stateful(self) -> bool:
         """Whether the output depends on the batches before."""
-        return any(isinstance(step, StatefulStep) for step in self.steps)
+        return bool(self._stateful)
 
     @property
     def gives_rows(self) -> bool:
@@ -141,21 +151,12 @@ class TransformChain:
 
     def save(self) -> bytes:
         """What the steps learnt of the batches so far."""
-        saved = [step.save() for step in self.steps if isinstance(step, StatefulStep)]
-        header = json.dumps([len(each) for each in saved]).encode()
-        return b"".join([header, b"\n", *saved])
+        return join_states([step.save() for step in self._stateful])
 
     def restore(self, data: bytes) -> None:
         """Goes on from what `save` gave; ValueError for bytes of anything else."""
-        header, _, body = bytes(data).partition(b"\n")
-        stateful = [step for step in self.steps if isinstance(step, StatefulStep)]
-        sizes = json.loads(header)
-        right = isinstance(sizes, list) and all(isinstance(size, int) and size >= 0 for size in sizes)
-        if not right or len(sizes) != len(stateful) or sum(sizes) != len(body):
-            raise ValueError(f"the state is not one of {len(stateful)} stateful steps")
-        for step, size in zip(stateful, sizes, strict=True):
-            step.restore(body[:size])
-            body = body[size:]
+        for step, state in zip(self._stateful, split_states(data, len(self._stateful)), strict=True):
+            step.restore(state)
 
     def _make(self, index: int, config: pb.OneTransformConfig, text: RecipeText | None) -> Step:
         kind = kind_of(config)

@@ -151,6 +151,9 @@ class _Reader:
         if isinstance(message, pb.BasicTransformConfig):
             self._leaf(node, path, message)
             return
+        if isinstance(message, pb.OneTransformConfig):
+            self._step(node, path, message)
+            return
         known = message.DESCRIPTOR.fields_by_name
         for key, value, where in self._entries(node, path):
             if key not in known:

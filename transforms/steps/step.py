@@ -5,8 +5,10 @@ A step knows nothing of Beam: `transforms/recipe/chain.py` makes a chain of seve
 """
 
 import abc
+import itertools
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -82,7 +84,13 @@ class Predicate(Step):
 
 
 class StatefulStep(Step):
-    """A step whose output depends on the batches before. The same batches in the same order give the same output."""
+    """A step whose output depends on the batches before. The same batches in the same order give the same output.
+
+    Attributes:
+      stateful: whether it does so with the settings that it has.
+    """
+
+    stateful: bool = True
 
     @abc.abstractmethod
     def save(self) -> bytes:
@@ -90,7 +98,7 @@ class StatefulStep(Step):
 
     @abc.abstractmethod
     def restore(self, data: bytes) -> None:
-        """Takes the place of what `save` was asked of; ValueError for bytes of anything else."""
+        """Replaces this step's state by what `save` returned; ValueError for bytes of anything else."""
 
 
 def keep_rows(batch: pa.RecordBatch, keep: np.ndarray, counts: Counts, counter: str = "rows_dropped") -> pa.RecordBatch:
@@ -100,6 +108,23 @@ def keep_rows(batch: pa.RecordBatch, keep: np.ndarray, counts: Counts, counter: 
         return batch
     counts[counter] += dropped
     return take_rows(batch, np.flatnonzero(keep))
+
+
+def join_states(states: Sequence[bytes]) -> bytes:
+    """What several steps saved as one string of bytes: a JSON list of lengths, a line feed, the states."""
+    header = json.dumps([len(each) for each in states]).encode()
+    return b"".join([header, b"\n", *states])
+
+
+def split_states(data: bytes, count: int) -> list[bytes]:
+    """The `count` states that `join_states` joined; ValueError for bytes of anything else."""
+    header, _, body = bytes(data).partition(b"\n")
+    sizes = json.loads(header)
+    right = isinstance(sizes, list) and all(isinstance(size, int) and size >= 0 for size in sizes)
+    if not right or len(sizes) != count or sum(sizes) != len(body):
+        raise ValueError(f"the state is not one of {count} stateful steps")
+    ends = list(itertools.accumulate(sizes))
+    return [body[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def provenance(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
