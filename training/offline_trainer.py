@@ -14,7 +14,8 @@ from millrace.runtime.errors import UserError
 from millrace.training.movielens import is_movielens, read_movielens
 from millrace.training.step.metrics import auc, calibration, last_third, log_loss
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket, invalid_rows
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout, invalid_rows
 from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
@@ -51,16 +52,16 @@ def read_input(path: Path, task: Task) -> pa.RecordBatch:
     files = _parquet_files(path) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UserError("--input", path, "no Parquet file and no ratings.csv there", "name a file or folder with data")
-    names = [*Layout.of(task).sparse, *(field.name for field in record_batch.METADATA_FIELDS)]
+    names = [*TrainLayout.of(task).fid_columns, *(field.name for field in record_batch.METADATA_FIELDS)]
     try:
         table = pa.concat_tables([pq.read_table(file, columns=names) for file in files]).combine_chunks()
     except (pa.ArrowException, KeyError) as error:
         raise UserError("--input", path, f"not a train file ({error})", "make it with `millrace feed`") from error
-    schema = record_batch.train_schema(Layout.of(task).sparse)
+    schema = record_batch.train_schema(TrainLayout.of(task).fid_columns)
     try:
         batches = table.select(schema.names).cast(schema).to_batches()
         whole = record_batch.concat(batches, schema)
-        record_batch.validate_train_batch(whole, Layout.of(task).sparse, len(task.heads))
+        record_batch.validate_train_batch(whole, TrainLayout.of(task).fid_columns, len(task.heads))
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise UserError("--input", path, str(error), f"make it with `millrace feed` for task {task.name}") from error
     return whole
@@ -94,23 +95,23 @@ def train(
 
     Returns: the result and the trained step with its tables.
     """
-    layout = Layout.of(task)
-    feed_queue = FeedQueue(layout, f"{task.name}/offline", capacity=2)
-    store, _ = new_stores(task, feed_queue.name, audit=False)
-    step = TrainStep(task, store, feed_queue, micro_batch=micro_batch, epochs=epochs)
+    layout = TrainLayout.of(task)
+    batches = BatchQueue(layout, f"{task.name}/offline", capacity=2)
+    store, _ = new_stores(task, batches.name, audit=False)
+    step = TrainStep(task, store, batches, micro_batch=micro_batch, epochs=epochs)
     scores, late = [], deque[pa.RecordBatch]()
     start = time.perf_counter()
     for done, batch in _batches(data, batch_size):
         if delay_rows:
-            scores.append(step.predict(*layout.arrays(batch)).numpy())
+            scores.append(step.predict(layout.arrays(batch)).numpy())
             late.append(batch)
             if (len(late) - 1) * batch_size >= delay_rows:
-                _learn(feed_queue, step, late.popleft())
+                _learn(batches, step, late.popleft())
         else:
-            scores.append(_learn(feed_queue, step, batch))
+            scores.append(_learn(batches, step, batch))
         progress(done, data.num_rows)
     seconds = time.perf_counter() - start
-    feed_queue.close()
+    batches.close()
     return _result(data, np.concatenate(scores), delay_rows, seconds, len(task.heads)), step
 
 
@@ -144,9 +145,9 @@ def _point(name: str, delay: int, result: OfflineResult) -> dict[str, float | in
     return {"name": name, "delay_rows": delay, "auc_last_third": result.auc_last_third, "auc": result.auc}
 
 
-def _learn(feed_queue: FeedQueue, step: TrainStep, batch: pa.RecordBatch) -> np.ndarray:
-    feed_queue.put(Ticket.of(batch, feed_queue.layout.heads), batch)
-    feed_queue.next_ticket(0.0)
+def _learn(batches: BatchQueue, step: TrainStep, batch: pa.RecordBatch) -> np.ndarray:
+    batches.put(Ticket.of(batch, batches.layout.heads), batch)
+    batches.next_ticket(0.0)
     return np.asarray(step.step())
 
 

@@ -22,7 +22,9 @@ from millrace.training.publish.exporter import ExportCut, Exporter
 from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
 from millrace.training.step.metrics import PredictionFile, Progressive
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, KafkaFeeder, Layout, Ticket, invalid_rows
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout, invalid_rows
+from millrace.training.stream.train_topic_reader import TrainTopicReader
 from millrace.training.task import Task
 
 _LOG = logging.getLogger(__name__)
@@ -116,14 +118,14 @@ class OnlineTrainer:
         train_topic = topics.train(task.name)
         if options.create_topics:
             ensure_topic(connection, train_topic, partitions=4)
-        self._queue = FeedQueue(Layout.of(task, options.audit), task.name)
+        self._queue = BatchQueue(TrainLayout.of(task, options.audit), task.name)
         store, audit_store = new_stores(task, self._queue.name, options.audit)
         self._step = TrainStep(task, store, self._queue, audit_store, options.micro_batch)
         self._checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
         restored = self._checkpoints.restore(self._step)
         self._position, self._checkpoint_name = restored.position, restored.name
         self._step.step.get_concrete_function()  # traced now, so that the first rows do not wait for it
-        self._feeder = KafkaFeeder(
+        self._reader = TrainTopicReader(
             connection, train_topic, self._queue, dict(self._position.offsets), self._position.seen,
             options.batch_size, options.max_wait_seconds,
         )  # fmt: skip
@@ -151,7 +153,7 @@ class OnlineTrainer:
 
     def run(self, stop: threading.Event, heartbeat: Heartbeat) -> None:
         """Learns until `stop` is set, then publishes and saves what was learned."""
-        self._feeder.start()
+        self._reader.start()
         while not stop.is_set():
             heartbeat.beat()
             ticket = self._queue.next_ticket(_IDLE_SECONDS)
@@ -163,9 +165,9 @@ class OnlineTrainer:
 
     def close(self) -> None:
         """Ends the threads; nothing is saved."""
-        self._feeder.stop()
+        self._reader.stop()
         self._background.shutdown(wait=True, cancel_futures=True)
-        self._feeder.close()
+        self._reader.close()
 
     def _learn(self, ticket: Ticket) -> None:
         if ticket.rows:
@@ -212,7 +214,7 @@ class OnlineTrainer:
             self._checkpoints.finish(cut)
             self._checkpoint_name, self._checkpoint_step = cut.folder.name, cut.global_step
             _CHECKPOINTS.inc()
-            self._feeder.commit(cut.position.offsets)
+            self._reader.commit(cut.position.offsets)
             self._events.checkpoint(cut.global_step, cut.folder)
             self._evict()
         except Exception as error:  # on the saving thread nobody else would hear of it
@@ -258,7 +260,7 @@ class OnlineTrainer:
         timer.restart(min(_RETRY_SECONDS, seconds))
 
     def _finish(self) -> None:
-        self._feeder.stop()
+        self._reader.stop()
         if self._saving is not None:
             self._saving.result(timeout=_STOP_SECONDS)
         self._deltas.publish(self._steps, self._base_version, self._event_time_ms)

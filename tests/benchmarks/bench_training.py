@@ -17,7 +17,9 @@ from millrace.examples.feed_ranking import FeedRanking
 from millrace.training.publish.exporter import Exporter
 from millrace.training.state.checkpoint import Checkpoints
 from millrace.training.step.train_step import TrainStep, limit_threads, new_stores
-from millrace.training.stream.example_stream import Batcher, FeedQueue, Layout, Ticket
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.batcher import Batcher
+from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position, SeenRows
 from millrace.transforms.batch import record_batch
 from tests.fakes.train_blocks import ROWS_PER_RECORD, make_batch
@@ -59,7 +61,7 @@ def step_cases(rows: int, micro: int) -> Iterator[Case]:
 
 def feeder_cases() -> Iterator[Case]:
     """Decode, check, drop repeats, cut into batches: what the feeder's thread does."""
-    layout = Layout.of(TASK, audit=True)
+    layout = TrainLayout.of(TASK, audit=True)
     blocks = [record_batch.encode_ipc(make_batch(TASK, i * 100, 100)) for i in range(200)]
     batcher = Batcher(layout, 512, SeenRows())
 
@@ -99,13 +101,13 @@ def saving_cases() -> Iterator[Case]:
     queue.close()
 
 
-def new_step(micro: int) -> tuple[TrainStep, FeedQueue]:
-    queue = FeedQueue(Layout.of(TASK, audit=True), "bench")
+def new_step(micro: int) -> tuple[TrainStep, BatchQueue]:
+    queue = BatchQueue(TrainLayout.of(TASK, audit=True), "bench")
     store, audit = new_stores(TASK, queue.name, audit=True)
     return TrainStep(TASK, store, queue, audit, micro), queue
 
 
-def learn(step: TrainStep, queue: FeedQueue, batch: pa.RecordBatch) -> None:
+def learn(step: TrainStep, queue: BatchQueue, batch: pa.RecordBatch) -> None:
     queue.put(Ticket.of(batch, 1), batch)
     queue.next_ticket(0.0)
     step.step()

@@ -15,7 +15,8 @@ from millrace.serving.server.tensors import InputSpec
 from millrace.training.publish.delta_publisher import DeltaPublisher
 from millrace.training.publish.exporter import Exporter
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout
 from tests.fakes.train_blocks import make_batch
 
 pytestmark = pytest.mark.service
@@ -24,7 +25,7 @@ _SECONDS = 30.0
 _ROWS = 40
 
 
-def _train(step: TrainStep, queue: FeedQueue, first: int, batches: int) -> None:
+def _train(step: TrainStep, queue: BatchQueue, first: int, batches: int) -> None:
     for number in range(first, first + batches):
         batch = make_batch(_TASK, number * _ROWS, _ROWS)
         queue.put(Ticket.of(batch, 1), batch)
@@ -43,7 +44,7 @@ def _ask(servable: SavedModelServable) -> np.ndarray:
 def test_a_server_that_follows_the_deltas_answers_like_a_newer_export(
     kafka: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
-    queue = FeedQueue(Layout.of(_TASK, audit=True), "test-serving-trainer")
+    queue = BatchQueue(TrainLayout.of(_TASK, audit=True), "test-serving-trainer")
     store, audit = new_stores(_TASK, queue.name, audit=True)
     step = TrainStep(_TASK, store, queue, audit)
     publisher = DeltaPublisher(kafka, topics.deltas(_TASK.name), _TASK.name, store, step.dense)

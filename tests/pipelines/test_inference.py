@@ -20,7 +20,8 @@ from millrace.pipelines.inference import ExportedModel, ExportHandler
 from millrace.runtime.errors import UserError
 from millrace.training.publish.exporter import Exporter
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout
 from tests.fakes.exports import write_export, write_table_export
 from tests.fakes.train_blocks import make_batch
 
@@ -122,12 +123,12 @@ def test_a_model_of_other_shapes_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_trained_model_scores_impressions_as_its_signature_does(tmp_path: Path) -> None:
     task = FeedRanking()
-    feed_queue = FeedQueue(Layout.of(task, audit=True), "test-inference")
-    store, audit = new_stores(task, feed_queue.name, audit=True)
-    step = TrainStep(task, store, feed_queue, audit)
+    queue = BatchQueue(TrainLayout.of(task, audit=True), "test-inference")
+    store, audit = new_stores(task, queue.name, audit=True)
+    step = TrainStep(task, store, queue, audit)
     for i in range(3):
         batch = make_batch(task, i * 50, 50)
-        feed_queue.put(Ticket.of(batch, 1), batch)
+        queue.put(Ticket.of(batch, 1), batch)
         step.step()
     exporter = Exporter(task, tmp_path)
     export = exporter.write(exporter.cut(step), step)

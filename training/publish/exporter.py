@@ -16,7 +16,8 @@ from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import Checkpoints
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout
+from millrace.training.stream.batch_queue import BatchQueue
+from millrace.training.stream.layout import TrainLayout
 from millrace.training.task import SparseFeature, Task
 from millrace.training.task.heads import DenseModel
 from millrace.transforms.batch.fid import HASH_KEY, SIGNATURE_BITS
@@ -193,9 +194,9 @@ class Exporter:
 
 def export_checkpoint(task: Task, model_dir: Path) -> Export:
     """Exports the newest checkpoint that verifies; UserError when there is none."""
-    feed_queue = FeedQueue(Layout.of(task), f"{task.name}/export")
-    store, _ = new_stores(task, feed_queue.name, audit=False)
-    step = TrainStep(task, store, feed_queue)
+    batches = BatchQueue(TrainLayout.of(task), f"{task.name}/export")
+    store, _ = new_stores(task, batches.name, audit=False)
+    step = TrainStep(task, store, batches)
     restored = Checkpoints(model_dir, task.name, task.schema_fingerprint()).restore(step)
     if not restored.name:
         raise UserError("--model-dir", model_dir, "no checkpoint there verifies", "let a trainer save one")

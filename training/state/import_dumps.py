@@ -10,7 +10,8 @@ from millrace.ops.entry_dump import import_entry_dumps
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import Checkpoints, newest_first
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout
+from millrace.training.stream.batch_queue import BatchQueue
+from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position
 from millrace.training.task import Task
 
@@ -30,9 +31,9 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
     for name in files:
         if name not in tables:
             raise UserError("--table", name, f"task {task.name} has no such table", f"choose {', '.join(tables)}")
-    feed_queue = FeedQueue(Layout.of(task), f"{task.name}/import")
-    store, _ = new_stores(task, feed_queue.name, audit=False)
-    step = TrainStep(task, store, feed_queue)
+    batches = BatchQueue(TrainLayout.of(task), f"{task.name}/import")
+    store, _ = new_stores(task, batches.name, audit=False)
+    step = TrainStep(task, store, batches)
     records = {name: _import_table(store, name, paths) for name, paths in files.items()}
     checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
     checkpoints.finish(checkpoints.cut(step, Position(), delta_sequence=0))

@@ -17,7 +17,10 @@ from millrace.examples.feed_ranking import FeedRanking
 from millrace.runtime.checksum import crc32c_of_file
 from millrace.training.publish.exporter import MANIFEST_PATH, Export, Exporter, fids_of
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket, ragged
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout, TrainTensors
+from millrace.transforms.batch.list_columns import values_and_splits
+from millrace.transforms.batch.record_batch import AUDIT
 from millrace.transforms.feed.config import FidFeature, extract_fids
 from tests.fakes.train_blocks import make_batch
 
@@ -41,12 +44,12 @@ print(json.dumps({"click": outputs["click"].numpy().tolist(), "dense": dense}))
 
 @pytest.fixture(scope="module")
 def trained() -> TrainStep:
-    feed_queue = FeedQueue(Layout.of(TASK, audit=True), "test-export")
-    store, audit = new_stores(TASK, feed_queue.name, audit=True)
-    step = TrainStep(TASK, store, feed_queue, audit)
+    queue = BatchQueue(TrainLayout.of(TASK, audit=True), "test-export")
+    store, audit = new_stores(TASK, queue.name, audit=True)
+    step = TrainStep(TASK, store, queue, audit)
     for i in range(20):
         batch = make_batch(TASK, i * 50, 50)
-        feed_queue.put(Ticket.of(batch, 1), batch)
+        queue.put(Ticket.of(batch, 1), batch)
         step.step()
     return step
 
@@ -69,7 +72,7 @@ def test_fids_of_integers_equal_those_of_the_feed(values: list[int | None]) -> N
     raw = pa.RecordBatch.from_pydict({"user_id": pa.array(values, pa.int64())})
     feed = extract_fids(raw, [FidFeature("f", feature.slot, "user_id")])
     fids, splits = fids_of(feature, tf.constant([-1 if value is None else value for value in values], tf.int64))
-    expected_fids, expected_splits = ragged(feed.column(0))
+    expected_fids, expected_splits = values_and_splits(feed.column(0))
     assert (fids.numpy().tolist(), splits.numpy().tolist()) == (expected_fids.tolist(), expected_splits.tolist())
 
 
@@ -80,7 +83,7 @@ def test_fids_of_strings_equal_those_of_the_feed(values: list[str | None]) -> No
     raw = pa.RecordBatch.from_pydict({feature.column: pa.array(values, pa.string())})
     feed = extract_fids(raw, [FidFeature("f", feature.slot, feature.column)])
     fids, splits = fids_of(feature, tf.constant([value or "" for value in values], tf.string))
-    expected_fids, expected_splits = ragged(feed.column(0))
+    expected_fids, expected_splits = values_and_splits(feed.column(0))
     assert (fids.numpy().tolist(), splits.numpy().tolist()) == (expected_fids.tolist(), expected_splits.tolist())
 
 
@@ -89,13 +92,12 @@ def test_another_process_predicts_what_the_trainer_predicts(
 ) -> None:
     users, items = np.arange(60) % 55, (np.arange(60) * 7) % 55  # some were never seen
     raw = {"user_id": users.tolist(), "item_id": items.tolist(), "hour": [5] * 60, "device": ["phone", ""] * 30}
-    arrays = []
-    for name in Layout.of(TASK).columns:
+    values, splits = {AUDIT: tf.zeros([0], tf.int64)}, {AUDIT: tf.zeros([61], tf.int64)}
+    for name in TrainLayout.of(TASK).features:
         feature = next(feature for feature in TASK.features if feature.name == name)
         dtype = tf.string if feature.input_dtype == "string" else tf.int64
-        arrays += fids_of(feature, tf.constant(raw[feature.input_name], dtype))
-    empty = [tf.zeros([0], tf.int64), tf.zeros([61], tf.int64)]
-    logits = trained.predict(*arrays, *empty, tf.zeros([60, 1]), tf.ones([60]), tf.ones([60]))
+        values[name], splits[name] = fids_of(feature, tf.constant(raw[feature.input_name], dtype))
+    logits = trained.predict(TrainTensors(values, splits, tf.zeros([60, 1]), tf.ones([60]), tf.ones([60])))
     expected = 1 / (1 + np.exp(-logits.numpy()[:, 0]))
     moved = tmp_path / "elsewhere"
     shutil.move(exported.path, moved)

@@ -12,7 +12,8 @@ from millrace.examples.feed_ranking import FeedRanking
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import CheckpointError, Checkpoints, newest_manifest, read_audit, verify
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position
 from millrace.transforms.batch.fid import audit_fid
 from tests.fakes.train_blocks import make_batch
@@ -25,7 +26,7 @@ class Trainer:
     """A step and a position that learn given batches."""
 
     def __init__(self) -> None:
-        self.queue = FeedQueue(Layout.of(TASK, audit=True), "test-checkpoint")
+        self.queue = BatchQueue(TrainLayout.of(TASK, audit=True), "test-checkpoint")
         store, audit = new_stores(TASK, self.queue.name, audit=True)
         self.step, self.position = TrainStep(TASK, store, self.queue, audit), Position()
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
-from millrace.training.stream.example_stream import FeedQueue, Layout, Ticket
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout
 from millrace.training.task import Head, LabelRule
 from millrace.training.task.heads import correct_logits, total_loss
 from millrace.transforms.batch.record_batch import INVALID_LABEL, LABEL
@@ -25,8 +26,8 @@ class Harness:
 
     def __init__(self, audit: bool = True, **settings: Any) -> None:
         task = FeedRanking()
-        self.layout = Layout.of(task, audit)
-        self.queue = FeedQueue(self.layout, "test-step")
+        self.layout = TrainLayout.of(task, audit)
+        self.queue = BatchQueue(self.layout, "test-step")
         self.store, self.audit = new_stores(task, self.queue.name, audit)
         self.step = TrainStep(task, self.store, self.queue, self.audit, **settings)
 
@@ -35,7 +36,7 @@ class Harness:
         return np.asarray(self.step.step())
 
     def predict(self, batch: pa.RecordBatch) -> np.ndarray:
-        return np.asarray(self.step.predict(*self.layout.arrays(batch)))
+        return np.asarray(self.step.predict(self.layout.arrays(batch)))
 
 
 @pytest.fixture

@@ -1,22 +1,22 @@
-"""Batches and their books: every row once, in order, and a restart at any step goes on exactly there."""
+"""From blocks to batches: every row once, in order, and a restart at any step goes on exactly there."""
 
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.examples.feed_ranking import FeedRanking
-from millrace.training.stream.example_stream import Batcher, FeedQueue, Layout, Ticket, ragged
+from millrace.training.stream.batch_queue import Ticket
+from millrace.training.stream.batcher import Batcher
+from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position, SeenRows
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import audit_fid
 from tests.fakes.train_blocks import make_batch
 
 TASK = FeedRanking()
-LAYOUT = Layout.of(TASK, audit=True)
+LAYOUT = TrainLayout.of(TASK, audit=True)
 WHOLE = make_batch(TASK, 0, 30)
 
 # A log of blocks: each is a run of rows of WHOLE, written to one of two partitions; runs may overlap and repeat.
@@ -47,7 +47,7 @@ def keys_of(batch: pa.RecordBatch) -> list[int]:
 
 
 def batches(log: Log, position: Position, size: int) -> Iterator[tuple[Ticket, pa.RecordBatch]]:
-    """What a feeder makes of the log, going on from `position`."""
+    """What a reader makes of the log, going on from `position`."""
     batcher = Batcher(LAYOUT, size, SeenRows.load(position.seen.save()))
     for block, partition, next_offset in log.read(position.offsets):
         batcher.add(block, partition, next_offset)
@@ -126,30 +126,3 @@ def test_a_block_of_repeats_only_moves_the_offset() -> None:
     assert (batcher.pending, batcher.rows) == (True, 0)
     ticket, batch = batcher.take()
     assert (ticket.rows, ticket.duplicates, ticket.offsets, batch.num_rows) == (0, 4, {0: 2}, 0)
-
-
-def test_a_slice_of_a_list_column_has_splits_from_zero() -> None:
-    column = pa.array([[1], [2, 3], [], [4]], pa.list_(pa.int64())).slice(1, 3)
-    values, splits = ragged(column)
-    assert (values.tolist(), splits.tolist()) == ([2, 3, 4], [0, 2, 2, 3])
-
-
-def test_a_block_without_a_feature_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="hour"):
-        LAYOUT.check(WHOLE.drop_columns(["hour"]))
-
-
-def test_the_queue_returns_batches_in_order_and_then_what_the_feeder_died_of() -> None:
-    queue = FeedQueue(LAYOUT, "test-order")
-    for start in (0, 10):
-        batch = LAYOUT.project(WHOLE.slice(start, 10))
-        queue.put(Ticket.of(batch, 1), batch)
-    queue.fail(OSError("disk"))
-    for start in (0, 10):
-        ticket = queue.next_ticket(0.0)
-        tensors = queue.dequeue()
-        assert ticket is not None and ticket.offset.tolist() == WHOLE.slice(start, 10)["__SOURCE_OFFSET__"].to_pylist()
-        assert np.array_equal(tensors[-3].numpy(), ticket.labels)
-    with pytest.raises(OSError, match="disk"):
-        queue.next_ticket(0.0)
-    queue.close()

@@ -1,0 +1,120 @@
+"""The bounded queue between the thread that reads batches and the thread that trains on them."""
+
+import itertools
+import queue
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from millrace.training.stream.layout import TrainLayout, TrainTensors, labels_of
+from millrace.transforms.batch import record_batch
+
+_queue_numbers = itertools.count()
+_QUEUE_BATCHES = 16  # enough to train on while the reader decodes a block, and at most some MB
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What the trainer must know about one batch beside its tensors: labels, provenance and offsets.
+
+    Attributes:
+      rows: rows of the batch; 0 means that nothing is in the queue for this ticket.
+      labels: float32 [rows, heads].
+      sample_rates: float32 [rows].
+      partition, offset, row: int64 [rows], provenance.
+      event_time_ms: newest event time in the batch, 0 without rows.
+      offsets: {partition of the train topic: next offset} once the batch is applied.
+      duplicates, too_old: rows that were read and refused since the batch before.
+    """
+
+    rows: int
+    labels: np.ndarray
+    sample_rates: np.ndarray
+    partition: np.ndarray
+    offset: np.ndarray
+    row: np.ndarray
+    event_time_ms: int = 0
+    offsets: dict[int, int] = field(default_factory=dict)
+    duplicates: int = 0
+    too_old: int = 0
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, heads: int) -> "Ticket":
+        """The ticket of a batch with `heads` labels per row; its offsets and counts are empty."""
+        partition, offset, row = record_batch.provenance(batch)
+        times = record_batch.numpy_column(batch, record_batch.EVENT_TIME_MS)
+        newest = int(times.max()) if len(times) else 0
+        rates = record_batch.numpy_column(batch, record_batch.SAMPLE_RATE)
+        return cls(batch.num_rows, labels_of(batch, heads), rates, partition, offset, row, newest)
+
+
+class BatchQueue:
+    """A bounded FIFO of batches inside TensorFlow; the train step takes a batch from it with an op.
+
+    `put` belongs to the reader's thread, `next_ticket` to the trainer's. For each ticket with rows that `next_ticket`
+    returned, the trainer must run one `dequeue`: it gets the batch of that ticket.
+
+    Args:
+      layout: of the batches.
+      name: prefix of the queue's name; a number that is unique in the process is appended.
+      capacity: batches that the queue holds before `put` blocks.
+    """
+
+    def __init__(self, layout: TrainLayout, name: str, capacity: int = _QUEUE_BATCHES) -> None:
+        self.layout = layout
+        self.name = f"{name}/{next(_queue_numbers)}"
+        self._specs = layout.specs
+        self._queue = tf.queue.FIFOQueue(
+            capacity,
+            [spec.dtype for spec in tf.nest.flatten(self._specs)],
+            shared_name=f"batches/{self.name}",
+        )
+        self._tickets: queue.Queue[Ticket] = queue.Queue()
+        self._closed = threading.Event()
+        self.error: BaseException | None = None
+
+    def put(self, ticket: Ticket, batch: pa.RecordBatch | None) -> None:
+        """Appends a batch; blocks while the queue is full.
+
+        Args:
+          batch: a batch that passed `layout.check`; None, or no rows, for a ticket without rows.
+
+        Raises:
+          tf.errors.CancelledError: the queue is closed.
+        """
+        if ticket.rows and batch is not None:
+            self._queue.enqueue([tf.constant(array) for array in tf.nest.flatten(self.layout.arrays(batch))])
+        self._tickets.put(ticket)
+
+    def dequeue(self) -> TrainTensors:
+        """The next batch, with the shapes of `layout.specs`; to be called inside a tf.function."""
+        tensors = self._queue.dequeue()
+        for tensor, spec in zip(tensors, tf.nest.flatten(self._specs), strict=True):
+            tensor.set_shape(spec.shape)
+        batch: TrainTensors = tf.nest.pack_sequence_as(self._specs, tensors)
+        return batch
+
+    def next_ticket(self, seconds: float) -> Ticket | None:
+        """The next ticket, or None if none came within `seconds`. Raises the error that was given to `fail`."""
+        try:
+            return self._tickets.get(timeout=seconds) if seconds > 0 else self._tickets.get_nowait()
+        except queue.Empty:
+            if self.error is not None:
+                raise self.error from None
+            return None
+
+    def fail(self, error: BaseException) -> None:
+        """Makes `next_ticket` raise `error` once the tickets that are left were taken."""
+        self.error = error
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    def close(self) -> None:
+        """Wakes a `put` that waits for space, which then raises; the batches in the queue are dropped."""
+        self._closed.set()
+        self._queue.close(cancel_pending_enqueues=True)
