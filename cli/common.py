@@ -11,15 +11,27 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from millrace.runtime.atomic_file import write_text
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection, check_broker
 from millrace.runtime.topics import Topics
 
+if TYPE_CHECKING:
+    from millrace.transforms.frames.framing import FrameOptions
+
 _ADDRESS = re.compile(r"[^\s:,]+:\d{1,5}")
 _NOTEBOOK_PACKAGES = ("matplotlib", "sklearn")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
+
+FRAME_HEADERS = {
+    "lagrangex": "lagrangex_header",
+    "kafka-dump-prefix": "kafka_dump_prefix",
+    "sort-id": "has_sort_id",
+    "kafka-dump": "kafka_dump",
+}
+"""Words of --frames and the fields of `FrameOptions` that they set."""
 
 
 def add_command(
@@ -141,6 +153,19 @@ def topics(arguments: argparse.Namespace) -> Topics:
 def zookeeper_address(arguments: argparse.Namespace) -> str:
     """ZooKeeper's `host:port[,host:port]` from --zookeeper, $MILLRACE_ZOOKEEPER or `millrace dev`."""
     return _address(arguments, "zookeeper")
+
+
+def frame_options(text: str | None) -> "FrameOptions | None":
+    """Headers of framed records from the words of --frames; None without the flag, UserError for an unknown word."""
+    from millrace.transforms.frames.framing import FrameOptions
+
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in FRAME_HEADERS:
+            raise UserError("--frames", name, "unknown", f"choose from {', '.join(FRAME_HEADERS)}, or give none")
+    return FrameOptions(**{FRAME_HEADERS[name]: True for name in names})
 
 
 @contextmanager

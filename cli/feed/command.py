@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millrace.cli.common import (
+    FRAME_HEADERS,
     add_command,
     add_kafka_flags,
     add_process_flags,
     announce_ready,
+    frame_options,
     kafka_connection,
     stop_on_signals,
     topics,
@@ -20,7 +22,6 @@ from millrace.runtime.errors import UserError
 if TYPE_CHECKING:
     from millrace.pipelines.feed.options import FeedOptions, FileSettings, KafkaSettings, RecordFiles, RecordFormat
     from millrace.transforms.feed.config import FeedConfig
-    from millrace.transforms.frames.framing import FrameOptions
 
 _EXAMPLE = """\
 millrace feed --task millrace.examples.feed_ranking:FeedRanking --runner prism
@@ -34,14 +35,6 @@ Joins impressions with the actions on them, runs the steps of a recipe, and writ
 train.<model>; what cannot be read goes to feed.dead-letter. Unbounded on Prism, Flink or Dataflow; with --until or
 files, bounded, on Direct as well. `millrace feed backfill --help` tells of stored events in hourly folders.
 Flags that are not listed here go to Beam as they are."""
-
-
-_FRAMES = {
-    "lagrangex": "lagrangex_header",
-    "kafka-dump-prefix": "kafka_dump_prefix",
-    "sort-id": "has_sort_id",
-    "kafka-dump": "kafka_dump",
-}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -103,8 +96,8 @@ def add_source_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGrou
     source.add_argument(
         "--frames",
         metavar="HEADERS",
-        help=f"headers of framed records, some of {', '.join(_FRAMES)}; default: a Kafka value is one record, and "
-        "files have sort-id",
+        help=f"headers of framed records, some of {', '.join(FRAME_HEADERS)} (default: a Kafka value is one record, "
+        "and files have sort-id)",
     )
     return source
 
@@ -232,19 +225,6 @@ def _record_format(arguments: argparse.Namespace) -> "RecordFormat | None":
         raise UserError("--records-topic", arguments.records_topic or "", "or --record-files", "give one of them")
     check_format(arguments.records, "--records", files=bool(arguments.record_files))
     return RecordFormat(arguments.records, frame_options(arguments.frames))
-
-
-def frame_options(text: str | None) -> "FrameOptions | None":
-    """Headers from --frames; None without the flag."""
-    from millrace.transforms.frames.framing import FrameOptions
-
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in _FRAMES:
-            raise UserError("--frames", name, "unknown", f"choose from {', '.join(_FRAMES)}, or give none")
-    return FrameOptions(**{_FRAMES[name]: True for name in names})
 
 
 def _recipe(path: Path | None, config: "FeedConfig") -> bytes:

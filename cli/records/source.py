@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from millrace.cli.common import add_kafka_flags, kafka_connection, topics
+from millrace.cli.common import add_kafka_flags, frame_options, kafka_connection, topics
 from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ def row_settings(arguments: argparse.Namespace) -> "RecordSettings":
 def _settings(
     arguments: argparse.Namespace, name: str, format: str | None, flag: str = "--records", frames: str | None = None
 ) -> "RecordSettings":
-    from millrace.cli.feed.command import frame_options
     from millrace.pipelines.files.format import (
         RecordSettings,
         check_settings,

@@ -5,7 +5,6 @@ impressions, actions -> decode -> shard by request -> join -> fids, labels, samp
 """
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias
 
@@ -13,37 +12,36 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from millrace.pipelines.feed.folder import ReadEventFiles
 from millrace.pipelines.feed.join import ROUTED_ACTIONS, JoinEvents, split_by_shard
 from millrace.pipelines.feed.options import FeedOptions, FileSettings, Tuning
 from millrace.pipelines.feed.read_plan import ReadPlan
-from millrace.pipelines.feed.record_feed import add_record_feed
 from millrace.pipelines.feed.rows_stage import RowsStageFactory
-from millrace.pipelines.feed.sinks import sinks_of
-from millrace.pipelines.feed.source import DeadLetterWatch, read_topics
+from millrace.pipelines.feed.sinks import Sinks
+from millrace.pipelines.feed.source import DeadLetterWatch, ReadEventFiles, read_topics
 from millrace.runtime import telemetry
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.events import decode_actions, decode_impressions
 
-__all__ = ["build_feed"]
+__all__ = ["add_event_feed"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "training_feed")
 _DEAD_LETTERS = "dead_letters"
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
 
-def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) -> None:
-    """Adds the whole feed to `pipeline`; `plan` says where to read (`millrace.pipelines.feed.read_plan.plan_reads`)."""
-    sinks = sinks_of(options, plan)
-    if options.reads_records:
-        add_record_feed(pipeline, options, plan, sinks)
-        return
+def add_event_feed(
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks, feed_id: str | None
+) -> None:
+    """Adds the whole feed of events to `pipeline`; see `millrace.pipelines.feed.graph.build_feed`.
+
+    Args:
+      feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
+    """
     decode = beam.ParDo(_DecodeDoFn(options.config, plan.topics, options.tuning))
     decode = decode.with_output_types(tuple[int, pa.RecordBatch]).with_outputs(_DEAD_LETTERS, main="rows")
-    in_process = uuid.uuid4().hex if options.in_process else None
-    decoded = _read(pipeline, options, plan, in_process) | "DecodeEvents" >> decode
+    decoded = _read(pipeline, options, plan, feed_id) | "DecodeEvents" >> decode
     tuning = options.tuning
     join = JoinEvents(
         options.config,
@@ -53,7 +51,7 @@ def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) ->
         rows_stage=RowsStageFactory(options.config, options.recipe),
         max_pending_rows=tuning.max_pending_rows,
         spill_folder=tuning.spill_folder,
-        in_process=in_process,
+        feed_id=feed_id,
     )
     joined = decoded.rows | "JoinAndWrite" >> join
     _ = joined[ROUTED_ACTIONS] | "WriteRoutedActions" >> beam.ParDo(sinks.routed_actions)
@@ -61,7 +59,7 @@ def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) ->
 
 
 def _read(
-    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, paced_by: str | None
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, feed_id: str | None
 ) -> beam.PCollection[pa.RecordBatch]:
     source = options.source
     if isinstance(source, FileSettings):
@@ -70,7 +68,7 @@ def _read(
         )
         actions = pipeline | "ReadActions" >> ReadEventFiles(source.actions, plan.topics.actions, "--action-files")
         return (impressions, actions) | "BothKinds" >> beam.Flatten()
-    return pipeline | "ReadEvents" >> read_topics(options, plan, paced_by)
+    return pipeline | "ReadEvents" >> read_topics(options, plan, feed_id)
 
 
 class _DecodeDoFn(beam.DoFn):

@@ -1,52 +1,19 @@
 """Files in and out of a bounded feed: JSON-lines events, Parquet batches."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 
 from millrace.pipelines.files.containers import CONTAINERS, write_parquet, write_plain_parquet
-from millrace.pipelines.files.sources import DEAD_LETTERS, ReadJsonLines
 from millrace.pipelines.files.storage import publish
 from millrace.runtime.atomic_file import write_text
 from millrace.runtime.errors import UserError
 
 SUCCESS = "_SUCCESS"
 """Marker file, written last: without it a folder may lack rows."""
-
-
-class ReadEventFiles(beam.PTransform):
-    """JSON-lines files to raw blocks (`record_batch.raw_schema`): partition = number of the file, offset = line number.
-
-    A file that cannot be read to its end fails the run: its events must not be missing without notice.
-
-    Args:
-      pattern: of the paths (`file_patterns`); compressed files are known by their names.
-      topic: the topic whose events these are.
-      first_file: number of the first file.
-
-    Raises: UserError when no file matches.
-    """
-
-    def __init__(self, pattern: str | Sequence[str], topic: str, field_name: str, first_file: int = 0) -> None:
-        super().__init__()
-        self._read = ReadJsonLines(pattern, topic=topic, field=field_name, first_file=first_file)
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
-        read = begin | "ReadLines" >> self._read
-        _ = read[DEAD_LETTERS] | "RefuseDamage" >> beam.ParDo(_RefuseDoFn())
-        return read["rows"]
-
-    def display_data(self) -> dict[str, Any]:
-        return self._read.display_data()
-
-
-class _RefuseDoFn(beam.DoFn):
-    def process(self, dead: pa.RecordBatch) -> None:
-        raise ValueError(f"a file is damaged: {dead.column('detail')[0].as_py()}")
 
 
 class WriteParquetDoFn(beam.DoFn):

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from millrace.pipelines.feed.chain import Chain
-from millrace.pipelines.feed.shard_state import CLOSE, ComposedFactory, MachineFactory, RowsStage, ShardStateDoFn
+from millrace.pipelines.feed.fused_steps import FusedSteps
+from millrace.pipelines.feed.machine import CLOSE, ComposedMachineFactory, MachineFactory, RowsStage
+from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.runtime import telemetry
 from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.batch.fid import siphash24
@@ -69,12 +70,13 @@ class JoinEvents(beam.PTransform):
       config: window, lateness, label actions and what else rules the join.
       streaming: with state and timers; otherwise the input is bounded and grouped by shard.
       timer_seconds: how often a shard looks for windows that have closed.
-      then: takes each output in the same step (`millrace.pipelines.feed.chain` says why); what it gives is the output.
+      then: takes each output in the same step, for the reason that `millrace.pipelines.feed.fused_steps` gives; what
+        it gives is the output.
       rows_stage: makes the stage that all rows of a shard pass in order of leaving; its state is kept with the join's.
       max_pending_rows: rows that a shard holds in memory; the oldest beyond that lie in files of `spill_folder`.
       spill_folder: on a local disk; default: the system's folder of temporary files.
       clock: seconds since the epoch.
-      in_process: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
+      feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
 
     Counters (`pipelines.join_events`): the fields of `transforms.feed.join.JoinCounters`, `index_loads`.
     """
@@ -89,10 +91,10 @@ class JoinEvents(beam.PTransform):
         max_pending_rows: int | None = None,
         spill_folder: Path | None = None,
         clock: Callable[[], float] = time.time,
-        in_process: str | None = None,
+        feed_id: str | None = None,
     ) -> None:
         super().__init__()
-        self._in_process = in_process
+        self._feed_id = feed_id
         self._config, self._streaming, self._then, self._stage = config, streaming, then, rows_stage
         self._spill = SpillSettings(max_pending_rows, spill_folder)
         self._timer_seconds, self._clock = timer_seconds, clock
@@ -100,7 +102,7 @@ class JoinEvents(beam.PTransform):
     def expand(self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]) -> Any:
         if self._streaming:
             join = join_do_fn(
-                self._config, self._timer_seconds, self._then, self._stage, self._spill, self._clock, self._in_process
+                self._config, self._timer_seconds, self._then, self._stage, self._spill, self._clock, self._feed_id
             )
             return sharded | "JoinInState" >> _with_routes(join)
         grouped = sharded | "GroupShards" >> beam.GroupByKey()
@@ -117,13 +119,13 @@ def join_do_fn(
     rows_stage: Callable[[], RowsStage] | None = None,
     spill: SpillSettings = IN_MEMORY,
     clock: Callable[[], float] = time.time,
-    in_process: str | None = None,
+    feed_id: str | None = None,
 ) -> ShardStateDoFn:
     """The streaming join, with the arguments of `JoinEvents`."""
     factory: MachineFactory = JoinMachineFactory(config, spill)
     if rows_stage is not None:
-        factory = ComposedFactory(factory, rows_stage)
-    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock, in_process=in_process)
+        factory = ComposedMachineFactory(factory, rows_stage)
+    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock, feed_id=feed_id)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class JoinMachineFactory:
 
 
 class JoinMachine:
-    """A `JoinIndex` as a machine of `millrace.pipelines.feed.shard_state`."""
+    """A `JoinIndex` as a machine of `millrace.pipelines.feed.machine`."""
 
     def __init__(self, index: JoinIndex) -> None:
         self._index = index
@@ -157,24 +159,16 @@ class JoinMachine:
 
     def publish(self, shard: int) -> None:
         _count(self.take_counts())
-        _PENDING.labels(str(shard)).set(self.pending_rows)
-        _HELD.labels(str(shard)).set(self.nbytes)
+        _PENDING.labels(str(shard)).set(self._index.pending_rows)
+        _HELD.labels(str(shard)).set(self._index.nbytes)
         _SPILLED.labels(str(shard)).set(self._index.spilled_bytes)
 
-    def to_block(self) -> bytes:
+    def to_bytes(self) -> bytes:
         return self._index.to_block()
 
     @property
     def next_close_ms(self) -> int | None:
         return self._index.next_close_ms
-
-    @property
-    def pending_rows(self) -> int:
-        return self._index.pending_rows
-
-    @property
-    def nbytes(self) -> int:
-        return self._index.nbytes
 
 
 class JoinBoundedDoFn(beam.DoFn):
@@ -183,7 +177,7 @@ class JoinBoundedDoFn(beam.DoFn):
     def __init__(
         self, config: FeedConfig, rows_stage: Callable[[], RowsStage] | None = None, then: beam.DoFn | None = None
     ) -> None:
-        self._config, self._stage, self._then = config, rows_stage, then or Chain()
+        self._config, self._stage, self._then = config, rows_stage, then or FusedSteps()
 
     def setup(self) -> None:
         self._then.setup()

@@ -14,8 +14,8 @@ from apache_beam.options import pipeline_options
 from apache_beam.runners.runner import PipelineState
 
 from millrace.pipelines.feed import runners
-from millrace.pipelines.feed.event_feed import build_feed
 from millrace.pipelines.feed.folder import mark_success, prepare_folder
+from millrace.pipelines.feed.graph import build_feed
 from millrace.pipelines.feed.options import FeedOptions
 from millrace.pipelines.feed.read_plan import plan_reads
 from millrace.pipelines.kafka.source import FIRST_POLL

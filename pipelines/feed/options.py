@@ -157,7 +157,7 @@ class FeedOptions:
         return isinstance(source, RecordFiles) or (isinstance(source, KafkaSettings) and source.records is not None)
 
     @property
-    def in_process(self) -> bool:
+    def in_one_process(self) -> bool:
         """Whether readers, state and runner live and die together: Prism, with its workers in this process."""
         elsewhere = any(flag.startswith("--environment_type") for flag in self.beam_flags)
         return self.streaming and self.runner == "prism" and not elsewhere

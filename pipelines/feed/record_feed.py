@@ -4,9 +4,7 @@ records -> decode -> (by shard, when the recipe has state) recipe, train blocks 
              `-> dead letters
 """
 
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
@@ -15,11 +13,12 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.utils.windowed_value import WindowedValue
 
-from millrace.pipelines.feed.chain import Chain
+from millrace.pipelines.feed.fused_steps import FusedSteps
+from millrace.pipelines.feed.machine import ComposedMachineFactory, pass_through
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings, RecordFiles, RecordFormat
 from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.feed.rows_stage import RowsStageFactory, TrainRowsStage
-from millrace.pipelines.feed.shard_state import ComposedFactory, ShardStateDoFn
+from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.pipelines.feed.sinks import Sinks
 from millrace.pipelines.feed.source import DeadLetterWatch, read_topics
 from millrace.pipelines.files import sources as file_sources
@@ -33,33 +32,37 @@ _DEAD_LETTERS = "dead_letters"
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
 
-def add_record_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks) -> None:
-    """Adds the whole feed of records to `pipeline`."""
+def add_record_feed(
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks, feed_id: str | None
+) -> None:
+    """Adds the whole feed of records to `pipeline`; see `millrace.pipelines.feed.graph.build_feed`.
+
+    Args:
+      feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`; without a stateful step nothing sets a pace.
+    """
     stage = RowsStageFactory(options.config, options.recipe, joined=False)
     stateful = stage.stateful
-    in_process = uuid.uuid4().hex if options.in_process and stateful else None
-    rows, dead = _read(pipeline, options, plan, in_process)
+    feed_id = feed_id if stateful else None
+    rows, dead = _read(pipeline, options, plan, feed_id)
     if not stateful:
-        run: beam.PTransform = beam.ParDo(Chain(_StageDoFn(stage), sinks.rows))
+        run: beam.PTransform = beam.ParDo(FusedSteps(_StageDoFn(stage), sinks.rows))
     elif options.streaming:
-        factory = ComposedFactory(_PassThroughFactory(), stage)
-        run = beam.ParDo(
-            ShardStateDoFn(factory, _NAMESPACE, options.tuning.timer_seconds, sinks.rows, in_process=in_process)
-        )
+        factory = ComposedMachineFactory(pass_through, stage)
+        run = beam.ParDo(ShardStateDoFn(factory, _NAMESPACE, options.tuning.timer_seconds, sinks.rows, feed_id=feed_id))
     else:
-        run = _RunGrouped(Chain(_GroupedStageDoFn(stage), sinks.rows))
+        run = _RunGrouped(FusedSteps(_GroupedStageDoFn(stage), sinks.rows))
     _ = rows | "RecipeAndWrite" >> run
     _ = dead | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
 
 
 def _read(
-    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, paced_by: str | None
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, feed_id: str | None
 ) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
     """((shard, rows), dead letters)."""
     source = options.source
     if isinstance(source, KafkaSettings):
         assert source.records is not None
-        raw = pipeline | "ReadRecords" >> read_topics(options, plan, paced_by)
+        raw = pipeline | "ReadRecords" >> read_topics(options, plan, feed_id)
         return _decoded(raw, source.records[1], options)
     assert isinstance(source, RecordFiles)
     read = pipeline | "ReadFiles" >> _file_source(source)
@@ -151,7 +154,7 @@ class _StageDoFn(beam.DoFn):
 class _RunGrouped(beam.PTransform):
     """All rows of a shard through one stage, in the order of their sources."""
 
-    def __init__(self, run: Chain) -> None:
+    def __init__(self, run: FusedSteps) -> None:
         super().__init__()
         self._run = run
 
@@ -178,32 +181,3 @@ class _GroupedStageDoFn(beam.DoFn):
 def _first_source(batch: pa.RecordBatch) -> tuple[int, int]:
     partition, offset, _ = record_batch.provenance(batch.slice(0, 1))
     return int(partition[0]), int(offset[0])
-
-
-class _PassThrough:
-    """A machine of `millrace.pipelines.feed.shard_state` that lets rows go as they come."""
-
-    next_close_ms = None
-    pending_rows = 0
-    nbytes = 0
-
-    def apply(self, _kind: bytes, _now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
-        return record_batch.empty(pa.schema([])) if rows is None else rows
-
-    def take_side(self) -> Mapping[str, pa.RecordBatch]:
-        return {}
-
-    def take_counts(self) -> Mapping[str, int]:
-        return {}
-
-    def publish(self, shard: int) -> None:
-        pass
-
-    def to_block(self) -> bytes:
-        return b""
-
-
-@dataclass(frozen=True)
-class _PassThroughFactory:
-    def __call__(self, _saved: bytes | None) -> _PassThrough:
-        return _PassThrough()

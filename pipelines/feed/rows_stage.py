@@ -1,6 +1,6 @@
 """What a feed makes of rows: labels and fids of joined rows, the recipe's steps, train blocks without nulls.
 
-One object for streaming, where it is part of a shard's machine (`pipelines.feed.shard_state`), and for bounded runs.
+One object for streaming, where it is part of a shard's machine (`pipelines.feed.machine`), and for bounded runs.
 """
 
 from collections import Counter
@@ -69,7 +69,7 @@ class RowsStageFactory:
 
 
 class TrainRowsStage:
-    """Rows to train rows; `RowsStage` of `millrace.pipelines.feed.shard_state`.
+    """Rows to train rows; a `millrace.pipelines.feed.machine.RowsStage`.
 
     Counters (`millrace.pipelines.training_feed`): `rows_emitted_positive`, `rows_emitted_negative`,
     `rows_dropped_negative_sampling`, `rows_dropped_recipe` (rows of which not even a copy 0 is left), `labels_missing`,

@@ -15,9 +15,9 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -36,125 +36,17 @@ from apache_beam.transforms.userstate import (
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from millrace.pipelines.feed.chain import Chain
+from millrace.pipelines.feed.fused_steps import FusedSteps
+from millrace.pipelines.feed.machine import CLOSE, ROWS, Machine, MachineFactory
 from millrace.pipelines.kafka.pace import progress_of
 from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
-
-ROWS, CLOSE = b"R", b"C"
-"""What a machine is told: that rows came, that time has passed. A machine may know more kinds of rows."""
 
 _SNAPSHOT = b"S"
 _HEADER = struct.Struct("<cqq")  # kind, number (a bag has no order), processing time in ms
 # Below this size a log is not worth replacing.
 _LOG_BYTES = 1 << 20
 _NEVER_MS = 1 << 62
-
-
-class Machine(Protocol):
-    """What a shard holds. The same calls of `apply` in the same order give the same rows and the same machine."""
-
-    def apply(self, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Takes rows, or None for `CLOSE`; returns the rows that leave, of any schema when there are none."""
-
-    def take_side(self) -> Mapping[str, pa.RecordBatch]:
-        """{tag: rows} that left by another door since the last call."""
-
-    def take_counts(self) -> Mapping[str, Any]:
-        """What was counted since the last call."""
-
-    def publish(self, shard: int) -> None:
-        """Passes what was counted since the last call, and the gauges, on to the metrics."""
-
-    def to_block(self) -> bytes:
-        """The machine, for its factory; counts and side rows are not part of it."""
-
-    @property
-    def next_close_ms(self) -> int | None:
-        """When `CLOSE` next has something to do; None while nothing waits."""
-
-    @property
-    def pending_rows(self) -> int: ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-
-
-MachineFactory = Callable[[bytes | None], Machine]
-"""The machine that `to_block` wrote, or a new one for None."""
-
-
-class RowsStage(Protocol):
-    """Makes rows of a machine's rows, and may learn from them; `transforms.recipe.chain.TransformChain` is one."""
-
-    def process(self, rows: pa.RecordBatch) -> pa.RecordBatch: ...
-
-    def save(self) -> bytes: ...
-
-    def restore(self, data: bytes) -> None: ...
-
-    def take_counts(self) -> Mapping[str, Any]: ...
-
-    def publish(self) -> None: ...
-
-
-class Composed:
-    """A machine whose rows pass through a stage, as one machine: both are saved, restored and replayed together."""
-
-    def __init__(self, first: Machine, stage: RowsStage) -> None:
-        self._first, self._stage = first, stage
-
-    def apply(self, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
-        left = self._first.apply(kind, now_ms, rows)
-        return self._stage.process(left) if left.num_rows else left
-
-    def take_side(self) -> Mapping[str, pa.RecordBatch]:
-        return self._first.take_side()
-
-    def take_counts(self) -> Mapping[str, Any]:
-        return {**self._first.take_counts(), **self._stage.take_counts()}
-
-    def publish(self, shard: int) -> None:
-        self._first.publish(shard)
-        self._stage.publish()
-
-    def to_block(self) -> bytes:
-        """One Arrow IPC stream with one row: `first` and `stage`, the bytes of each."""
-        parts = {"first": self._first.to_block(), "stage": self._stage.save()}
-        return record_batch.encode_ipc(
-            pa.record_batch({name: pa.array([data], pa.large_binary()) for name, data in parts.items()})
-        )
-
-    @property
-    def next_close_ms(self) -> int | None:
-        return self._first.next_close_ms
-
-    @property
-    def pending_rows(self) -> int:
-        return self._first.pending_rows
-
-    @property
-    def nbytes(self) -> int:
-        return self._first.nbytes
-
-
-@dataclass(frozen=True)
-class ComposedFactory:
-    """Makes `Composed` machines; ValueError for bytes of anything else."""
-
-    first: MachineFactory
-    stage: Callable[[], RowsStage]
-
-    def __call__(self, saved: bytes | None) -> Composed:
-        stage = self.stage()
-        if saved is None:
-            return Composed(self.first(None), stage)
-        outer = record_batch.decode_ipc(saved)
-        if outer.schema.names != ["first", "stage"] or outer.num_rows != 1:
-            raise ValueError(f"not the state of a machine with a stage: columns {', '.join(outer.schema.names)}")
-        stage.restore(outer.column("stage")[0].as_py())
-        return Composed(self.first(outer.column("first")[0].as_py()), stage)
 
 
 @dataclass
@@ -214,11 +106,12 @@ class ShardStateDoFn(beam.DoFn):
       machine_factory: makes a shard's machine; called in the worker.
       namespace: of the counter `index_loads`, the times that a machine was built from its log.
       timer_seconds: how often a shard looks for what has to leave.
-      then: takes each output in the same step (`millrace.pipelines.feed.chain` says why); what it gives is the output.
+      then: takes each output in the same step, for the reason that `millrace.pipelines.feed.fused_steps` gives; what
+        it gives is the output.
       kind_of: what rows a machine is told to have come.
       clock: seconds since the epoch.
       run_id: of the pipeline; shards in memory are told apart by it.
-      in_process: where runner, readers and this step live and die together (Prism), the feed whose readers are told how
+      feed_id: where runner, readers and this step live and die together (Prism), the feed whose readers are told how
         far it has come (`millrace.pipelines.kafka.pace`); nothing is logged then.
     """
 
@@ -235,13 +128,13 @@ class ShardStateDoFn(beam.DoFn):
         kind_of: Callable[[pa.RecordBatch], bytes] = _always_rows,
         clock: Callable[[], float] = time.time,
         run_id: str | None = None,
-        in_process: str | None = None,
+        feed_id: str | None = None,
     ) -> None:
         self._factory, self._kind_of, self._clock = machine_factory, kind_of, clock
-        self._then = then or Chain()
+        self._then = then or FusedSteps()
         self._timer_ms = round(timer_seconds * 1000)
         self._run_id = run_id or uuid.uuid4().hex
-        self._in_process = in_process
+        self._feed_id = feed_id
         self._loads = Metrics.counter(namespace, "index_loads")
 
     def setup(self) -> None:
@@ -264,7 +157,7 @@ class ShardStateDoFn(beam.DoFn):
         read_at: Timestamp = beam.DoFn.TimestampParam,
     ) -> Iterator[Any]:
         number, rows = element
-        if self._in_process is not None:
+        if self._feed_id is not None:
             self._read_at[number] = max(read_at, self._read_at.get(number, read_at))
         shard = self._shard(number, log, epoch)
         yield from self._apply(number, shard, log, self._kind_of(rows), rows)
@@ -290,10 +183,10 @@ class ShardStateDoFn(beam.DoFn):
         yield from self._then.finish_bundle()
         for number, shard in self._open.items():
             shard.machine.publish(number)
-            if self._in_process is not None:
+            if self._feed_id is not None:
                 due_ms = shard.machine.next_close_ms
                 due = None if due_ms is None else (due_ms - self._now_ms()) / 1000
-                progress_of(self._in_process).reached(number, self._read_at.get(number), due)
+                progress_of(self._feed_id).reached(number, self._read_at.get(number), due)
             _cache.put(self._run_id, number, shard)
         self._open = {}
 
@@ -305,7 +198,7 @@ class ShardStateDoFn(beam.DoFn):
     ) -> Iterator[Any]:
         now_ms = self._now_ms()
         left = shard.machine.apply(kind, now_ms, rows)
-        if self._in_process is None:
+        if self._feed_id is None:
             _note(shard, log, kind, now_ms, record_batch.encode_ipc(rows) if rows is not None else b"")
         if left.num_rows:
             yield from self._then.process((number, left))
@@ -315,7 +208,7 @@ class ShardStateDoFn(beam.DoFn):
     def _shard(self, number: int, log: BagRuntimeState, epoch: ReadModifyWriteRuntimeState) -> _Shard:
         """The shard as the runner committed it; it belongs to this bundle until the bundle ends."""
         shard = self._open.get(number)
-        if shard is None and self._in_process is not None:
+        if shard is None and self._feed_id is not None:
             shard = self._open[number] = _cache.lend(self._run_id, number) or _Shard(self._factory(None))
         elif shard is None:
             committed = epoch.read() or b""
@@ -344,7 +237,7 @@ def _note(shard: _Shard, log: BagRuntimeState, kind: bytes, now_ms: int, body: b
     if shard.log_bytes <= max(_LOG_BYTES, shard.base_bytes):
         log.add(entry)
         return
-    snapshot = _HEADER.pack(_SNAPSHOT, shard.entries - 1, now_ms) + shard.machine.to_block()
+    snapshot = _HEADER.pack(_SNAPSHOT, shard.entries - 1, now_ms) + shard.machine.to_bytes()
     log.clear()
     log.add(snapshot)
     shard.log_bytes, shard.base_bytes = 0, len(snapshot)

@@ -8,8 +8,8 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
-from millrace.pipelines.feed.chain import Chain
 from millrace.pipelines.feed.folder import WriteParquetDoFn
+from millrace.pipelines.feed.fused_steps import FusedSteps
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafkaDoFn
@@ -27,9 +27,9 @@ _BUNDLE_ROWS = 20_000
 class Sinks(NamedTuple):
     """DoFns that write: (shard, train rows), dead letters, and actions that did not join."""
 
-    rows: Chain
-    dead_letters: Chain
-    routed_actions: Chain
+    rows: FusedSteps
+    dead_letters: FusedSteps
+    routed_actions: FusedSteps
 
 
 def sinks_of(options: FeedOptions, plan: ReadPlan) -> Sinks:
@@ -41,18 +41,18 @@ def sinks_of(options: FeedOptions, plan: ReadPlan) -> Sinks:
     connection, topics = options.source.connection, plan.topics
     train = WriteToKafkaDoFn(connection, topics.train(options.config.model))
     return Sinks(
-        Chain(_TrainBlocksDoFn(options.config, plan.feed_shards), train),
-        Chain(_DeadLetterRecordsDoFn(), WriteToKafkaDoFn(connection, topics.dead_letter)),
-        Chain(_BlockRecordsDoFn(), WriteToKafkaDoFn(connection, topics.routed_actions)),
+        FusedSteps(_TrainBlocksDoFn(options.config, plan.feed_shards), train),
+        FusedSteps(_DeadLetterRecordsDoFn(), WriteToKafkaDoFn(connection, topics.dead_letter)),
+        FusedSteps(_BlockRecordsDoFn(), WriteToKafkaDoFn(connection, topics.routed_actions)),
     )
 
 
 def _files(options: FeedOptions, folder: Path) -> Sinks:
     name_rows = _NameBySourceDoFn() if options.reads_records else _TrainFilesDoFn(options.tuning.join_shards)
     return Sinks(
-        Chain(name_rows, WriteParquetDoFn(folder)),
-        Chain(_NameDeadLettersDoFn(), WriteParquetDoFn(folder / DEAD_LETTERS_FOLDER, rows=False)),
-        Chain(_NameByContentDoFn(), WriteParquetDoFn(folder / ROUTED_ACTIONS_FOLDER, rows=False)),
+        FusedSteps(name_rows, WriteParquetDoFn(folder)),
+        FusedSteps(_NameDeadLettersDoFn(), WriteParquetDoFn(folder / DEAD_LETTERS_FOLDER, rows=False)),
+        FusedSteps(_NameByContentDoFn(), WriteParquetDoFn(folder / ROUTED_ACTIONS_FOLDER, rows=False)),
     )
 
 

@@ -1,10 +1,14 @@
 """What every feed does with its topics: reads them where the plan says, and watches what cannot be read."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import apache_beam as beam
 import pyarrow as pa
 
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan
+from millrace.pipelines.files.sources import DEAD_LETTERS, ReadJsonLines
 from millrace.pipelines.kafka.source import ReadFromKafka
 from millrace.runtime import telemetry
 from millrace.transforms.batch import dead_letter
@@ -14,8 +18,8 @@ from millrace.transforms.feed.drop_guard import DropRatioGuard
 _DEAD = telemetry.counter("feed_dead_letters", "Records that could not be read.", ("reason",))
 
 
-def read_topics(options: FeedOptions, plan: ReadPlan, paced_by: str | None) -> beam.PTransform:
-    """Reads the topics of a feed from Kafka, `paced_by` as of `ReadFromKafka`."""
+def read_topics(options: FeedOptions, plan: ReadPlan, feed_id: str | None) -> beam.PTransform:
+    """Reads the topics of a feed from Kafka, `feed_id` as of `ReadFromKafka`."""
     source, tuning = options.source, options.tuning
     if not isinstance(source, KafkaSettings):
         raise TypeError(f"topics are read from Kafka, got {source!r}")
@@ -27,8 +31,39 @@ def read_topics(options: FeedOptions, plan: ReadPlan, paced_by: str | None) -> b
         splits=tuning.splits,
         poll_seconds=tuning.poll_seconds,
         commit_delay_seconds=plan.commit_delay_seconds,
-        paced_by=paced_by,
+        feed_id=feed_id,
     )
+
+
+class ReadEventFiles(beam.PTransform):
+    """JSON-lines files to raw blocks (`record_batch.raw_schema`): partition = number of the file, offset = line number.
+
+    A file that cannot be read to its end fails the run: its events must not be missing without notice.
+
+    Args:
+      pattern: of the paths (`file_patterns`); compressed files are known by their names.
+      topic: the topic whose events these are.
+      first_file: number of the first file.
+
+    Raises: UserError when no file matches.
+    """
+
+    def __init__(self, pattern: str | Sequence[str], topic: str, field_name: str, first_file: int = 0) -> None:
+        super().__init__()
+        self._read = ReadJsonLines(pattern, topic=topic, field=field_name, first_file=first_file)
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
+        read = begin | "ReadLines" >> self._read
+        _ = read[DEAD_LETTERS] | "RefuseDamage" >> beam.ParDo(_RefuseDoFn())
+        return read["rows"]
+
+    def display_data(self) -> dict[str, Any]:
+        return self._read.display_data()
+
+
+class _RefuseDoFn(beam.DoFn):
+    def process(self, dead: pa.RecordBatch) -> None:
+        raise ValueError(f"a file is damaged: {dead.column('detail')[0].as_py()}")
 
 
 class DeadLetterWatch:

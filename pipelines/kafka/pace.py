@@ -65,10 +65,10 @@ _progress: dict[str, Progress] = {}
 _lock = threading.Lock()
 
 
-def progress_of(feed: str) -> Progress:
+def progress_of(feed_id: str) -> Progress:
     """The one of this process and feed."""
     with _lock:
-        return _progress.setdefault(feed, Progress())
+        return _progress.setdefault(feed_id, Progress())
 
 
 @dataclass

@@ -102,7 +102,7 @@ class ReaderSettings:
     """How to read; see `millrace.pipelines.kafka.source.ReadFromKafka`.
 
     Args:
-      paced_by: the feed whose stateful step sets the pace (`millrace.pipelines.kafka.pace`); None: the runner does.
+      feed_id: the feed whose stateful step sets the pace (`millrace.pipelines.kafka.pace`); None: the runner does.
       align_ms: how far a record may be ahead of the partitions that have more to read (`pipelines.kafka.align`).
       splits, index: this split reads the new partitions whose number modulo `splits` is `index`.
     """
@@ -111,7 +111,7 @@ class ReaderSettings:
     commit_delay_seconds: float = 0.0
     timestamp_policy: TimestampPolicy = "record_time"
     metadata_seconds: float | None = None
-    paced_by: str | None = None
+    feed_id: str | None = None
     align_ms: int = DEFAULT_ALIGN_MS
     splits: int = 1
     index: int = 0
@@ -154,8 +154,8 @@ class KafkaBlockReader(UnboundedReader):
         self._next_lag = self._next_metadata = 0.0
         self._missing: set[tuple[str, int]] = set()
         self._under_way: UnderWay | None = None
-        if settings.paced_by is not None:
-            self._under_way = UnderWay(progress_of(settings.paced_by), unfinished.none)
+        if settings.feed_id is not None:
+            self._under_way = UnderWay(progress_of(settings.feed_id), unfinished.none)
         self._open()
 
     def _open(self) -> None:

@@ -92,7 +92,7 @@ class WriteToKafka(beam.PTransform):
 
 
 class WriteToKafkaDoFn(beam.DoFn):
-    """What `WriteToKafka` does, for a `millrace.pipelines.feed.chain.Chain`."""
+    """What `WriteToKafka` does, for a `millrace.pipelines.feed.fused_steps.FusedSteps`."""
 
     def __init__(self, connection: KafkaConnection, topic: str, too_large: OnTooLarge = "fail") -> None:
         if too_large not in ("fail", "output"):

@@ -81,7 +81,7 @@ class ReadFromKafka(beam.PTransform):
         (the broker's; the topic must keep it) or `processing_time`.
       metadata_seconds: how often an unbounded read looks for partitions of its topics that `start` does not name; it
         takes them over from their first offset. None: it reads what `start` names.
-      paced_by: name of the feed whose stateful step, in the same process, sets the pace (`pipelines.kafka.pace`): for
+      feed_id: name of the feed whose stateful step, in the same process, sets the pace (`pipelines.kafka.pace`): for
         runners that hold any number of elements. Time stamps are then processing times.
       align_ms: an unbounded read gives no record whose time stamp is further ahead, in ms, of a partition of its split
         that has more to read; so that a feed that catches up sees events nearly in the order in which they happened. A
@@ -113,7 +113,7 @@ class ReadFromKafka(beam.PTransform):
         commit_delay_seconds: float = 0.0,
         timestamp_policy: TimestampPolicy = "record_time",
         metadata_seconds: float | None = DEFAULT_METADATA_SECONDS,
-        paced_by: str | None = None,
+        feed_id: str | None = None,
         align_ms: int = DEFAULT_ALIGN_MS,
     ) -> None:
         super().__init__()
@@ -131,8 +131,8 @@ class ReadFromKafka(beam.PTransform):
             raise ValueError(f"end must name the same partitions as start, got {end!r} and {start!r}")
         self._connection, self._start, self._end = connection, dict(start), end
         self._group_id, self._splits, self._poll_seconds = group_id, splits, poll_seconds
-        policy = timestamp_policy if paced_by is None else "processing_time"
-        self._settings = ReaderSettings(max_records, commit_delay_seconds, policy, metadata_seconds, paced_by, align_ms)
+        policy = timestamp_policy if feed_id is None else "processing_time"
+        self._settings = ReaderSettings(max_records, commit_delay_seconds, policy, metadata_seconds, feed_id, align_ms)
 
     @classmethod
     def of_topics(

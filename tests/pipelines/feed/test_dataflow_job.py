@@ -7,7 +7,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from millrace.pipelines.feed import runners
-from millrace.pipelines.feed.event_feed import build_feed
+from millrace.pipelines.feed.graph import build_feed
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.runtime.kafka_client import KafkaConnection

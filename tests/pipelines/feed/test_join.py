@@ -21,7 +21,8 @@ from millrace.pipelines.feed.join import (
     join_do_fn,
     split_by_shard,
 )
-from millrace.pipelines.feed.shard_state import RowsStage, ShardStateDoFn
+from millrace.pipelines.feed.machine import RowsStage
+from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
@@ -109,7 +110,7 @@ def test_the_log_stays_near_the_size_of_what_is_held(monkeypatch: pytest.MonkeyP
 
     def watch(runner: ShardRunner, *_: object) -> None:
         shard = shard_state._load(JoinMachineFactory(CONFIG), runner.log)
-        sizes.append((sum(map(len, runner.log)), len(shard.machine.to_block())))
+        sizes.append((sum(map(len, runner.log)), len(shard.machine.to_bytes())))
 
     _drive(_runner(), watch)
     assert all(log <= 3 * held + 20_000 for log, held in sizes), sizes

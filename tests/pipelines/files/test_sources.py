@@ -15,7 +15,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
-from millrace.pipelines.feed.folder import ReadEventFiles
+from millrace.pipelines.feed.source import ReadEventFiles
 from millrace.pipelines.files import sinks as file_sinks
 from millrace.pipelines.files import sources
 from millrace.pipelines.files.storage import publish

@@ -57,7 +57,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, clock: _Clock, client: _Client) -> K
     monkeypatch.setattr(kafka_reader, "_MAX_UNDER_WAY", 30)
     progress = Progress(clock)
     monkeypatch.setattr(kafka_reader, "progress_of", lambda _: progress)
-    settings = ReaderSettings(10, commit_delay_seconds=5.0, timestamp_policy="processing_time", paced_by="feed")
+    settings = ReaderSettings(10, commit_delay_seconds=5.0, timestamp_policy="processing_time", feed_id="feed")
     paced = KafkaBlockReader(lambda _: client, {("t", 0): 0}, settings, ("t",), None, clock, clock)
     paced.progress = progress  # type: ignore[attr-defined]
     return paced
@@ -113,4 +113,4 @@ def test_records_of_which_the_join_never_hears_are_done_when_it_has_nothing_to_d
 
 def test_feeds_of_one_process_do_not_share_their_progress() -> None:
     assert progress_of("a") is progress_of("a") is not progress_of("b")
-    assert replace(ReaderSettings(), paced_by="a") != ReaderSettings()
+    assert replace(ReaderSettings(), feed_id="a") != ReaderSettings()

@@ -1,4 +1,4 @@
-"""Chained DoFns behave like the same DoFns one step each."""
+"""Fused DoFns behave like the same DoFns as steps of their own."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from millrace.pipelines.feed.chain import Chain
+from millrace.pipelines.feed.fused_steps import FusedSteps
 
 
 class _Twice(beam.DoFn):
@@ -34,31 +34,31 @@ class _Negate(beam.DoFn):
         yield -element
 
 
-def _bundle(chain: Chain, elements: list[int]) -> list[int]:
-    chain.start_bundle()
-    out = [value for element in elements for value in chain.process(element)]
-    return out + [windowed.value for windowed in chain.finish_bundle()]
+def _bundle(steps: FusedSteps, elements: list[int]) -> list[int]:
+    steps.start_bundle()
+    out = [value for element in elements for value in steps.process(element)]
+    return out + [windowed.value for windowed in steps.finish_bundle()]
 
 
 def test_every_output_of_a_step_enters_the_next() -> None:
-    assert _bundle(Chain(_Twice(), _Twice()), [1]) == [1, 101, 101, 201]
+    assert _bundle(FusedSteps(_Twice(), _Twice()), [1]) == [1, 101, 101, 201]
 
 
-def test_what_a_step_gives_at_the_end_passes_the_steps_behind_it_before_their_own_end() -> None:
-    assert _bundle(Chain(_Twice(), _SumOfBundle(), _Negate()), [1, 2]) == [-206]
-    assert _bundle(Chain(_SumOfBundle(), _SumOfBundle()), [1, 2]) == [3]
+def test_what_a_step_gives_at_the_end_passes_the_steps_after_it_before_their_own_end() -> None:
+    assert _bundle(FusedSteps(_Twice(), _SumOfBundle(), _Negate()), [1, 2]) == [-206]
+    assert _bundle(FusedSteps(_SumOfBundle(), _SumOfBundle()), [1, 2]) == [3]
 
 
 def test_a_bundle_starts_afresh() -> None:
-    chain = Chain(_SumOfBundle())
-    assert [_bundle(chain, [1]), _bundle(chain, [1])] == [[1], [1]]
+    fused = FusedSteps(_SumOfBundle())
+    assert [_bundle(fused, [1]), _bundle(fused, [1])] == [[1], [1]]
 
 
-def test_an_empty_chain_passes_everything() -> None:
-    assert _bundle(Chain(), [1, 2]) == [1, 2]
+def test_without_steps_everything_passes() -> None:
+    assert _bundle(FusedSteps(), [1, 2]) == [1, 2]
 
 
-def test_a_chain_runs_in_a_pipeline() -> None:
+def test_fused_steps_run_in_a_pipeline() -> None:
     with beam.Pipeline("apache_beam.runners.portability.fn_api_runner.FnApiRunner") as pipeline:
-        sums = pipeline | beam.Create([1, 2, 3]) | beam.ParDo(Chain(_SumOfBundle(), _Negate()))
+        sums = pipeline | beam.Create([1, 2, 3]) | beam.ParDo(FusedSteps(_SumOfBundle(), _Negate()))
         assert_that(sums | beam.CombineGlobally(sum), equal_to([-6]))

@@ -1,7 +1,8 @@
-"""Several DoFns in one step.
+"""Several DoFns fused into one step of the pipeline.
 
-Prism fuses nothing, and Flink nothing behind a step with timers: there, every ParDo is a bundle of its own, with its
-round trips, its encoding and, on Flink, its wait for the bundle's end. Chained DoFns hand elements over in memory.
+Prism fuses no steps, and Flink fuses none after a step with timers. There, every ParDo of its own costs a bundle: round
+trips to the runner, encoding of all elements and, on Flink, the wait for the end of the bundle before it. Fused DoFns
+hand elements over in memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,12 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 
-class Chain(beam.DoFn):
-    """Runs `steps` one after the other: DoFns whose `process` takes the element only, in the global window."""
+class FusedSteps(beam.DoFn):
+    """Runs DoFns one after the other, as one DoFn: what one gives, the next one takes. Without any, it passes all on.
+
+    Args:
+      steps: DoFns whose `process` takes the element only, and whose elements are all in the global window.
+    """
 
     def __init__(self, *steps: beam.DoFn) -> None:
         self._steps = steps
@@ -40,7 +45,7 @@ class Chain(beam.DoFn):
                 yield GlobalWindows.windowed_value(value)
 
     def _from(self, index: int, elements: Iterable[Any]) -> Iterator[Any]:
-        """What comes out of the last step when `elements` enter step `index`."""
+        """What the last step gives when `elements` enter the step at place `index`."""
         if index == len(self._steps):
             yield from elements
             return
