@@ -68,6 +68,10 @@ class Heartbeat:
     def beat(self) -> None:
         self._last = self._clock()
 
+    def reset(self) -> None:
+        """Well again until it has turned and stands still, as before its first turn."""
+        self._last = None
+
     def reason(self) -> str | None:
         """What is wrong, for `MetricsEndpoint`; None when nothing is."""
         idle = 0.0 if self._last is None else self._clock() - self._last

@@ -135,7 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = feed_options(arguments)
     stop = stop_on_signals()
     from millrace.pipelines.feed.launch import FeedFailedError, run_feed
-    from millrace.pipelines.kafka.source import HEARTBEAT
+    from millrace.pipelines.kafka.process import HEARTBEAT
     from millrace.runtime.telemetry import MetricsEndpoint, setup_logging
 
     setup_logging("feed", arguments.log_level)

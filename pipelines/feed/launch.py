@@ -18,7 +18,7 @@ from millrace.pipelines.feed.folder import mark_success, prepare_folder
 from millrace.pipelines.feed.graph import build_feed
 from millrace.pipelines.feed.options import FeedOptions
 from millrace.pipelines.feed.read_plan import plan_reads
-from millrace.pipelines.kafka.source import FIRST_POLL
+from millrace.pipelines.kafka.process import FIRST_POLL, begin_feed
 from millrace.runtime.artifacts import Progress
 from millrace.runtime.errors import UserError
 from millrace.runtime.memory import share_heaps, trim_heaps
@@ -55,7 +55,7 @@ def run_feed(
     plan = plan_reads(options)
     if options.parquet is not None:
         prepare_folder(options.parquet, "--output-parquet")
-    FIRST_POLL.clear()
+    begin_feed()
     with runners.started(options.runner, options.streaming, options.beam_flags, options.work_folder, progress) as flags:
         pipeline = beam.Pipeline(options=_parsed(options.runner, flags))
         build_feed(pipeline, options, plan)

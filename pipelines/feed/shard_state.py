@@ -12,7 +12,6 @@ there the machine in memory is the truth, and nothing is logged.
 """
 
 import struct
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +37,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from millrace.pipelines.feed.fused_steps import FusedSteps
 from millrace.pipelines.feed.machine import CLOSE, ROWS, Machine, MachineFactory
-from millrace.pipelines.kafka.pace import progress_of
+from millrace.pipelines.kafka.process import SHARDS, progress_of
 from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 
@@ -66,35 +65,6 @@ class _Shard:
     timer_ms: int | None = None
 
 
-class _ShardCache:
-    """Shards between bundles, for all DoFn instances of this process; a bundle takes a shard out while it works."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._shards: dict[tuple[str, int], _Shard] = {}
-        self._lent: set[tuple[str, int]] = set()
-
-    def take(self, run_id: str, number: int) -> _Shard | None:
-        with self._changed:
-            return self._shards.pop((run_id, number), None)
-
-    def lend(self, run_id: str, number: int) -> _Shard | None:
-        """Waits while another bundle has it; None when there is none yet."""
-        with self._changed:
-            self._changed.wait_for(lambda: (run_id, number) not in self._lent)
-            self._lent.add((run_id, number))
-            return self._shards.pop((run_id, number), None)
-
-    def put(self, run_id: str, number: int, shard: _Shard) -> None:
-        with self._changed:
-            self._shards[run_id, number] = shard
-            self._lent.discard((run_id, number))
-            self._changed.notify_all()
-
-
-_cache = _ShardCache()
-
-
 def _always_rows(_rows: pa.RecordBatch) -> bytes:
     return ROWS
 
@@ -110,7 +80,6 @@ class ShardStateDoFn(beam.DoFn):
         it gives is the output.
       kind_of: what rows a machine is told to have come.
       clock: seconds since the epoch.
-      run_id: of the pipeline; shards in memory are told apart by it.
       feed_id: where runner, readers and this step live and die together (Prism), the feed whose readers are told how
         far it has come (`millrace.pipelines.kafka.pace`); nothing is logged then.
     """
@@ -127,13 +96,12 @@ class ShardStateDoFn(beam.DoFn):
         then: beam.DoFn | None = None,
         kind_of: Callable[[pa.RecordBatch], bytes] = _always_rows,
         clock: Callable[[], float] = time.time,
-        run_id: str | None = None,
         feed_id: str | None = None,
     ) -> None:
         self._factory, self._kind_of, self._clock = machine_factory, kind_of, clock
         self._then = then or FusedSteps()
         self._timer_ms = round(timer_seconds * 1000)
-        self._run_id = run_id or uuid.uuid4().hex
+        self._run_id = uuid.uuid4().hex  # pickled with this object: the same in all its copies
         self._feed_id = feed_id
         self._loads = Metrics.counter(namespace, "index_loads")
 
@@ -187,7 +155,7 @@ class ShardStateDoFn(beam.DoFn):
                 due_ms = shard.machine.next_close_ms
                 due = None if due_ms is None else (due_ms - self._now_ms()) / 1000
                 progress_of(self._feed_id).reached(number, self._read_at.get(number), due)
-            _cache.put(self._run_id, number, shard)
+            SHARDS.put(self._run_id, number, shard)
         self._open = {}
 
     def _now_ms(self) -> int:
@@ -209,10 +177,10 @@ class ShardStateDoFn(beam.DoFn):
         """The shard as the runner committed it; it belongs to this bundle until the bundle ends."""
         shard = self._open.get(number)
         if shard is None and self._feed_id is not None:
-            shard = self._open[number] = _cache.lend(self._run_id, number) or _Shard(self._factory(None))
+            shard = self._open[number] = SHARDS.lend(self._run_id, number) or _Shard(self._factory(None))
         elif shard is None:
             committed = epoch.read() or b""
-            shard = _cache.take(self._run_id, number)
+            shard = SHARDS.take(self._run_id, number)
             if shard is None or shard.epoch != committed:
                 shard = _load(self._factory, log.read() if committed else ())
                 self._loads.inc()

@@ -1,9 +1,9 @@
-"""How far a feed's stateful step has come behind its readers, where both run in one process.
+"""How far a feed's stateful step has come compared with its readers, where all of them run in one process.
 
-Prism holds whatever a reader gives in its memory, without bounds: a reader that catches up would be minutes ahead of
-the join, starve it, and commit offsets of records that nobody has processed. So the join tells how far it has come, a
-reader waits while too many of its records are under way, and commits trail behind the join. What tells a record's place
-is the element's time stamp, which for such readers is the time of reading.
+Prism keeps whatever a reader gives in memory, without a limit. A reader that catches up would get minutes ahead of the
+join, take its processor time, and commit offsets of records that nobody has processed. So the join tells how far it has
+come, a reader waits while too many of its records are not processed, and commits wait for the join. A record's place is
+told by the time stamp of its element, which such a reader sets to the time of reading.
 """
 
 import threading
@@ -14,14 +14,19 @@ from dataclasses import dataclass, field
 
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
-# Records of which the join never hears (dead letters) count as processed when it has had nothing to do for so long.
+# Dead letters never reach the join. They count as processed once it has had nothing to do for this long: longer than a
+# bundle takes.
 _QUIET_SECONDS = 5.0
 
 
 class Progress:
-    """What each shard of the stateful step has processed, and when the oldest of what it holds is due.
+    """What each shard of the stateful step has processed, and when the oldest row that it holds is due.
 
-    A block has rows for nearly every shard, and blocks arrive in the order of their times: the slowest shard tells.
+    A block has rows for nearly every shard, and blocks arrive in the order of their time stamps. So what the slowest
+    shard has processed, all shards have.
+
+    Args:
+      clock: seconds, monotonic.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +39,7 @@ class Progress:
         """A bundle of `shard` is about to end.
 
         Args:
-          read_at: everything read up to then was processed; None when only time has passed.
+          read_at: everything that was read up to then is processed; None when only time has passed.
           due_seconds: from now until the oldest row that is held must leave, negative when it is late; None when
             nothing is held.
         """
@@ -46,7 +51,7 @@ class Progress:
             self._heard = now
 
     def read_at(self) -> Timestamp:
-        """Everything read up to then was processed."""
+        """Everything that was read up to then is processed."""
         with self._lock:
             return min(self._read_at.values(), default=MIN_TIMESTAMP)
 
@@ -56,27 +61,17 @@ class Progress:
             return min(self._due.values(), default=float("inf"))
 
     def quiet(self) -> bool:
-        """Whether nothing was heard for a while."""
+        """Whether no shard has reported for `_QUIET_SECONDS`."""
         with self._lock:
             return self._clock() - self._heard > _QUIET_SECONDS
 
 
-_progress: dict[str, Progress] = {}
-_lock = threading.Lock()
-
-
-def progress_of(feed_id: str) -> Progress:
-    """The one of this process and feed."""
-    with _lock:
-        return _progress.setdefault(feed_id, Progress())
-
-
 @dataclass
 class UnderWay:
-    """Records that a reader has given and the stateful step has not processed.
+    """Counts the records that one reader has given and the stateful step has not processed.
 
     Args:
-      idle: whether that step has no bundle at work.
+      idle: returns whether that step has no bundle at work.
     """
 
     progress: Progress
@@ -85,10 +80,12 @@ class UnderWay:
     _records: int = 0
 
     def given(self, read_at: Timestamp, records: int) -> None:
+        """The reader gave a block of `records` records with time stamp `read_at`."""
         self._blocks.append((read_at, records))
         self._records += records
 
     def records(self) -> int:
+        """How many there are now."""
         reached = self.progress.read_at()
         while self._blocks and self._blocks[0][0] <= reached:
             self._records -= self._blocks.popleft()[1]
@@ -98,6 +95,6 @@ class UnderWay:
         return self._records
 
     def processed(self, read_at: Timestamp) -> bool:
-        """Whether everything read up to then was."""
+        """Whether everything that was read up to then is processed."""
         self.records()
         return not self._blocks or self._blocks[0][0] > read_at

@@ -1,9 +1,8 @@
-"""Reads one split of an unbounded Kafka source: blocks, marks, new partitions, lags, and commits that trail behind."""
+"""Reads one split of an unbounded Kafka source: gives blocks and marks, finds new partitions, measures lags."""
 
 import copy
 import json
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
@@ -16,36 +15,34 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS, SILENT_SECONDS, PartitionAligner
-from millrace.pipelines.kafka.pace import UnderWay, progress_of
-from millrace.pipelines.kafka.sink import unfinished
+from millrace.pipelines.kafka.commits import TrailingCommits
+from millrace.pipelines.kafka.pace import UnderWay
+from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, WRITES, progress_of
 from millrace.pipelines.kafka.watermark import PartitionWatermarks, TimestampPolicy, record_times
 from millrace.runtime import telemetry
 from millrace.runtime.kafka_blocks import Block, BlockReader, KafkaReadError, Positions
 from millrace.transforms.batch import record_batch
 
-__all__ = ["FIRST_POLL", "HEARTBEAT", "KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "raw_batch"]
+__all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "raw_batch"]
 
 _LOG = logging.getLogger(__name__)
 
 _NAMESPACE = telemetry.namespace("pipelines", "kafka_io")
+# `advance` may not wait: it takes what the client has fetched in the background.
 _READ_SECONDS = 0.001
-_COMMIT_INTERVAL_SECONDS = 1.0
+# Lags are read off what the client knows anyway; each second is often enough for a gauge and for the watermark.
 _LAG_INTERVAL_SECONDS = 1.0
-# Enough for a bundle of the stateful step at any rate it reaches, and a few tens of megabytes.
+# Records that were given and not processed: some tens of megabytes, and enough to keep the stateful step busy while a
+# reader sleeps between two bundles.
 _MAX_UNDER_WAY = 40_000
-_METADATA_SECONDS = 1.0  # a request waits for no longer; the next one comes soon enough
+# The longest wait for metadata, which a bundle spends idle; a request that was given up is repeated later.
+_METADATA_SECONDS = 1.0
 
 _READ = telemetry.counter("feed_records_read", "Records read from Kafka.", ("topic",))
 _LAG = telemetry.gauge("feed_lag_records", "Records in Kafka that were not given yet.", ("topic", "partition"))
 _SILENT = telemetry.counter(
     "feed_silent_partitions", "Times that others waited in vain for a partition that has more.", ("topic",)
 )
-
-HEARTBEAT = telemetry.Heartbeat("reading from Kafka")
-"""Beats when a reader of this process is asked for more."""
-
-FIRST_POLL = threading.Event()
-"""Set when a reader of this process has asked the brokers for the first time."""
 
 
 def raw_batch(block: Block) -> pa.RecordBatch:
@@ -67,7 +64,12 @@ def raw_batch(block: Block) -> pa.RecordBatch:
 
 
 class KafkaMark(CheckpointMark):
-    """Position of a split. `on_final` lives only in the process that read."""
+    """The position of a split: {(topic, partition): next offset}.
+
+    Args:
+      on_final: called when the bundle that ends here is final; not part of the encoded mark, so that only the process
+        that read calls it.
+    """
 
     def __init__(self, positions: Mapping[tuple[str, int], int], on_final: Callable[[], None] | None = None) -> None:
         self.positions = dict(positions)
@@ -102,7 +104,7 @@ class ReaderSettings:
     """How to read; see `millrace.pipelines.kafka.source.ReadFromKafka`.
 
     Args:
-      feed_id: the feed whose stateful step sets the pace (`millrace.pipelines.kafka.pace`); None: the runner does.
+      feed_id: of the feed whose stateful step sets the pace (`millrace.pipelines.kafka.pace`); None: the runner does.
       align_ms: how far a record may be ahead of the partitions that have more to read (`pipelines.kafka.align`).
       splits, index: this split reads the new partitions whose number modulo `splits` is `index`.
     """
@@ -118,20 +120,23 @@ class ReaderSettings:
 
 
 class KafkaBlockReader(UnboundedReader):
-    """Gives one block per advance, without waiting; holds back what is ahead of other partitions.
+    """Gives one block per `advance`, without waiting; holds back records that are ahead of other partitions.
 
-    A read that was not full is the last of its bundle: at any rate of records there are a few more a moment later, and
-    small blocks cost as much as large ones.
+    A bundle ends with the first read that was not full. At any rate a few more records arrive a moment later, and a
+    small block costs a bundle as much as a large one.
 
-    Beam parks a reader between bundles with the instance of the step that used it. Flink resumes a split in any of its
-    many instances, each of which would open a client of its own while the parked ones keep their threads and buffers:
-    a reader that rests at a mark is therefore handed on to whoever resumes from that mark in this process.
+    Between two bundles Beam keeps a reader in the instance of the step that used it. Flink resumes a split in any of
+    its many instances; each would open a client of its own, while the clients of the others keep their threads and
+    buffers. So a reader rests at the mark that ends its bundle (`process.RESTING`), and whoever resumes from that mark
+    in this process takes it over.
 
     Args:
-      open_at: opens a client at some positions.
-      start: where to begin.
-      topics: whose new partitions are read too.
+      open_at: opens a client at {(topic, partition): offset}.
+      start: {(topic, partition): first offset}.
+      topics: topics whose new partitions are read too.
       source: tells readers of different splits apart.
+      clock: seconds, monotonic.
+      wall_clock: seconds since the epoch.
     """
 
     def __init__(
@@ -155,22 +160,22 @@ class KafkaBlockReader(UnboundedReader):
         self._missing: set[tuple[str, int]] = set()
         self._under_way: UnderWay | None = None
         if settings.feed_id is not None:
-            self._under_way = UnderWay(progress_of(settings.feed_id), unfinished.none)
+            self._under_way = UnderWay(progress_of(settings.feed_id), WRITES.none)
         self._open()
 
     def _open(self) -> None:
         self._reader: BlockReader | None = self._open_at(self._given)
-        self._commits = _TrailingCommits(
-            self._reader.commit, self._settings.commit_delay_seconds, self._clock, unfinished.oldest, self._under_way
+        self._commits = TrailingCommits(
+            self._reader.commit, self._settings.commit_delay_seconds, self._clock, WRITES.oldest, self._under_way
         )
-        # What these hold was not given yet: the mark does not cover it.
+        # These two hold records that were read and not given. No mark covers them, so a new client reads them again.
         self._aligner = PartitionAligner(
             self._given, self._settings.align_ms, self._settings.max_records, self._clock, self._wall_clock
         )
         self._read: deque[Block] = deque()
 
     def successor(self) -> "KafkaBlockReader":
-        """A reader that goes on with this one's client; this one opens another should it ever be resumed."""
+        """A reader that goes on with the client of this one; this one opens another should it be resumed after all."""
         reader = copy.copy(self)
         reader._given = dict(self._given)
         self._reader = None
@@ -181,7 +186,7 @@ class KafkaBlockReader(UnboundedReader):
 
     def advance(self) -> bool:
         HEARTBEAT.beat()
-        resting.remove(self._source, self._given, self)
+        RESTING.remove(self._source, self._given, self)
         if self._reader is None:
             self._open()
         assert self._reader is not None
@@ -195,16 +200,21 @@ class KafkaBlockReader(UnboundedReader):
         return True
 
     def _fill(self, reader: BlockReader) -> None:
-        """What is next: of what is held, else of what can be read."""
+        """Finds the blocks to give next: among the records that are held, else by reading more."""
         self._read.extend(self._aligner.give())
         while not self._read and not self._bundle_done:
-            self._look_around(reader)
+            self._inspect(reader)
             self._throttle(reader)
             blocks = reader.read(self._settings.max_records, _READ_SECONDS)
             FIRST_POLL.set()
             self._bundle_done = sum(len(block.values) for block in blocks) < self._settings.max_records
             for topic, partition in self._aligner.take(blocks, reader.lags()):
-                _LOG.warning("%s[%d] gives nothing for %g s: others go on", topic, partition, SILENT_SECONDS)
+                _LOG.warning(
+                    "%s[%d] has given nothing for %g s: the other partitions no longer wait for it",
+                    topic,
+                    partition,
+                    SILENT_SECONDS,
+                )
                 _SILENT.labels(topic).inc()
                 Metrics.counter(_NAMESPACE, "silent_partitions").inc()
             self._read.extend(self._aligner.give())
@@ -226,15 +236,15 @@ class KafkaBlockReader(UnboundedReader):
         self._watermarks.read(block.topic, times)
         self._block = raw_batch(block)
 
-    def _look_around(self, reader: BlockReader) -> None:
-        """Now and then: how far behind the ends, and which partitions are new."""
+    def _inspect(self, reader: BlockReader) -> None:
+        """Measures lags and looks for new partitions, when the time for either has come."""
         now = self._clock()
         if now >= self._next_lag:
             self._next_lag = now + _LAG_INTERVAL_SECONDS
             self._measure_lags(reader)
         every = self._settings.metadata_seconds
         if every is not None and now >= self._next_metadata:
-            # The first look comes later: the start was made of what the brokers had then.
+            # Not on the first call: `start` names the partitions that the brokers had a moment ago.
             if self._next_metadata:
                 self._find_partitions(reader)
             self._next_metadata = now + every
@@ -259,7 +269,7 @@ class KafkaBlockReader(UnboundedReader):
                     self._take_over(reader, topic, number)
 
     def _notice_missing(self, there: set[tuple[str, int]]) -> None:
-        """Raises KafkaReadError when a partition was missing twice: a broker that has just started may not know all."""
+        """Raises KafkaReadError for a partition that was missing twice: a broker that just started may not know all."""
         missing = set(self._given) - there
         gone = sorted(missing & self._missing)
         if gone:
@@ -268,7 +278,7 @@ class KafkaBlockReader(UnboundedReader):
 
     def _take_over(self, reader: BlockReader, topic: str, partition: int) -> None:
         first = reader.first_offset(topic, partition, _METADATA_SECONDS)
-        if first is None:  # no leader yet: the next look finds it again
+        if first is None:  # it has no leader yet; the next call finds it again
             return
         start = {(topic, partition): first}
         reader.add(start)
@@ -288,92 +298,12 @@ class KafkaBlockReader(UnboundedReader):
     def get_checkpoint_mark(self) -> KafkaMark:
         self._bundle_done = False
         positions, read_at, commits = dict(self._given), self._timestamp, self._commits
-        resting.put(self._source, positions, self)
+        RESTING.put(self._source, positions, self)
         return KafkaMark(positions, lambda: commits.reached(positions, read_at))
 
     def close(self) -> None:
-        resting.remove(self._source, self._given, self)
+        RESTING.remove(self._source, self._given, self)
         if self._reader is not None:
             self._commits.end()
             self._reader.close()
             self._reader = None
-
-
-class _Resting:
-    """Readers of this process that rest at a mark, by source and mark."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers: dict[tuple[Hashable, frozenset[tuple[tuple[str, int], int]]], KafkaBlockReader] = {}
-
-    def put(self, source: Hashable, positions: Positions, reader: KafkaBlockReader) -> None:
-        with self._lock:
-            self._readers[source, frozenset(positions.items())] = reader
-
-    def take(self, source: Hashable, positions: Positions) -> KafkaBlockReader | None:
-        with self._lock:
-            return self._readers.pop((source, frozenset(positions.items())), None)
-
-    def remove(self, source: Hashable, positions: Positions, reader: KafkaBlockReader) -> None:
-        key = (source, frozenset(positions.items()))
-        with self._lock:
-            if self._readers.get(key) is reader:
-                del self._readers[key]
-
-
-resting = _Resting()
-
-
-class _TrailingCommits:
-    """Commits offsets `delay` seconds after what is before them became final, once a second at most.
-
-    The delay is the longest that a stateful step holds a row when it is on time. What is late does not count: a bundle
-    that writes and is not acknowledged yet may hold rows that were due when it began. And where such a step sets the
-    pace, the delay begins when the step has processed the records, and lasts for as long as its oldest row is late.
-    """
-
-    def __init__(
-        self,
-        commit: Callable[[Positions], None],
-        delay: float,
-        clock: Callable[[], float],
-        oldest_write: Callable[[], float] = unfinished.oldest,
-        under_way: UnderWay | None = None,
-    ) -> None:
-        self._commit, self._delay, self._clock = commit, delay, clock
-        self._oldest_write, self._under_way = oldest_write, under_way
-        self._final: deque[tuple[Timestamp, Positions]] = deque()
-        self._waiting: deque[tuple[float, Positions]] = deque()
-        self._committed: Positions = {}
-        self._next_commit = 0.0
-        self._ended = False
-
-    def end(self) -> None:
-        """The client is gone: what becomes final now is committed by a later reader."""
-        self._ended = True
-
-    def reached(self, positions: Positions, read_at: Timestamp = MIN_TIMESTAMP) -> None:
-        """A bundle is final that ended at `positions`, its last block read at `read_at`."""
-        if self._ended:
-            return
-        now = self._clock()
-        self._final.append((read_at, positions))
-        while self._final and (self._under_way is None or self._under_way.processed(self._final[0][0])):
-            self._waiting.append((now, self._final.popleft()[1]))
-        if now < self._next_commit:
-            return
-        on_time = self._on_time(now)
-        ripe: Positions = {}
-        while self._waiting and self._waiting[0][0] <= on_time - self._delay:
-            ripe = self._waiting.popleft()[1]
-        if ripe and ripe != self._committed:
-            self._commit(ripe)
-            self._committed = ripe
-        self._next_commit = now + _COMMIT_INTERVAL_SECONDS
-
-    def _on_time(self, now: float) -> float:
-        """Until when everything that was due has left."""
-        if not self._delay:  # no step holds anything back
-            return now
-        due = self._under_way.progress.due() if self._under_way else now
-        return min(now, due, self._oldest_write())

@@ -1,7 +1,7 @@
-"""WriteToKafka: one idempotent producer (`acks=all`) per process and broker.
+"""WriteToKafka: writes records with one idempotent producer (`acks=all`) per process and broker.
 
-A bundle ends when its messages are acknowledged and fails when one is not, so a runner's retry may write a message
-twice and never loses one.
+A bundle ends when all its messages are acknowledged and fails when one is not. A runner that retries a bundle may so
+write a message twice, but never loses one.
 """
 
 import functools
@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
-from weakref import WeakSet
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.display import DisplayDataItem
 
+from millrace.pipelines.kafka.process import WRITES
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import (
@@ -25,11 +25,12 @@ from millrace.runtime.kafka_client import (
     max_record_bytes,
 )
 
-__all__ = ["KafkaRecord", "RecordTooLargeError", "WriteToKafka", "WriteToKafkaDoFn", "unfinished"]
+__all__ = ["KafkaRecord", "RecordTooLargeError", "WriteToKafka", "WriteToKafkaDoFn"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "kafka_io")
+# How long a bundle waits for its acknowledgements: brokers restart in less, and the bundle is retried after it.
 _DELIVERY_SECONDS = 60.0
-# What Kafka adds to a record: batch header, lengths, offset and time.
+# What Kafka adds to a record at most: 61 bytes of batch header, and lengths, offset and time of the record.
 _OVERHEAD_BYTES, _HEADER_OVERHEAD_BYTES = 96, 10
 
 _WRITTEN = telemetry.counter("feed_records_written", "Records that Kafka acknowledged.", ("topic",))
@@ -46,7 +47,7 @@ class KafkaRecord(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
     def size(self) -> int:
-        """Bytes that a broker counts against `max.message.bytes` when nothing is compressed, a few more at most."""
+        """Bytes that a broker compares with `max.message.bytes` when nothing is compressed, or a few more than that."""
         headers = sum(len(name) + len(value) + _HEADER_OVERHEAD_BYTES for name, value in self.headers)
         return len(self.value or b"") + len(self.key or b"") + headers + _OVERHEAD_BYTES
 
@@ -92,7 +93,7 @@ class WriteToKafka(beam.PTransform):
 
 
 class WriteToKafkaDoFn(beam.DoFn):
-    """What `WriteToKafka` does, for a `millrace.pipelines.feed.fused_steps.FusedSteps`."""
+    """The DoFn of `WriteToKafka`, with its arguments; fused with others in `millrace.pipelines.feed.fused_steps`."""
 
     def __init__(self, connection: KafkaConnection, topic: str, too_large: OnTooLarge = "fail") -> None:
         if too_large not in ("fail", "output"):
@@ -105,7 +106,7 @@ class WriteToKafkaDoFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._producer = _shared_producers.get(self._connection)
         self._bundle = _Bundle()
-        unfinished.add(self._bundle)
+        WRITES.add(self._bundle)
 
     def process(self, record: KafkaRecord) -> Iterator[KafkaRecord]:
         size, limit = record.size(), _largest_record(self._connection, self._topic)
@@ -125,7 +126,7 @@ class WriteToKafkaDoFn(beam.DoFn):
     def finish_bundle(self) -> None:
         if self._bundle.left:
             self._wait()
-        unfinished.discard(self._bundle)
+        WRITES.discard(self._bundle)
         _WRITTEN.labels(self._topic).inc(self._bundle.sent)
 
     def _produce(self, record: KafkaRecord) -> None:
@@ -142,13 +143,13 @@ class WriteToKafkaDoFn(beam.DoFn):
                     **arguments,
                 )
                 return
-            except BufferError:  # the local queue is full: let deliveries drain it
+            except BufferError:  # the producer's queue is full until deliveries make room
                 self._producer.poll(0.1)
 
     def _wait(self) -> None:
-        # flush() sends at once, without lingering; it serves the callbacks of other bundles as well.
+        # flush() sends at once, without lingering, and runs the callbacks of other bundles as well.
         self._producer.flush(_DELIVERY_SECONDS)
-        give_up = time.monotonic() + 1.0
+        give_up = time.monotonic() + 1.0  # a callback may still run in the thread of another bundle
         while self._bundle.left and time.monotonic() < give_up:
             self._producer.poll(0.01)
         if self._bundle.error is not None or self._bundle.left:
@@ -162,7 +163,6 @@ class _Bundle:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.began = time.monotonic()
         self.sent = self.left = 0
         self.error: str | None = None
 
@@ -178,42 +178,14 @@ class _Bundle:
                 self.error = error.str()
 
 
-class _Unfinished:
-    """Bundles of this process that began and are not acknowledged; one that failed leaves with its step."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._bundles: WeakSet[_Bundle] = WeakSet()
-
-    def add(self, bundle: _Bundle) -> None:
-        with self._lock:
-            self._bundles.add(bundle)
-
-    def discard(self, bundle: _Bundle) -> None:
-        with self._lock:
-            self._bundles.discard(bundle)
-
-    def oldest(self) -> float:
-        """When (`time.monotonic`) the oldest of them began; infinity if there is none."""
-        with self._lock:
-            return min((bundle.began for bundle in self._bundles), default=float("inf"))
-
-    def none(self) -> bool:
-        return self.oldest() == float("inf")
-
-
-unfinished = _Unfinished()
-"""Bundles that write to Kafka."""
-
-
 @functools.lru_cache(maxsize=1024)
 def _largest_record(connection: KafkaConnection, topic: str) -> int:
-    """Bytes; asked once a process: a topic that takes more later is not asked again."""
+    """The most bytes that `topic` takes in one record; asked once per process, so a later change is not seen."""
     return min(MAX_MESSAGE_BYTES, max_record_bytes(connection, topic, _DELIVERY_SECONDS))
 
 
 class _SharedProducers:
-    """One producer per broker in this process; a producer that failed is replaced."""
+    """One producer per broker in this process, for all its feeds; a producer that failed is replaced."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,13 +1,16 @@
-"""ReadFromKafka: a native Kafka source on confluent-kafka, no expansion service.
+"""ReadFromKafka: a Kafka source in Python on confluent-kafka; no Java expansion service runs.
 
-The element is a block (schema: `transforms.batch.record_batch.raw_schema`) of up to `max_records` records of one topic,
-never a single record. Unbounded, it is Beam's `UnboundedSource`: a split reads a set of partitions, of several topics
-if need be (each split costs a bundle a poll); its checkpoint mark is the next offset of each partition, and a runner
-with durable state (Flink, Dataflow) resumes from the mark. Offsets are also committed to a consumer group when a bundle
-is
-final, for monitoring and for runners whose state dies with them: the commit trails by `commit_delay_seconds`, so that
-a feed that starts from the group reads again what a stateful step may have held in memory for so long. Nothing ever
-joins a group, so that nothing is ever rebalanced. Bounded, it reads offset ranges fixed at construction.
+An element is a raw block (schema: `transforms.batch.record_batch.raw_schema`) of up to `max_records` records of one
+topic, never a single record.
+
+Unbounded, it is Beam's `UnboundedSource`. A split reads a set of partitions, of several topics if need be, because each
+split costs a bundle per poll. Its checkpoint mark holds the next offset of each partition, and a runner with durable
+state (Flink, Dataflow) resumes from it. When a bundle is final its offsets are also committed to a consumer group: for
+monitoring, and for runners whose state dies with them. Commits trail (`millrace.pipelines.kafka.commits`), so that a
+feed that starts from the group reads again what a stateful step may have held in memory. Nothing joins the group, so
+nothing is ever rebalanced.
+
+Bounded, it reads ranges of offsets that are fixed at construction.
 """
 
 import time
@@ -27,31 +30,27 @@ from apache_beam.io.unbounded_source import (
 from apache_beam.transforms.display import DisplayDataItem
 
 from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS
-from millrace.pipelines.kafka.reader import (
-    FIRST_POLL,
-    HEARTBEAT,
-    KafkaBlockReader,
-    KafkaMark,
-    KafkaMarkCoder,
-    ReaderSettings,
-    raw_batch,
-    resting,
-)
+from millrace.pipelines.kafka.process import HEARTBEAT, RESTING
+from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, KafkaMarkCoder, ReaderSettings, raw_batch
 from millrace.pipelines.kafka.watermark import POLICIES, TimestampPolicy
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_blocks import BlockReader, KafkaReadError, Positions, resolve_topics
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.transforms.beam import coder
 
-__all__ = ["FIRST_POLL", "HEARTBEAT", "KafkaSource", "OffsetRange", "ReadFromKafka", "cut_ranges", "raw_batch"]
+__all__ = ["KafkaSource", "OffsetRange", "ReadFromKafka", "cut_ranges"]
 
+# From a few hundred records on, the cost of a block is that of its records; a larger one only takes longer to fill.
 DEFAULT_MAX_RECORDS = 2000
-# An idle split asks again after this long; the wait is the runner's, not a blocked worker thread.
+# An idle split is asked again after this long. The runner waits meanwhile, no worker thread does.
 DEFAULT_POLL_SECONDS = 0.1
+# A new partition is noticed after this long at most; its records stay in Kafka until then.
 DEFAULT_METADATA_SECONDS = 10.0
-# A busy split ends its bundle after so many blocks: downstream steps and commits see them at once.
+# A busy split ends its bundle after this many blocks, so that later steps and commits see them soon.
 _BLOCKS_PER_BUNDLE = 4
+# A bounded read fails when an offset of its range has not come for this long: longer than a broker takes to restart.
 _QUIET_SECONDS = 30.0
+# Records per range of a bounded read: some seconds of work, so that a runner can spread the ranges of one partition.
 _RANGE_RECORDS = 100_000
 
 
@@ -65,34 +64,35 @@ class OffsetRange(NamedTuple):
 
 
 class ReadFromKafka(beam.PTransform):
-    """Reads topics as blocks of records, one topic a block; `of_topics` takes positions in words.
+    """Reads topics as raw blocks, each of one topic; `of_topics` takes positions in words.
 
     Args:
       connection: brokers and client settings.
       start: {(topic, partition): first offset}.
       end: {(topic, partition): offset after the last}; None reads on for ever.
       group_id: consumer group that progress is committed to; used when unbounded.
-      splits: readers that share the partitions, by partition number modulo splits; more than one pays only when a
-        reader is the limit.
+      splits: readers that share the partitions, by partition number modulo splits; more than one is faster only when
+        a single reader is the bottleneck.
       max_records: records per block at most.
-      poll_seconds: how long an idle split rests before it asks again.
+      poll_seconds: how long an idle split waits before it asks again.
       commit_delay_seconds: how far the committed offsets trail behind what was read.
       timestamp_policy: whose clock time stamps and watermark follow: `record_time` (the producer's), `log_append_time`
         (the broker's; the topic must keep it) or `processing_time`.
       metadata_seconds: how often an unbounded read looks for partitions of its topics that `start` does not name; it
-        takes them over from their first offset. None: it reads what `start` names.
-      feed_id: name of the feed whose stateful step, in the same process, sets the pace (`pipelines.kafka.pace`): for
-        runners that hold any number of elements. Time stamps are then processing times.
-      align_ms: an unbounded read gives no record whose time stamp is further ahead, in ms, of a partition of its split
-        that has more to read; so that a feed that catches up sees events nearly in the order in which they happened. A
-        partition at its end holds nobody back, nor one that gives nothing for 5 s (`silent_partitions` counts those).
+        reads them from their first offset on. None: it reads only what `start` names.
+      feed_id: of the feed whose stateful step, in the same process, sets the pace (`millrace.pipelines.kafka.pace`);
+        for runners that hold any number of elements. Time stamps are then processing times. None: the runner sets it.
+      align_ms: an unbounded read gives no record that is more than so many ms ahead, by time stamp, of a partition of
+        its split that has more to read. A feed that catches up then sees events nearly in the order in which they
+        happened. No record waits for a partition at its end, nor for one that has given nothing for 5 s
+        (`silent_partitions` counts those).
 
     Counters (`millrace.pipelines.kafka_io`): `records_read`, `bytes_read`, `blocks_read`, `silent_partitions`; gauge
     `lag_records`, per split. On `/metrics`: `millrace_feed_records_read_total{topic}`,
     `millrace_feed_lag_records{topic,partition}`, `millrace_feed_silent_partitions_total{topic}`.
 
     Raises, while it runs:
-      KafkaReadError: an offset is not there any more, a partition has disappeared, or the topic has no append times.
+      KafkaReadError: an offset or a partition does not exist any more, or the topic has no append times.
 
     Example:
       >>> read = ReadFromKafka.of_topics(KafkaConnection(address), [topic], start="earliest", until="end")
@@ -144,12 +144,12 @@ class ReadFromKafka(beam.PTransform):
         group_id: str = "millrace",
         **settings: Any,
     ) -> "ReadFromKafka":
-        """Asks the brokers now which offsets `start` and `until` mean.
+        """Asks the brokers, now, which offsets `start` and `until` mean.
 
         Args:
           start: earliest, latest, group, time:MILLISECONDS, or JSON {partition: offset}.
-          until: None reads on for ever; `end` is the ends as they are now; time: and JSON as in `start`.
-          settings: as of the constructor.
+          until: None reads on for ever; `end` means the ends as they are now; time: and JSON as in `start`.
+          settings: the other arguments of the constructor.
 
         Raises:
           UserError: a topic does not exist, or a position is wrong.
@@ -204,10 +204,11 @@ def cut_ranges(
 class KafkaSource(UnboundedSource):
     """Partitions from fixed offsets on; see `ReadFromKafka` for the arguments.
 
-    Equal sources are equal: Beam pickles one for every bundle, and remembers the result by value.
+    Sources with equal settings compare equal: Beam pickles one per bundle, and caches the result by value.
 
     Attributes:
-      topics: whose new partitions are read too; those of `start` unless a split has none of them.
+      topics: topics whose new partitions are read too; default: those of `start`. A split without any partition of a
+        topic names it here.
     """
 
     connection: KafkaConnection
@@ -233,7 +234,7 @@ class KafkaSource(UnboundedSource):
 
     def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> UnboundedReader:
         start = checkpoint_mark.positions if isinstance(checkpoint_mark, KafkaMark) else dict(self.start)
-        rested = resting.take(self, start)
+        rested = RESTING.take(self, start)
         if rested is not None:
             return rested.successor()
 
@@ -250,9 +251,9 @@ class KafkaSource(UnboundedSource):
 
 
 class _ReadRangeDoFn(beam.DoFn):
-    """Reads every record of an offset range; records that compaction removed are not there to read.
+    """Reads every record of a range of offsets; offsets whose records compaction removed are passed over.
 
-    One client reads all ranges of an instance, one after the other.
+    One client per instance of this DoFn reads its ranges one after the other.
     """
 
     def __init__(self, connection: KafkaConnection, max_records: int) -> None:
@@ -268,14 +269,14 @@ class _ReadRangeDoFn(beam.DoFn):
         give_up = time.monotonic() + _QUIET_SECONDS
         while (left := wanted.end - self._reader.positions()[key]) > 0:
             HEARTBEAT.beat()
-            # The client waits for as many as it is asked for: more than there are would cost the whole wait.
+            # The client waits until it has as many as it is asked for: asked for more than come, it waits in vain.
             for block in self._reader.read(min(self._max_records, left), 0.2):
                 give_up = time.monotonic() + _QUIET_SECONDS
                 yield _up_to(raw_batch(block), wanted.end)
             if time.monotonic() > give_up:
                 raise KafkaReadError(
-                    f"{key[0]}[{key[1]}]: offset {wanted.end - 1} does not come; does the range end in an open "
-                    "transaction, or beyond the end?"
+                    f"{key[0]}[{key[1]}]: offset {wanted.end - 1} has not come for {_QUIET_SECONDS:g} s; does the "
+                    "range end in an open transaction, or beyond the end of the partition?"
                 )
 
     def teardown(self) -> None:
@@ -285,6 +286,6 @@ class _ReadRangeDoFn(beam.DoFn):
 
 
 def _up_to(batch: pa.RecordBatch, end: int) -> pa.RecordBatch:
-    """Rows of a single-partition block with an offset below `end`: offsets ascend."""
+    """The records with an offset below `end`, of a block of one partition, in which offsets ascend."""
     offsets = batch.column("offset").to_numpy()
     return batch.slice(0, int(offsets.searchsorted(end)))

@@ -1,14 +1,12 @@
 """A reader waits for the join, and commits only what has left it."""
 
-from dataclasses import replace
-
 import pytest
 from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipelines.kafka import reader as kafka_reader
-from millrace.pipelines.kafka.pace import Progress, UnderWay, progress_of
+from millrace.pipelines.kafka.pace import Progress, UnderWay
 from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
 from millrace.runtime.kafka_blocks import Block, Positions
 
@@ -109,8 +107,3 @@ def test_records_of_which_the_join_never_hears_are_done_when_it_has_nothing_to_d
     assert under_way.records() == 7 and not under_way.processed(Timestamp(1))
     idle = True
     assert under_way.records() == 0 and under_way.processed(Timestamp(1))
-
-
-def test_feeds_of_one_process_do_not_share_their_progress() -> None:
-    assert progress_of("a") is progress_of("a") is not progress_of("b")
-    assert replace(ReaderSettings(), feed_id="a") != ReaderSettings()

@@ -6,7 +6,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.display import DisplayData
 
 from millrace.pipelines.kafka import sink
-from millrace.pipelines.kafka.sink import KafkaRecord, RecordTooLargeError, WriteToKafka, WriteToKafkaDoFn, unfinished
+from millrace.pipelines.kafka.process import WRITES
+from millrace.pipelines.kafka.sink import KafkaRecord, RecordTooLargeError, WriteToKafka, WriteToKafkaDoFn
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError
 
@@ -79,9 +80,9 @@ def test_a_missing_acknowledgement_fails_the_bundle_and_replaces_the_producer(pr
 def test_a_bundle_counts_as_unfinished_from_its_beginning_to_its_acknowledgement() -> None:
     do_fn = WriteToKafkaDoFn(CONNECTION, "t")
     do_fn.start_bundle()
-    assert unfinished.oldest() < float("inf")
+    assert WRITES.oldest() < float("inf")
     do_fn.finish_bundle()
-    assert unfinished.oldest() == float("inf")
+    assert WRITES.oldest() == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from millrace.pipelines.kafka.reader import (
     KafkaMark,
     KafkaMarkCoder,
     ReaderSettings,
-    _TrailingCommits,
     raw_batch,
 )
 from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka, cut_ranges
@@ -181,18 +180,6 @@ def test_commits_trail_by_the_delay_and_come_once_a_second() -> None:
         clock.now += 0.25
     # At 1003 s what was read at 1000 s is committed, then four more a second.
     assert [commit["a", 0] for commit in fake.commits] == [6, 10, 14, 18, 22, 26, 30]
-
-
-def test_what_a_write_in_flight_may_hold_is_not_committed_before_it_ends() -> None:
-    clock, commits, write_began = _Clock(), [], 1004.0
-    trailing = _TrailingCommits(commits.append, 3.0, clock, lambda: write_began)
-    for second in range(10):
-        trailing.reached({("a", 0): second})
-        clock.now += 1.0
-    assert commits[-1] == {("a", 0): 1}  # read at 1001 s, due at 1004 s
-    write_began = float("inf")
-    trailing.reached({("a", 0): 10})
-    assert commits[-1] == {("a", 0): 7}
 
 
 def test_finalising_after_the_reader_was_closed_does_nothing() -> None:

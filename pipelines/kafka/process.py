@@ -1,0 +1,147 @@
+"""What the readers, the writers and the stateful step of a feed share inside one process.
+
+Beam makes instances of a source or a DoFn as it likes, per thread or per bundle. What they have to share is held here,
+one object per purpose, and nowhere else. A process runs one feed at a time: `begin_feed` drops what an earlier one
+left.
+"""
+
+import threading
+import time
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from millrace.pipelines.kafka.pace import Progress
+from millrace.runtime import telemetry
+from millrace.runtime.kafka_blocks import Positions
+
+if TYPE_CHECKING:
+    from millrace.pipelines.kafka.reader import KafkaBlockReader
+
+__all__ = ["FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS", "WRITES", "begin_feed", "progress_of"]
+
+
+class UnfinishedWrites:
+    """Bundles that write to Kafka and are not acknowledged yet. One that failed is forgotten together with its step."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began: WeakKeyDictionary[object, float] = WeakKeyDictionary()
+
+    def add(self, bundle: object) -> None:
+        """`bundle` begins now."""
+        with self._lock:
+            self._began[bundle] = time.monotonic()
+
+    def discard(self, bundle: object) -> None:
+        """All messages of `bundle` are acknowledged."""
+        with self._lock:
+            self._began.pop(bundle, None)
+
+    def oldest(self) -> float:
+        """When (`time.monotonic`) the oldest of them began; infinity if there is none."""
+        with self._lock:
+            return min(self._began.values(), default=float("inf"))
+
+    def none(self) -> bool:
+        return self.oldest() == float("inf")
+
+    def clear(self) -> None:
+        with self._lock:
+            self._began.clear()
+
+
+class RestingReaders:
+    """Readers between two bundles, by their source and the positions at which they rest, so that any may resume one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers: dict[tuple[Hashable, frozenset[tuple[tuple[str, int], int]]], KafkaBlockReader] = {}
+
+    def put(self, source: Hashable, positions: Positions, reader: "KafkaBlockReader") -> None:
+        with self._lock:
+            self._readers[source, frozenset(positions.items())] = reader
+
+    def take(self, source: Hashable, positions: Positions) -> "KafkaBlockReader | None":
+        """The reader that rests there, which then rests no more; None if there is none."""
+        with self._lock:
+            return self._readers.pop((source, frozenset(positions.items())), None)
+
+    def remove(self, source: Hashable, positions: Positions, reader: "KafkaBlockReader") -> None:
+        """`reader` rests no more; another one that rests at the same place stays."""
+        key = (source, frozenset(positions.items()))
+        with self._lock:
+            if self._readers.get(key) is reader:
+                del self._readers[key]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._readers.clear()
+
+
+class ShardCache:
+    """Feed shards in memory between two bundles, by (id of the run, number of the shard)."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._shards: dict[tuple[str, int], Any] = {}
+        self._lent: set[tuple[str, int]] = set()
+
+    def take(self, run_id: str, number: int) -> Any:
+        """Takes a shard out, for good; None when it is not here."""
+        with self._changed:
+            return self._shards.pop((run_id, number), None)
+
+    def lend(self, run_id: str, number: int) -> Any:
+        """Takes a shard out until `put`, after waiting while another bundle has it; None when there is none yet."""
+        with self._changed:
+            self._changed.wait_for(lambda: (run_id, number) not in self._lent)
+            self._lent.add((run_id, number))
+            return self._shards.pop((run_id, number), None)
+
+    def put(self, run_id: str, number: int, shard: Any) -> None:
+        with self._changed:
+            self._shards[run_id, number] = shard
+            self._lent.discard((run_id, number))
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        with self._changed:
+            self._shards.clear()
+            self._lent.clear()
+            self._changed.notify_all()
+
+
+HEARTBEAT = telemetry.Heartbeat("reading from Kafka")
+"""Beats when a reader of this process is asked for more; `/healthz` of `millrace feed` reports when it stops."""
+
+FIRST_POLL = threading.Event()
+"""Set when a reader of this process has asked the brokers for the first time: then the feed is ready."""
+
+WRITES = UnfinishedWrites()
+"""Bundles whose messages are not acknowledged: rows in them hold back the offsets that readers commit."""
+
+RESTING = RestingReaders()
+"""Readers that a later bundle resumes, in whatever instance of the source it runs, instead of opening a client."""
+
+SHARDS = ShardCache()
+"""Machines of the stateful step, which live longer than the bundles that use them."""
+
+_progress: dict[str, Progress] = {}
+_progress_lock = threading.Lock()
+
+
+def progress_of(feed_id: str) -> Progress:
+    """How far the stateful step of this feed has come; its readers wait for it."""
+    with _progress_lock:
+        return _progress.setdefault(feed_id, Progress())
+
+
+def begin_feed() -> None:
+    """Drops what an earlier feed of this process left; called before a feed starts."""
+    HEARTBEAT.reset()
+    FIRST_POLL.clear()
+    for shared in (WRITES, RESTING, SHARDS):
+        shared.clear()
+    with _progress_lock:
+        _progress.clear()

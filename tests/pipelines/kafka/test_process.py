@@ -1,0 +1,72 @@
+"""What the parts of one process share, and that no feed sees what an earlier one left."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+
+from millrace.pipelines.kafka import process
+from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, SHARDS, WRITES, begin_feed, progress_of
+from millrace.pipelines.kafka.reader import KafkaBlockReader
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    begin_feed()
+    yield
+    begin_feed()
+
+
+class _Bundle:
+    pass
+
+
+def test_a_feed_begins_without_what_an_earlier_one_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(HEARTBEAT, "_clock", lambda: now)
+    bundle, reader = _Bundle(), object.__new__(KafkaBlockReader)
+    HEARTBEAT.beat()
+    FIRST_POLL.set()
+    WRITES.add(bundle)
+    RESTING.put("source", {("t", 0): 1}, reader)
+    SHARDS.put("run", 0, "machine")
+    SHARDS.lend("run", 1)
+    progress_of("feed").reached(0, Timestamp(5), None)
+    now += 1000.0
+    assert HEARTBEAT.reason() is not None
+    begin_feed()
+    assert HEARTBEAT.reason() is None
+    assert not FIRST_POLL.is_set()
+    assert WRITES.none()
+    assert RESTING.take("source", {("t", 0): 1}) is None
+    assert SHARDS.take("run", 0) is None
+    assert SHARDS.lend("run", 1) is None  # and nobody has it, so this does not wait
+    assert progress_of("feed").read_at() == MIN_TIMESTAMP
+
+
+def test_nothing_that_a_process_shares_is_left_out_of_that() -> None:
+    """Whoever adds an object to the module has to drop it in `begin_feed` as well, and to test that above."""
+    shared = {name for name in process.__all__ if name.isupper()}
+    assert shared == {"FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS", "WRITES"}
+
+
+def test_feeds_of_one_process_do_not_share_their_progress() -> None:
+    assert progress_of("a") is progress_of("a") is not progress_of("b")
+
+
+def test_a_write_that_failed_is_forgotten_together_with_its_bundle() -> None:
+    bundle = _Bundle()
+    WRITES.add(bundle)
+    assert not WRITES.none()
+    del bundle
+    assert WRITES.none()
+
+
+def test_only_the_reader_that_rests_at_a_place_leaves_it() -> None:
+    first, second = object.__new__(KafkaBlockReader), object.__new__(KafkaBlockReader)
+    RESTING.put("source", {("t", 0): 1}, first)
+    RESTING.put("source", {("t", 0): 1}, second)
+    RESTING.remove("source", {("t", 0): 1}, first)
+    assert RESTING.take("source", {("t", 0): 1}) is second
+    assert RESTING.take("source", {("t", 0): 1}) is None
