@@ -1,6 +1,6 @@
 """Nothing is built for tests alone: every public definition of the product is used by the product.
 
-What is kept for later work stands in `tests/handed_on.tsv`: each line is a file, with `:Name` where it is a part of one,
+What is kept for later work stands in `tests/handed_on.tsv`: each line is a file, with `:Name` where it is part of one,
 and the reason.
 """
 
