@@ -163,8 +163,13 @@ chaos: setup  ## kill, restart and resubmit the feed at random moments on Prism 
 soak: setup  ## run the feed for MINUTES=10 a runner at 70% of its peak rate, and watch its memory
 	@$(bin)/python -m tests.benchmarks.soak --minutes $(MINUTES)
 
-conformance:  ## count the vectors of ../shared/spec that have a test
-	@$(PYTHON) build_tools/conformance.py
+conformance: $(stamps)/installed $(stamps)/extras  ## count the specification's vectors that tests assert (UPDATE=1 stores the state, LOSS=1 with losses)
+	@if test -e /usr/include/gtest/gtest.h; then \
+	    grep -qs '^MILLRACE_TESTS:BOOL=ON' build/cmake/CMakeCache.txt \
+	        || $(cmake) -B build/cmake -DMILLRACE_TESTS=ON >/dev/null; \
+	    cmake --build build/cmake --target embedding_test records_test; \
+	fi
+	@$(bin)/python build_tools/conformance.py $(if $(JSON),--json) $(if $(UPDATE),--update) $(if $(LOSS),--allow-loss)
 
 lock: $(stamps)/packages  ## write constraints.txt anew from what is installed
 	@$(bin)/python build_tools/lock.py >constraints.tmp && mv constraints.tmp constraints.txt
