@@ -36,6 +36,8 @@ def _names() -> list[str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     names = _names()
+    if not names:
+        raise UserError("tests/benchmarks", _FOLDER, "an installed package has no benchmarks", "run it in a checkout")
     if arguments.only and arguments.only not in names:
         raise UserError("--only", arguments.only, "there is no such benchmark", f"choose {', '.join(names)}")
     machine = describe_machine()

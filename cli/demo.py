@@ -4,12 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from millrace import examples
 from millrace.cli.common import add_command
 from millrace.runtime.errors import UserError
 
-_RATE = 1300.0  # events a second of the generated world: above 1,000 with room for a slow second
-_REPLAY_RATE = 2400.0  # two events a rating: 100,000 ratings in 84 s
+_RATE = 1300.0  # events per second of the generated world: more than 1,000 even in a slow second
+_REPLAY_RATE = 2400.0  # events per second of a replay, two per rating: 100,000 ratings in 84 s
 _SECONDS = 100.0
+# Installed with the package, so that the example of the help works in any folder.
+_RECIPE = Path(examples.__file__ or "").with_name("recipes") / "full.yaml"
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -17,9 +20,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         subparsers,
         "demo",
         "Runs Kafka, ZooKeeper, a feed, a trainer, a model server and its agent on this machine, kills the trainer "
-        "once, and reports what happened. Takes under three minutes and stops all that it started.",
-        "millrace demo\nmillrace demo --runner flink\nmillrace demo --recipe examples/recipes/full.yaml\n"
-        "millrace demo --data ../shared/data/movielens-latest-small",
+        "once, and reports what happened. Takes under three minutes and stops all that it started. The first run "
+        "fetches the servers and builds the runner before. `millrace events ratings my-ratings` writes ratings for "
+        "--data.",
+        f"millrace demo\nmillrace demo --runner flink\nmillrace demo --recipe {_RECIPE}\n"
+        "millrace demo --data my-ratings",
         _run,
     )
     parser.add_argument("--runner", choices=("prism", "flink"), default="prism", help="Beam runner of the feed")
@@ -47,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
         chosen = scenario.movielens(arguments.data, arguments.rate or _REPLAY_RATE)
     else:
         chosen = scenario.generated(arguments.rate or _RATE, arguments.seconds, arguments.seed, arguments.bad_records)
+    _fetch(arguments.runner)
     options = LoopOptions(
         runner=arguments.runner, recipe=arguments.recipe, report=arguments.report, seconds=arguments.seconds
     )
@@ -59,3 +65,17 @@ def _run(arguments: argparse.Namespace) -> int:
     for failure in record.failures():
         print(f"millrace demo: {failure}", file=sys.stderr)
     return 1 if record.failures() else 0
+
+
+def _fetch(runner: str) -> None:
+    """Fetches what the cache lacks before anything starts: a first build takes minutes, a feed has 90 s to start."""
+    from millrace.runtime.artifacts import maven_jars, prism_binary
+
+    for name in ("kafka", "zookeeper", *(("flink",) if runner == "flink" else ())):
+        maven_jars(name, _say)
+    if runner == "prism":
+        prism_binary(_say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

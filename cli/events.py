@@ -1,4 +1,4 @@
-"""`millrace events`: generate a synthetic world's events, or replay recorded ones, into Kafka."""
+"""`millrace events`: sends generated or recorded events to Kafka, or writes generated ratings as files."""
 
 import argparse
 from pathlib import Path
@@ -14,13 +14,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = common.add_command(
         subparsers,
         "events",
-        "Sends impressions and actions to Kafka in real time, as JSON, and keeps a ledger of what was sent.",
+        "Sends impressions and actions to Kafka in real time, as JSON, and keeps a ledger of what was sent. `ratings`\n"
+        "writes files instead, which `replay` and `millrace train --offline` read.",
         "millrace events generate --rate 1000 --duration 60 --ledger ledger.parquet",
         _run,
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="generate|replay")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="generate|replay|ratings")
     _add_generate(kinds)
     _add_replay(kinds)
+    _add_ratings(kinds)
 
 
 def _add_generate(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -49,14 +51,32 @@ def _add_replay(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         kinds,
         "replay",
         "Sends recorded ratings in time order as if they happened now: each is an impression of one item and, shortly\n"
-        "after, a `rate` action with its value. It ends after the last rating.",
-        "millrace events replay --format movielens ../shared/data/movielens-latest-small --rate 1000",
+        "after, a `rate` action with its value. It ends after the last rating. Ratings of real people: MovieLens of\n"
+        "GroupLens (https://grouplens.org/datasets/movielens), file ml-latest-small.zip, unpacked; generated ones:\n"
+        "`millrace events ratings my-ratings`.",
+        "millrace events replay my-ratings --rate 1000",
         _run_replay,
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a MovieLens folder, or its ratings.csv")
     parser.add_argument("--format", choices=("movielens",), default="movielens", help="(default: %(default)s)")
     _add_sending_flags(parser)
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop after so long (default: at the end)")
+
+
+def _add_ratings(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = common.add_command(
+        kinds,
+        "ratings",
+        "Writes ratings of a synthetic world as ratings.csv and movies.csv, in MovieLens' format, for\n"
+        "`millrace train --offline --input`, `millrace events replay` and `millrace demo --data`. Needs no Kafka.",
+        "millrace events ratings my-ratings",
+        _run_ratings,
+    )
+    parser.add_argument("path", type=Path, metavar="DIR", help="the folder to write; made when needed")
+    parser.add_argument("--ratings", type=int, default=20_000, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--users", type=int, default=400, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--movies", type=int, default=800, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
 
 
 def _add_sending_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +99,7 @@ def _add_sending_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    raise AssertionError("argparse requires generate or replay")
+    raise AssertionError("argparse requires generate, replay or ratings")
 
 
 def _run_generate(arguments: argparse.Namespace) -> int:
@@ -96,6 +116,14 @@ def _run_replay(arguments: argparse.Namespace) -> int:
     from millrace.pipelines.traffic.movielens import MovieLensSource
 
     return _send(arguments, MovieLensSource(arguments.path, arguments.seed))
+
+
+def _run_ratings(arguments: argparse.Namespace) -> int:
+    from millrace.pipelines.traffic.ratings import RatingsConfig, write_ratings
+
+    write_ratings(arguments.path, RatingsConfig(arguments.ratings, arguments.users, arguments.movies, arguments.seed))
+    print(f"{arguments.ratings:,} ratings in {arguments.path}")
+    return 0
 
 
 def _send(arguments: argparse.Namespace, source: "EventSource") -> int:

@@ -1,6 +1,7 @@
 """The `millrace` command: finds the module of a sub-command, parses its flags, runs it, reports errors in one line."""
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import os
@@ -11,9 +12,9 @@ from typing import NoReturn
 
 from millrace.runtime.errors import UserError
 
-# Sub-command -> one-line summary. The command lives in cli/<name>.py or
-# cli/<name>/command.py; a second word is a module of that wing.
-# It is imported only when it is chosen: `--help` and `millrace dev` must not pay for TensorFlow or Beam.
+# Sub-command -> one-line summary. The command lives in cli/<name>.py or cli/<name>/command.py; a second word names
+# another module of cli/<name>/. Only the chosen command is imported: `--help` and `millrace dev` need neither
+# TensorFlow nor Beam, whose import takes seconds.
 _COMMANDS = {
     "feed": "turn live events into training batches (Apache Beam)",
     "feed backfill": "turn stored events into training batches, hour by hour",
@@ -28,6 +29,15 @@ _COMMANDS = {
     "dev": "start and stop Kafka and ZooKeeper for development",
     "demo": "run the whole loop on this machine and report on it",
     "bench": "measure every stage on this machine",
+}
+
+
+# What a user can mend about a file that cannot be written or read -> how.
+_FILE_REMEDIES = {
+    errno.ENOSPC: "free space there, or work in another folder",
+    errno.EDQUOT: "free space there, or work in another folder",
+    errno.EROFS: "work in a folder that can be written",
+    errno.EACCES: "work in a folder that can be written, or change its permissions",
 }
 
 
@@ -105,15 +115,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        command = f"millrace {arguments.command}" if arguments else "millrace"
-        print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _report(error, arguments)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of a pipe (`| head`) is gone; keep the interpreter from failing again at its last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _FILE_REMEDIES:
+            raise
+        path = error.filename or os.getcwd()  # a failed write() names no file
+        return _report(
+            UserError("path", path, os.strerror(error.errno).lower(), _FILE_REMEDIES[error.errno]), arguments
+        )
+
+
+def _report(error: UserError, arguments: argparse.Namespace | None) -> int:
+    """Prints the error in one line; returns the exit code of a user's error."""
+    command = f"millrace {arguments.command}" if arguments else "millrace"
+    print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def run() -> NoReturn:

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 _ONLINE = (
     "millrace train --task millrace.examples.feed_ranking:FeedRanking --online --create-topics --model-dir /tmp/feed"
 )
-_OFFLINE = """millrace train --task millrace.examples.movies:MovieRanking --offline \\
-  --input ../shared/data/movielens-latest-small"""
+_OFFLINE = "millrace train --task millrace.examples.movies:MovieRanking --offline --input my-ratings"
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,7 +33,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         subparsers,
         "train",
         "Trains a model: online from Kafka without end, or offline once through stored rows in order. Each row is "
-        "predicted before it is learned. A restart goes on from the newest checkpoint in --model-dir.",
+        "predicted before it is learned. A restart goes on from the newest checkpoint in --model-dir. "
+        "`millrace events ratings my-ratings` writes ratings to try it with.",
         f"{_ONLINE}\n{_OFFLINE}",
         _run,
     )

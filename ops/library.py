@@ -1,23 +1,33 @@
-"""The only place that loads the C++ library; says how to rebuild one that does not fit."""
+"""Loads the library of TensorFlow ops, and says what helps where it is missing or does not fit this process."""
 
 import functools
 import json
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import tensorflow as tf
 
+from millrace.runtime.errors import UserError
 from millrace.runtime.memory import keep_freed_memory
 
 LIBRARY = Path(__file__).with_name("_millrace_ops.so")
 BUILD_FACTS = LIBRARY.with_suffix(".json")  # what CMake built it for
 
-REBUILD = "run `make build` with the virtual environment that runs this program"
+REBUILD = "run `make build` in a checkout, or `pip install --no-build-isolation --no-deps` of the sdist"
 
 
-class LibraryError(ImportError):
-    """The op library is missing or was built for another TensorFlow or processor."""
+class LibraryError(UserError):
+    """The op library is missing, or it was built for another TensorFlow or processor."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__("op library", LIBRARY.name, problem, remedy)
+
+
+def _minor(version: str) -> str:
+    """ "2.21" of "2.21.3": TensorFlow's C++ interface changes with its minor version, not with its patches."""
+    return ".".join(version.split(".")[:2])
 
 
 def _describe_tensorflow() -> str:
@@ -32,22 +42,25 @@ def _processor_lacks(arch: str) -> str:
     return next((feature for feature in ("avx2", "bmi2", "fma") if feature not in flags), "")
 
 
-def check_build(facts: dict) -> None:
+def check_build(facts: dict[str, Any]) -> None:
     """Raises LibraryError unless a library with these build facts fits this process.
 
     Args:
-      facts: `tensorflow` (version), `cxx11_abi` (0 or 1) and `arch` (-march, may be empty), as CMake wrote them.
+      facts: `tensorflow` (version; its patch number does not matter), `cxx11_abi` (0 or 1) and `arch` (-march, may be
+        empty), as CMake wrote them.
     """
-    if facts.get("tensorflow") != tf.__version__ or facts.get("cxx11_abi") != tf.sysconfig.CXX11_ABI_FLAG:
+    built_for = str(facts.get("tensorflow"))
+    if _minor(built_for) != _minor(tf.__version__) or facts.get("cxx11_abi") != tf.sysconfig.CXX11_ABI_FLAG:
         raise LibraryError(
-            f"{LIBRARY.name} was built for TensorFlow {facts.get('tensorflow')}, CXX11 ABI {facts.get('cxx11_abi')}, "
-            f"but this process has {_describe_tensorflow()}; {REBUILD}"
+            f"built for TensorFlow {built_for}, CXX11 ABI {facts.get('cxx11_abi')}, but this process has "
+            f"{_describe_tensorflow()}",
+            f"`pip install 'tensorflow~={_minor(built_for)}.0'`, or to build it for this TensorFlow {REBUILD}",
         )
     lacking = _processor_lacks(facts.get("arch", ""))
     if lacking:
         raise LibraryError(
-            f"{LIBRARY.name} was built for {facts['arch']}, but this processor has no {lacking}; "
-            f"configure with -DMILLRACE_ARCH=x86-64-v2, or {REBUILD}"
+            f"built for {facts['arch']}, but this processor has no {lacking}",
+            f"configure CMake with -DMILLRACE_ARCH=x86-64-v2, or {REBUILD}",
         )
 
 
@@ -55,19 +68,17 @@ def check_build(facts: dict) -> None:
 def load() -> ModuleType:
     """Loads the library once; returns the module of its raw ops (`millrace_lookup`, ...).
 
-    Needed before `tf.saved_model.load` of a model that was exported with these ops.
+    `tf.saved_model.load` of a model that was exported with these ops needs this call first.
 
     Raises:
       LibraryError: it is missing or does not fit; the message has TensorFlow's version, the ABI flag and the remedy.
     """
-    if not LIBRARY.exists() or not BUILD_FACTS.exists():
-        missing = LIBRARY if not LIBRARY.exists() else BUILD_FACTS
-        raise LibraryError(f"{missing.name} is not built for {_describe_tensorflow()}; {REBUILD}")
+    for file in (LIBRARY, BUILD_FACTS):
+        if not file.exists():
+            raise LibraryError(f"{file.name} is not in this installation, which has {_describe_tensorflow()}", REBUILD)
     check_build(json.loads(BUILD_FACTS.read_text()))
     keep_freed_memory()
     try:
         return tf.load_op_library(str(LIBRARY))
     except tf.errors.NotFoundError as error:
-        raise LibraryError(
-            f"{LIBRARY.name} does not load with {_describe_tensorflow()}: {error.message}; {REBUILD}"
-        ) from error
+        raise LibraryError(f"does not load with {_describe_tensorflow()}: {error.message}", REBUILD) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from millrace.runtime.errors import UserError
 from millrace.runtime.memory import keep_freed_memory
 
 LIBRARY = Path(__file__).with_name("_millrace_records.so")
@@ -20,25 +21,28 @@ _SCHEMA_BYTES, _ARRAY_BYTES = 72, 80  # of the structs of the C data interface
 _OUT_OF_MEMORY, _BAD_SCHEMA = 1, 2
 
 
-class RecordLibraryError(ImportError):
+class RecordLibraryError(UserError):
     """The library is missing or was built from other sources."""
+
+    def __init__(self, problem: str, remedy: str = "run `make build` in a checkout, or reinstall millrace") -> None:
+        super().__init__("record library", LIBRARY.name, problem, remedy)
 
 
 @functools.lru_cache(maxsize=1)
 def load() -> ctypes.CDLL:
     """The library, loaded once a process. RecordLibraryError when it is missing or does not fit."""
     if not LIBRARY.exists():
-        raise RecordLibraryError(f"{LIBRARY.name} is not built; run `make build`")
+        raise RecordLibraryError("it is not in this installation")
     library = ctypes.CDLL(str(LIBRARY))
     found = library.millrace_records_version()
     if found != VERSION:
-        raise RecordLibraryError(f"{LIBRARY.name} has version {found}, expected {VERSION}; run `make build`")
+        raise RecordLibraryError(f"it has version {found}, expected {VERSION}")
     library.millrace_records_lacks.restype = ctypes.c_char_p
     lacking = library.millrace_records_lacks()
     if lacking is not None:
         raise RecordLibraryError(
-            f"{LIBRARY.name} was built for another processor: this one has no {lacking.decode()}; run `make build`, "
-            "with -DMILLRACE_ARCH=x86-64-v2 for CMake where it is built elsewhere"
+            f"built for another processor: this one has no {lacking.decode()}",
+            "run `make build` in a checkout, with -DMILLRACE_ARCH=x86-64-v2 for CMake where it is built elsewhere",
         )
     keep_freed_memory()
     return library

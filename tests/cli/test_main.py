@@ -100,6 +100,29 @@ def test_a_user_error_of_a_command_is_one_line(command: Callable[[str], list[str
     assert done.stderr == "millrace dev: error: --port=80: in use by another; give another\n"
 
 
+@pytest.mark.parametrize(
+    ("code", "remedy"), [("ENOSPC", "free space there"), ("EROFS", "can be written"), ("EACCES", "permissions")]
+)
+def test_a_full_or_read_only_folder_is_one_line(command: Callable[[str], list[str]], code: str, remedy: str) -> None:
+    body = (
+        f"import errno, os\ndef _run(arguments):\n    raise OSError(errno.{code}, os.strerror(errno.{code}), '/data/x')"
+    )
+    done = _run(command(body))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("millrace dev: error: path=/data/x: ") and remedy in done.stderr
+
+
+def test_another_error_of_the_system_keeps_its_trace(command: Callable[[str], list[str]]) -> None:
+    done = _run(command("def _run(arguments):\n    open('/nonexistent/file')"))
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_missing_program_of_the_demo_is_one_line(assert_user_error: AssertUserError, tmp_path: Path) -> None:
+    environment = {"PATH": "/nonexistent", "MILLRACE_CACHE": str(tmp_path / "cache")}
+    assert_user_error("demo", mentions=["java", "openjdk-17-jdk-headless"], env=environment)
+
+
 def test_an_interrupt_is_exit_code_130_without_a_trace(command: Callable[[str], list[str]]) -> None:
     done = _run(command("def _run(arguments):\n    raise KeyboardInterrupt"))
     assert (done.returncode, done.stderr) == (130, "")

@@ -23,14 +23,44 @@ def test_a_build_for_another_tensorflow_says_how_to_rebuild() -> None:
         library.LibraryError, match=f"1.2.3.*but this process has TensorFlow {tf.__version__}.*make build"
     ):
         library.check_build({**_FITTING, "tensorflow": "1.2.3"})
+    with pytest.raises(library.LibraryError, match=r"pip install 'tensorflow~=1\.2\.0'"):
+        library.check_build({**_FITTING, "tensorflow": "1.2.3"})
     with pytest.raises(library.LibraryError, match="CXX11 ABI 7"):
         library.check_build({**_FITTING, "cxx11_abi": 7})
+
+
+def test_another_patch_of_the_same_minor_version_fits() -> None:
+    major, minor, _ = tf.__version__.split(".", 2)
+    library.check_build({**_FITTING, "tensorflow": f"{major}.{minor}.99"})
+    with pytest.raises(library.LibraryError):
+        library.check_build({**_FITTING, "tensorflow": f"{major}.{int(minor) + 1}.0"})
+
+
+def test_a_library_of_another_tensorflow_is_one_line_at_the_command_line(tmp_path: Path) -> None:
+    program = (
+        "import json, sys, pathlib\n"
+        "from millrace.cli import main\n"
+        "from millrace.ops import library\n"
+        "library.BUILD_FACTS = pathlib.Path(sys.argv[1])\n"
+        "library.BUILD_FACTS.write_text(json.dumps({'tensorflow': '2.3.4', 'cxx11_abi': 1, 'arch': ''}))\n"
+        "ratings = str(library.BUILD_FACTS.parent)\n"
+        "assert main.main(['events', 'ratings', ratings, '--ratings', '50']) == 0\n"
+        "task = 'millrace.examples.movies:MovieRanking'\n"
+        "sys.exit(main.main(['train', '--task', task, '--offline', '--input', ratings]))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "facts.json")]
+    done = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("millrace train: error: ")]
+    assert "op library=_millrace_ops.so: built for TensorFlow 2.3.4" in line and "tensorflow~=2.3.0" in line
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "_millrace_ops.so")
     with pytest.raises(
-        library.LibraryError, match=f"_millrace_ops.so is not built for TensorFlow {tf.__version__}.*make build"
+        library.LibraryError,
+        match=f"_millrace_ops.so is not in this installation.*TensorFlow {tf.__version__}.*make build",
     ):
         library.load.__wrapped__()
 

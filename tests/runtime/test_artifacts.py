@@ -1,5 +1,6 @@
 """The cache of servers and runners: whole or absent, fetched once, clear when a program is missing."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_patches_of_a_server_are_compiled_against_its_jars(tool: Callable[[str, 
 def test_a_patch_that_does_not_compile_leaves_nothing(tool: Callable[[str, str], None], tmp_path: Path) -> None:
     tool("mvn", _MAVEN)
     tool("javac", "#!/bin/sh\necho 'A.java:1: error: cannot find symbol'\nexit 1\n")
-    with pytest.raises(UserError, match="classes before those of flink.*cannot find symbol"):
+    with pytest.raises(UserError, match="patched classes of flink.*cannot find symbol"):
         artifacts.maven_jars("flink", lambda _: None)
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 
@@ -110,7 +111,7 @@ def test_prism_is_built_from_its_module_in_the_pinned_version(tool: Callable[[st
     binary = artifacts.prism_binary(lambda _: None)
     assert binary.exists() and binary.name == "prism"
     arguments = (tmp_path / "calls").read_text().strip()
-    assert arguments == f"install github.com/apache/beam/sdks/v2/go/cmd/prism@v{artifacts.PRISM_VERSION}"
+    assert arguments == f"install -v github.com/apache/beam/sdks/v2/go/cmd/prism@v{artifacts.PRISM_VERSION}"
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,55 @@ def test_an_unwritable_cache_is_a_user_error(tool: Callable[[str, str], None], t
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="MILLRACE_CACHE"):
         artifacts.maven_jars("kafka", lambda _: None)
+
+
+def test_a_slow_build_says_how_long_it_runs_and_what_it_does(
+    tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool("go", '#!/bin/sh\necho golang.org/x/text\nsleep 0.5\ntouch "$GOBIN/prism"\n')
+    monkeypatch.setattr(artifacts, "_LOG_SECONDS", 0.1)
+    monkeypatch.setattr(artifacts, "_TERMINAL_SECONDS", 0.1)
+    said: list[str] = []
+    artifacts.prism_binary(said.append)
+    assert said[0].startswith("fetching Prism")
+    assert f"  0:00 Prism {artifacts.PRISM_VERSION}, now golang.org/x/text" in said[1:]
+
+
+def test_a_program_that_never_ends_is_stopped(
+    tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool("go", "#!/bin/sh\nexec sleep 600\n")
+    monkeypatch.setattr(artifacts, "_FETCH_SECONDS", 0.2)
+    with pytest.raises(UserError, match="not fetched within 0.2 s"):
+        artifacts.prism_binary(lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("code", "mentions"), [(errno.EROFS, "name a writable folder"), (errno.ENOSPC, "free space there")]
+)
+def test_a_cache_that_is_read_only_or_full_is_a_user_error(
+    code: int, mentions: str, tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool("mvn", _MAVEN)
+
+    def refuse(*_args: object, **_settings: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(artifacts.shutil, "copy", refuse)  # the first file that a fetch writes
+    with pytest.raises(UserError, match=f"MILLRACE_CACHE=.*{os.strerror(code)}.*{mentions}"):
+        artifacts.maven_jars("kafka", lambda _: None)
+
+
+def test_a_disk_that_fills_while_a_program_writes_is_told_from_a_broken_network(
+    tool: Callable[[str, str], None],
+) -> None:
+    tool("go", "#!/bin/sh\necho 'compile: writing output: write $WORK/b002/_pkg_.a: no space left on device'\nexit 1\n")
+    with pytest.raises(UserError, match="the disk is full.*no space left.*free space.*MILLRACE_CACHE"):
+        artifacts.prism_binary(lambda _: None)
+
+
+def test_a_filled_cache_is_only_read(tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    tool("mvn", _MAVEN)
+    first = artifacts.maven_jars("kafka", lambda _: None)
+    monkeypatch.setattr(artifacts, "_locked", None)  # to write anything it would need the lock
+    assert artifacts.maven_jars("kafka", lambda _: None) == first
