@@ -16,7 +16,8 @@ import pyarrow.csv as pa_csv
 from millrace.runtime.errors import UserError
 from millrace.training.task.task import Task
 from millrace.transforms.batch import record_batch
-from millrace.transforms.feed.config import FeedConfig, LabelRule, extract_fids
+from millrace.transforms.feed.config import FeedConfig, LabelRule
+from millrace.transforms.feed.train_rows import row_fids
 
 _COLUMNS = {"userId": pa.int64(), "movieId": pa.int64(), "rating": pa.float64(), "timestamp": pa.int64()}
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
@@ -111,7 +112,7 @@ def read_movielens(path: Path, task: Task) -> pa.RecordBatch:
         "item_id": pa.array(ratings.movies),
         **_context(path / "movies.csv", ratings.movies, config),
     }
-    fids = extract_fids(pa.RecordBatch.from_pydict(columns), config.features)
+    fids = row_fids(pa.RecordBatch.from_pydict(columns), config.features)
     ones = np.ones(rows, np.float32)
     flat: dict[str, object] = {
         record_batch.LABEL: _labels(config.labels, ratings.values),

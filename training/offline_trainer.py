@@ -18,7 +18,7 @@ from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout, invalid_rows
 from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
-from millrace.transforms.feed.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
+from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
 Progress = Callable[[int, int], None]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from millrace.transforms.batch.record_batch import MAX_COPIES, ROWS_PER_RECORD
+from millrace.transforms.batch.provenance import MAX_COPIES, ROWS_PER_RECORD
 
 _ROWS = ROWS_PER_RECORD * MAX_COPIES  # an audit fid ends in the number of the row, which is below
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
-from millrace.pipelines.feed.folder import SUCCESS, mark_success
+from millrace.pipelines.feed.folder import mark_success
 from millrace.pipelines.feed.launch import run_feed
 from millrace.pipelines.feed.options import FeedOptions, FileSettings, KafkaSettings, RecordFiles
 from millrace.pipelines.files.patterns import expand_pattern
@@ -31,6 +31,7 @@ from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_blocks import resolve_start
 from millrace.runtime.kafka_client import check_broker
 from millrace.transforms.feed.join import DEFAULT_SKEW_MS
+from millrace.transforms.feed.rows_folder import SUCCESS
 
 __all__ = ["Backfill", "Unit", "file_units", "hour_units", "parse_hour", "run_backfill"]
 

@@ -12,7 +12,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from millrace.pipelines.feed.join import ROUTED_ACTIONS, JoinEvents, split_by_shard
+from millrace.pipelines.feed.join import ROUTED_ACTIONS, JoinEvents
 from millrace.pipelines.feed.options import FeedOptions, FileSettings, Tuning
 from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.feed.rows_stage import RowsStageFactory
@@ -20,9 +20,10 @@ from millrace.pipelines.feed.sinks import Sinks
 from millrace.pipelines.feed.source import DeadLetterWatch, ReadEventFiles, read_topics
 from millrace.runtime import telemetry
 from millrace.runtime.topics import Topics
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_topic
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.events import decode_actions, decode_impressions
+from millrace.transforms.feed.shards import by_request
 
 __all__ = ["add_event_feed"]
 
@@ -90,7 +91,7 @@ class _DecodeDoFn(beam.DoFn):
 
     def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | _DeadLetters]:
         now_ms = int(self._clock() * 1000)
-        if record_batch.raw_topic(block) == self._topics.actions:
+        if raw_topic(block) == self._topics.actions:
             rows, dead = decode_actions(block, now_ms)
             self._actions.inc(rows.num_rows)
         else:
@@ -98,6 +99,6 @@ class _DecodeDoFn(beam.DoFn):
             self._rows.inc(rows.num_rows)
         self._watch.observe(block, dead)
         if rows.num_rows:
-            yield from split_by_shard(rows, self._shards)
+            yield from by_request(rows, self._shards)
         if dead.num_rows:
             yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)

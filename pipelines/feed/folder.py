@@ -11,9 +11,7 @@ from millrace.pipelines.files.containers import CONTAINERS, write_parquet, write
 from millrace.pipelines.files.storage import publish
 from millrace.runtime.atomic_file import write_text
 from millrace.runtime.errors import UserError
-
-SUCCESS = "_SUCCESS"
-"""Marker file, written last: without it a folder may lack rows."""
+from millrace.transforms.feed.rows_folder import SUCCESS
 
 
 class WriteParquetDoFn(beam.DoFn):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
@@ -20,12 +19,12 @@ from millrace.pipelines.feed.machine import CLOSE, ComposedMachineFactory, Machi
 from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.runtime import telemetry
 from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
-from millrace.transforms.batch.fid import siphash24
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
 from millrace.transforms.feed.join import JoinIndex, join_bounded
 from millrace.transforms.feed.row_spill import IN_MEMORY, SpillSettings
+from millrace.transforms.feed.shards import is_actions
 
 ROUTED_ACTIONS = "routed_actions"
 """Tag of the actions that did not join, with the reason."""
@@ -36,28 +35,7 @@ _PENDING = telemetry.gauge("feed_join_pending_rows", "Rows that wait for an acti
 _HELD = telemetry.gauge("feed_join_bytes", "Memory that a join holds.", ("shard",))
 _SPILLED = telemetry.gauge("feed_join_spilled_bytes", "What a join holds in files instead.", ("shard",))
 
-_SHARD_KEY = b"millrace-shard-1"
 _IMPRESSIONS, _ACTIONS = b"I", b"A"
-
-
-def split_by_shard(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(shard, rows) by hash of `request_id`: an impression and its actions meet in one shard."""
-    if shards == 1:
-        yield 0, rows
-        return
-    shard = (siphash24(rows.column("request_id"), _SHARD_KEY) % np.uint64(shards)).astype(np.int64)
-    order = np.argsort(shard, kind="stable")
-    edges = np.searchsorted(shard[order], np.arange(shards + 1)).tolist()
-    sorted_rows = rows.take(pa.array(order))
-    for number in range(shards):
-        start, stop = edges[number], edges[number + 1]
-        if stop > start:
-            yield number, sorted_rows.slice(start, stop - start)
-
-
-def is_actions(rows: pa.RecordBatch) -> bool:
-    """Whether `rows` are actions; else they are impression rows."""
-    return "action" in rows.schema.names
 
 
 class JoinEvents(beam.PTransform):

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.utils.windowed_value import WindowedValue
@@ -25,7 +24,8 @@ from millrace.pipelines.files import sources as file_sources
 from millrace.pipelines.files.decode import decode_block
 from millrace.pipelines.files.format import ROW_FORMATS, file_framing
 from millrace.runtime import telemetry
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.feed.shards import by_partition
 
 _NAMESPACE = telemetry.namespace("pipelines", "record_feed")
 _DEAD_LETTERS = "dead_letters"
@@ -107,18 +107,9 @@ class _DecodeRecordsDoFn(beam.DoFn):
         rows, dead = decode_block(block, self._format.name, self._format.frames)
         self._watch.observe(block, dead)
         self._rows.inc(rows.num_rows)
-        yield from split_by_partition(rows, self._shards)
+        yield from by_partition(rows, self._shards)
         if dead.num_rows:
             yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)
-
-
-def split_by_partition(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(shard, rows) by source partition: what a record is made of stays together, in order."""
-    if not rows.num_rows:
-        return
-    shard = record_batch.numpy_column(rows, record_batch.SOURCE_PARTITION) % shards
-    for number in np.unique(shard).tolist():
-        yield number, rows if (shard == number).all() else rows.filter(pa.array(shard == number))
 
 
 class _ToShardDoFn(beam.DoFn):
@@ -126,7 +117,7 @@ class _ToShardDoFn(beam.DoFn):
         self._shards = shards
 
     def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        yield from split_by_partition(rows, self._shards)
+        yield from by_partition(rows, self._shards)
 
 
 class _StageDoFn(beam.DoFn):
@@ -179,5 +170,5 @@ class _GroupedStageDoFn(beam.DoFn):
 
 
 def _first_source(batch: pa.RecordBatch) -> tuple[int, int]:
-    partition, offset, _ = record_batch.provenance(batch.slice(0, 1))
+    partition, offset, _ = provenance_of(batch.slice(0, 1))
     return int(partition[0]), int(offset[0])

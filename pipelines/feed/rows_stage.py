@@ -16,13 +16,13 @@ from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.record_batch import MAX_COPIES, ROWS_PER_RECORD
+from millrace.transforms.batch.provenance import MAX_COPIES, ROWS_PER_RECORD
 from millrace.transforms.beam.steps import StepCounters
 from millrace.transforms.feed.config import FeedConfig
+from millrace.transforms.feed.sampling import positive_rows
 from millrace.transforms.feed.train_batch import to_train_batch
 from millrace.transforms.feed.train_rows import rows_to_train_batch
 from millrace.transforms.recipe.chain import TransformChain
-from millrace.transforms.steps.labels.negative_sample import positive_rows
 from millrace.transforms.steps.step import Counts
 
 _NAMESPACE = telemetry.namespace("pipelines", "training_feed")

@@ -14,10 +14,11 @@ from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafkaDoFn
 from millrace.transforms.batch import dead_letter, record_batch
-from millrace.transforms.batch.fid import siphash24
+from millrace.transforms.batch.hashes import siphash24
+from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.feed import shards as fid_sharding
 from millrace.transforms.feed.config import FeedConfig
-from millrace.transforms.feed.train_batch import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
+from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
 _CONTENT_TYPE = (("content-type", record_batch.CONTENT_TYPE.encode("ascii")),)
 # A block is worth its overhead from some hundred rows on; a bundle with more rows than this gives several blocks.
@@ -97,7 +98,7 @@ class _TrainBlocksDoFn(beam.DoFn):
             return
         batch = record_batch.concat(self._held)
         self._held, self._held_rows = [], 0
-        shards = fid_sharding.split_by_shard(batch, self._feed_shards, self._user_slot)
+        shards = fid_sharding.by_user(batch, self._feed_shards, self._user_slot)
         for shard, rows in shards.items():
             for _, data in record_batch.encode_blocks(rows):
                 yield KafkaRecord(data, str(shard).encode("ascii"), shard, _CONTENT_TYPE)
@@ -117,7 +118,7 @@ class _NameBySourceDoFn(beam.DoFn):
     """(shard, some train rows) to (file name, train rows): named after the first row, so a retry names them alike."""
 
     def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[tuple[str, pa.RecordBatch]]:
-        partition, offset, row = (int(part[0]) for part in record_batch.provenance(element[1].slice(0, 1)))
+        partition, offset, row = (int(part[0]) for part in provenance_of(element[1].slice(0, 1)))
         yield f"rows-{partition:05d}-{offset:012d}-{row:05d}", element[1]
 
 

@@ -36,7 +36,7 @@ def read_topics(options: FeedOptions, plan: ReadPlan, feed_id: str | None) -> be
 
 
 class ReadEventFiles(beam.PTransform):
-    """JSON-lines files to raw blocks (`record_batch.raw_schema`): partition = number of the file, offset = line number.
+    """JSON-lines files to raw blocks (`raw_block.raw_schema`): partition = number of the file, offset = line number.
 
     A file that cannot be read to its end fails the run: its events must not be missing without notice.
 

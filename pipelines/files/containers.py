@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.batch.dead_letter import Reason
+from millrace.transforms.batch.provenance import ensure_provenance
 from millrace.transforms.codecs.avro_file import AvroFile, write_avro
-from millrace.transforms.codecs.tables import check_columns, mark_canonical, to_canonical, with_provenance
+from millrace.transforms.codecs.tables import check_columns, mark_canonical, to_canonical
 from millrace.transforms.frames.compression import Compression, compression_of, read_chunks, write_chunks
 from millrace.transforms.frames.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, Framing, join_frames
 from millrace.transforms.frames.stream import BLOCK_BYTES, FrameStream
@@ -82,7 +83,7 @@ def read_parquet(
         opened = pq.ParquetFile(file)
         columns = check_columns(opened.schema_arrow, settings.columns, settings.kinds)
         for batch in opened.iter_batches(settings.batch_rows, row_groups=row_groups, columns=columns):
-            yield with_provenance(to_canonical(batch.select(columns), settings.kinds), number, row), _NO_DEAD_LETTERS
+            yield ensure_provenance(to_canonical(batch.select(columns), settings.kinds), number, row), _NO_DEAD_LETTERS
             row += batch.num_rows
     except (pa.ArrowException, OSError, UserError) as error:
         yield _NO_ROWS, bury_file(number, path, row, error)
@@ -143,7 +144,7 @@ def read_arrow(file: BinaryIO, number: int, path: str) -> Batches:
     row = 0
     try:
         for batch in _arrow_batches(file):
-            yield with_provenance(to_canonical(batch), number, row), _NO_DEAD_LETTERS
+            yield ensure_provenance(to_canonical(batch), number, row), _NO_DEAD_LETTERS
             row += batch.num_rows
     except (pa.ArrowException, OSError, UserError) as error:
         yield _NO_ROWS, bury_file(number, path, row, error)

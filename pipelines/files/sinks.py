@@ -22,8 +22,9 @@ from millrace.pipelines.files.storage import publish
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
+from millrace.transforms.batch.hashes import mix64
+from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
-from millrace.transforms.feed.key_index import mix64
 from millrace.transforms.frames.compression import SUFFIXES, Compression
 from millrace.transforms.frames.framing import FILE_FRAMES, RECORD_ROW, FrameOptions, Framing
 
@@ -128,9 +129,9 @@ class _WriteDoFn(beam.DoFn):
 def _place(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(partition, offset, row) of the rows of a raw block or a canonical batch. ValueError where they do not say it."""
     if record_batch.column_of(batch, record_batch.SOURCE_OFFSET) is not None:
-        return record_batch.provenance(batch)
+        return provenance_of(batch)
     if record_batch.column_of(batch, "offset") is None:
-        raise ValueError("the rows do not say where they come from; give them record_batch.with_provenance")
+        raise ValueError("the rows do not say where they come from; give them provenance.with_provenance")
     has_row = record_batch.column_of(batch, RECORD_ROW) is not None
     row = record_batch.numpy_column(batch, RECORD_ROW) if has_row else np.zeros(batch.num_rows, np.int64)
     return record_batch.numpy_column(batch, "partition"), record_batch.numpy_column(batch, "offset"), row

@@ -120,7 +120,7 @@ class _ReadDoFn(_CountingDoFn):
 
 
 class _ReadStreams(_ReadFiles):
-    """Files that are streams of records to raw blocks (`record_batch.raw_schema`).
+    """Files that are streams of records to raw blocks (`raw_block.raw_schema`).
 
     Args:
       patterns: of the paths (`patterns.match_files`).

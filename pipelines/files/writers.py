@@ -9,6 +9,7 @@ from millrace.pipelines.files.containers import BATCH_ROWS, CONTAINERS, write_re
 from millrace.pipelines.files.format import TF_EXAMPLE, RecordSettings
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs.json_text import json_lines
 from millrace.transforms.codecs.record_codec import encode_records
 from millrace.transforms.codecs.tables import check_columns
@@ -79,7 +80,7 @@ def with_one_schema(batches: Iterator[pa.RecordBatch], schema: pa.Schema | None)
         schema = union
         yield _fitted(batch, schema)
     if schema is None:
-        yield record_batch.with_provenance(record_batch.empty(pa.schema([])))
+        yield with_provenance(record_batch.empty(pa.schema([])))
 
 
 def _union(known: pa.Schema | None, found: pa.Schema) -> pa.Schema:

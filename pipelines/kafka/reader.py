@@ -21,7 +21,7 @@ from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, WRI
 from millrace.pipelines.kafka.watermark import PartitionWatermarks, TimestampPolicy, record_times
 from millrace.runtime import telemetry
 from millrace.runtime.kafka_blocks import Block, BlockReader, KafkaReadError, Positions
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_schema
 
 __all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "raw_batch"]
 
@@ -54,7 +54,7 @@ def raw_batch(block: Block) -> pa.RecordBatch:
             pa.array(block.offsets, pa.int64()),
             pa.array(block.timestamps_ms, pa.int64()),
         ],
-        schema=record_batch.raw_schema(block.topic),
+        schema=raw_schema(block.topic),
     )
     Metrics.counter(_NAMESPACE, "records_read").inc(len(block.values))
     Metrics.counter(_NAMESPACE, "bytes_read").inc(batch.column("value").nbytes)

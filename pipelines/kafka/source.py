@@ -1,6 +1,6 @@
 """ReadFromKafka: a Kafka source in Python on confluent-kafka; no Java expansion service runs.
 
-An element is a raw block (schema: `transforms.batch.record_batch.raw_schema`) of up to `max_records` records of one
+An element is a raw block (schema: `transforms.batch.raw_block.raw_schema`) of up to `max_records` records of one
 topic, never a single record.
 
 Unbounded, it is Beam's `UnboundedSource`. A split reads a set of partitions, of several topics if need be, because each

@@ -11,9 +11,9 @@ import pyarrow as pa
 from millrace.pipelines.records.source import Progress, RecordSource, Refused
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.hashes import mix64
 from millrace.transforms.batch.row_digest import row_digests, value_digests
 from millrace.transforms.codecs.json_text import json_lines
-from millrace.transforms.feed.key_index import mix64
 
 PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
 

@@ -32,6 +32,7 @@ from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_blocks import KafkaReadError
 from millrace.runtime.topic_range import TopicRange, read_messages
 from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.batch.raw_block import RAW_FIELDS, raw_schema
 from millrace.transforms.frames.framing import FrameOptions
 
 _NONE = record_batch.empty(pa.schema([]))
@@ -199,15 +200,15 @@ def open_files(pattern: str, settings: RecordSettings) -> FileSource:
 
 
 def raw_block(topic: str, messages: Sequence[Message]) -> pa.RecordBatch:
-    """A raw block (`record_batch.raw_schema`) of Kafka messages."""
+    """A raw block (`raw_block.raw_schema`) of Kafka messages."""
     columns = [
         [message.value() for message in messages],
         [message.partition() for message in messages],
         [message.offset() for message in messages],
         [max(0, message.timestamp()[1]) for message in messages],
     ]
-    arrays = [pa.array(values, each.type) for values, each in zip(columns, record_batch.RAW_FIELDS, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=record_batch.raw_schema(topic))
+    arrays = [pa.array(values, each.type) for values, each in zip(columns, RAW_FIELDS, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=raw_schema(topic))
 
 
 def dead_letters_of(messages: Sequence[Message]) -> pa.RecordBatch:

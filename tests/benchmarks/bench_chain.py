@@ -16,6 +16,7 @@ import pyarrow as pa
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v2
 from millrace.transforms.batch.list_columns import list_array, splits_of
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.recipe.chain import TransformChain, make_step
 from millrace.transforms.recipe.text import parse_recipe
 from millrace.transforms.steps.step import Counts
@@ -93,7 +94,7 @@ def _case(name: str, rate: float, ours: float = 0.0) -> dict[str, object]:
 def example_batch(number: int, features: int) -> pa.RecordBatch:
     """Rows of 1 to 2 fids a feature; one in ten was clicked."""
     draw = np.random.default_rng(number)
-    batch = record_batch.with_provenance(
+    batch = with_provenance(
         pa.record_batch({"__REQ_TIME__": pa.array(np.full(_ROWS, 1_764_000_000))}), first_offset=number * _ROWS
     )
     for slot in range(features):

@@ -29,7 +29,7 @@ from millrace.runtime.kafka_blocks import BlockReader
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
-from millrace.transforms.steps.labels.negative_sample import positive_rows
+from millrace.transforms.feed.sampling import positive_rows
 from tests.benchmarks.feed_load import PARTITIONS, Load
 from tests.benchmarks.peer_feed import WINDOW_SECONDS
 

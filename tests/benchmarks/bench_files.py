@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.codecs.avro import AvroCodec, encode_avro
 from millrace.transforms.codecs.avro_schema import avro_schema
 from millrace.transforms.codecs.tables import mark_canonical, to_canonical
@@ -137,7 +138,7 @@ def _raw(values: list[bytes]) -> pa.RecordBatch:
         pa.array(np.arange(len(values))),
         pa.array(np.zeros(len(values), np.int64)),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema("bench"))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("bench"))
 
 
 if __name__ == "__main__":

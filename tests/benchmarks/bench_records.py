@@ -20,7 +20,7 @@ from millrace.pipelines.traffic.producer import impression_values
 from millrace.pipelines.traffic.source import GeneratedSource
 from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 from millrace.protos.record_pb2 import Example
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.codecs.record_codec import DecodeOptions, decode_records, encode_records
 from millrace.transforms.feed import events
 from millrace.transforms.feed.event_schemas import impression_schema
@@ -198,7 +198,7 @@ def _raw_block(topic: str, values: list[bytes]) -> pa.RecordBatch:
         pa.array(np.arange(count)),
         pa.array(np.full(count, _NOW)),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema(topic))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(topic))
 
 
 def _impressions() -> list[bytes]:

@@ -15,6 +15,7 @@ from millrace.pipelines.traffic.producer import impression_values
 from millrace.pipelines.traffic.source import GeneratedSource
 from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_schema, raw_topic
 from millrace.transforms.feed import events as event_codec
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA
@@ -95,7 +96,7 @@ def _raw(topic: str, values: list[bytes]) -> pa.RecordBatch:
         pa.array(np.arange(count)),
         pa.array(np.full(count, _NOW)),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema(topic))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(topic))
 
 
 def _raw_impressions(count: int) -> pa.RecordBatch:
@@ -112,7 +113,7 @@ def _raw_actions(count: int) -> pa.RecordBatch:
 def _break(block: pa.RecordBatch, every: int) -> pa.RecordBatch:
     values = block.column("value").to_pylist()
     values[::every] = [value[:-2] for value in values[::every]]
-    return _raw(record_batch.raw_topic(block), values)
+    return _raw(raw_topic(block), values)
 
 
 def _decode_by_rows(block: pa.RecordBatch) -> list[tuple[object, ...]]:

@@ -12,6 +12,7 @@ from millrace.runtime.kafka_blocks import BlockReader
 from millrace.runtime.kafka_client import KafkaConnection, make_consumer, watermarks
 from millrace.training.stream.position import SeenRows
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import provenance_of
 
 _ROWS_A_RECORD = 64
 _PARTITION_BITS = 48
@@ -50,7 +51,7 @@ class TrainTopicAudit:
         """Reads on; returns the number of rows applied so far."""
         for block in self._reader.read(1000, 0.2):
             for value in block.values:
-                source = record_batch.provenance(record_batch.decode_ipc(value or b""))
+                source = provenance_of(record_batch.decode_ipc(value or b""))
                 admission = self._seen.admit(*source)
                 self._applied.append(_row_ids(*source)[admission.new])
                 self.applied += int(admission.new.sum())

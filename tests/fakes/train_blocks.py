@@ -8,7 +8,7 @@ import pyarrow as pa
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
 from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
-from millrace.transforms.feed.config import extract_fids
+from millrace.transforms.feed.train_rows import row_fids
 
 ROWS_PER_RECORD = 4
 
@@ -36,7 +36,7 @@ def make_batch(
         record_batch.SOURCE_ROW: pa.array(np.tile(np.arange(ROWS_PER_RECORD), records), pa.int32()),
     }
     config = task.feed_config(audit=audit)
-    fids = extract_fids(pa.RecordBatch.from_pydict(raw), config.features, audit)
+    fids = row_fids(pa.RecordBatch.from_pydict(raw), config.features, audit)
     labels = np.repeat(clicked.astype(np.float32)[:, np.newaxis], len(config.labels), axis=1)
     flat = {
         record_batch.LABEL: list(labels),

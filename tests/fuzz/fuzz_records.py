@@ -21,6 +21,7 @@ from millrace.protos.line_id_pb2 import LineId
 from millrace.protos.record_pb2 import Example, ExampleBatch, Feature
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Refusals
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs import json_columns
 from millrace.transforms.codecs.record_codec import decode_records
 from tests.reference.record_comparison import assert_as_reference, block_of
@@ -106,7 +107,7 @@ def _json(draw: random.Random) -> int:
 
 def _arrow(draw: random.Random) -> int:
     batch = pa.record_batch({"a": pa.array([[1], None, [2, 3]]), "t": pa.array(["x", "", None])})
-    good = record_batch.encode_ipc(record_batch.with_provenance(batch))
+    good = record_batch.encode_ipc(with_provenance(batch))
     values: list[bytes | None] = []
     for _ in range(_BLOCK):
         values += [good, _changed(good, good, draw)]

@@ -17,8 +17,9 @@ from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 from millrace.runtime.kafka_client import KafkaConnection, watermarks
 from millrace.runtime.topic_reader import TopicReader
 from millrace.runtime.topics import Topics
-from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import audit_fid
+from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.events import decode_actions, decode_impressions
 from millrace.transforms.feed.join import join_bounded
@@ -50,7 +51,7 @@ def test_the_topics_hold_what_the_ledger_says(kafka: KafkaConnection, topics: To
     ledger = pq.read_table(ledger_path)
     assert json.loads(ledger_path.with_suffix(".json").read_text())["rows"] == ledger.num_rows == impressions.num_rows
     sent = audit_fid(*(ledger[name].to_numpy() for name in ("partition", "offset", "row")))
-    assert np.array_equal(np.sort(sent), np.sort(audit_fid(*record_batch.provenance(impressions))))
+    assert np.array_equal(np.sort(sent), np.sort(audit_fid(*provenance_of(impressions))))
     assert actions.num_rows == summary["actions"]
 
     rows, _, counters = join_bounded(impressions, actions, _CONFIG)
@@ -111,4 +112,4 @@ def _read_all(kafka: KafkaConnection, topic: str) -> pa.RecordBatch:
         pa.array([record.offset for record in records], pa.int64()),
         pa.array([record.timestamp_ms for record in records], pa.int64()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema(topic))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(topic))

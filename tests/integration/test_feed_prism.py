@@ -17,6 +17,7 @@ from millrace.runtime.kafka_blocks import BlockReader, resolve_start
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_consumer, make_producer
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import provenance_of
 
 pytestmark = pytest.mark.service
 
@@ -98,7 +99,7 @@ class TrainTopic:
                 batch = record_batch.decode_ipc(value or b"")
                 record_batch.validate_train_batch(batch, heads=1)
                 assert {uid % 4 for uid in batch.column(record_batch.UID).to_pylist()} == {partition}
-                keys = zip(*(part.tolist() for part in record_batch.provenance(batch)), strict=True)
+                keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)
                 for key, (label,) in zip(keys, batch.column(record_batch.LABEL).to_pylist(), strict=True):
                     self.labels.setdefault(key, []).append(label)
         return len(self.labels)

@@ -19,6 +19,7 @@ from millrace.runtime.kafka_blocks import BlockReader
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of
 from millrace.transforms.codecs.record_codec import encode_records
 from tests.pipelines.feed.test_event_feed import config
 from tests.reference.record_rows import random_rows
@@ -44,13 +45,13 @@ class TrainRows:
             for value in block.values:
                 batch = record_batch.decode_ipc(value or b"")
                 record_batch.validate_train_batch(batch, heads=1)
-                keys = zip(*(part.tolist() for part in record_batch.provenance(batch)), strict=True)
+                keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)
                 for key, row in zip(keys, batch.to_pylist(), strict=True):
                     assert self.rows.setdefault(key, row) == row
         return len(self.rows)
 
     def originals(self) -> set[Key]:
-        return {key for key in self.rows if key[2] < record_batch.ROWS_PER_RECORD}
+        return {key for key in self.rows if key[2] < ROWS_PER_RECORD}
 
     def close(self) -> None:
         self._reader.close()
@@ -95,10 +96,10 @@ def test_a_recipe_with_generated_negatives_runs_on_a_real_flink(
     finally:
         train.close()
     assert feed.stop(30.0) == 0
-    derived = {key: row for key, row in train.rows.items() if key[2] >= record_batch.ROWS_PER_RECORD}
+    derived = {key: row for key, row in train.rows.items() if key[2] >= ROWS_PER_RECORD}
     assert len(derived) > 100
     for (partition, offset, row), made in derived.items():
-        positive = train.rows[partition, offset, row % record_batch.ROWS_PER_RECORD]
+        positive = train.rows[partition, offset, row % ROWS_PER_RECORD]
         assert (positive["__LABEL__"], made["__LABEL__"]) == ([1.0], [0.0])
         assert made["user"] == positive["user"] and made["item"] != positive["item"]
 

@@ -15,6 +15,7 @@ from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_o
 from millrace.runtime.topic_range import read_messages, resolve_range
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs.record_codec import encode_records
 from tests.reference.record_rows import random_rows
 
@@ -46,7 +47,7 @@ def messages(kafka: KafkaConnection, topic: str) -> list[Message]:
 
 def produce_blocks(kafka: KafkaConnection, topic: str) -> pa.RecordBatch:
     """40 rows in blocks of ten, two in each of two partitions; each block has a key and a header."""
-    rows = record_batch.with_provenance(random_rows(40))
+    rows = with_provenance(random_rows(40))
     producer = make_producer(kafka)
     for number in range(4):
         value = record_batch.encode_ipc(rows.slice(10 * number, 10))

@@ -17,8 +17,8 @@ from millrace.runtime.kafka_client import KafkaConnection, watermarks
 from millrace.runtime.topic_reader import Record, TopicReader
 from millrace.runtime.topics import Topics
 from millrace.training.state.checkpoint import newest_manifest, read_audit
-from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import audit_fid
+from millrace.transforms.batch.provenance import provenance_of
 from tests.fakes.train_blocks import make_batch, produce_blocks
 
 pytestmark = pytest.mark.service
@@ -73,7 +73,7 @@ def test_a_killed_trainer_applies_every_row_exactly_once(
 ) -> None:
     model_dir, train_topic = tmp_path / "model", topics.train(TASK.name)
     first, second, third = blocks(0, 150), blocks(150, 300), blocks(300, 320)
-    sent = np.concatenate([audit_fid(*record_batch.provenance(b)) for b in (*first, *second, *third)])
+    sent = np.concatenate([audit_fid(*provenance_of(b)) for b in (*first, *second, *third)])
 
     produce_blocks(kafka, train_topic, first)
     trainer = start_trainer()

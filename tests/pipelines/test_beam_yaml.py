@@ -10,6 +10,7 @@ from apache_beam.yaml import main as beam_yaml
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.data_source import keys_of_names
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.beam import ptransforms
 from millrace.transforms.codecs.record_codec import encode_records
 from millrace.transforms.codecs.tables import mark_canonical
@@ -45,7 +46,7 @@ def test_the_example_pipeline_writes_the_rows_of_its_recipe_and_the_bad_records_
           - {negative_sample: {drop_rate: 0.5, threshold: 0.5}, id: negative_sample}
         """
     )
-    expected = chain.process(record_batch.with_provenance(rows))
+    expected = chain.process(with_provenance(rows))
     found = sorted(written[record_batch.SOURCE_OFFSET].to_pylist())
     assert found == expected.column(record_batch.SOURCE_OFFSET).to_pylist()
     assert 50 < len(found) < 300

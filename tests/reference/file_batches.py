@@ -3,6 +3,8 @@
 import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import with_provenance
+from millrace.transforms.batch.raw_block import raw_schema
 
 
 def canonical_batch(rows: int) -> pa.RecordBatch:
@@ -24,7 +26,7 @@ def canonical_batch(rows: int) -> pa.RecordBatch:
     }
     arrays = [pa.array(values, field.type) for field, values in columns.items()]
     batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(list(columns)))
-    return record_batch.with_provenance(batch, partition=2, first_offset=100)
+    return with_provenance(batch, partition=2, first_offset=100)
 
 
 def raw_block(values: list[bytes | None], partition: int = 3, first_offset: int = 0) -> pa.RecordBatch:
@@ -35,4 +37,4 @@ def raw_block(values: list[bytes | None], partition: int = 3, first_offset: int 
         pa.array(range(first_offset, first_offset + len(values)), pa.int64()),
         pa.array([1_764_000_000_000] * len(values), pa.int64()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema("events"))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("events"))

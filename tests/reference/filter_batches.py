@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v1, fid_v2
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.batch.record_batch import FID_METADATA, FID_V1_METADATA, RAW_METADATA
 
 FIDS_V1 = [int(fid_v1(slot, signature)) for slot in (1, 2, 600) for signature in (1, 7)]
@@ -75,4 +75,4 @@ def batches(draw: st.DrawFn, *names: str) -> pa.RecordBatch:
     batch = pa.RecordBatch.from_arrays(
         [*arrays, placeholder], schema=pa.schema([*fields, pa.field("empty", placeholder.type)])
     )
-    return record_batch.with_provenance(batch, 3, 100).slice(before, rows)
+    return with_provenance(batch, 3, 100).slice(before, rows)

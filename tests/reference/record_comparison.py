@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.codecs.record_codec import DecodeOptions, decode_records
 from tests.reference import record_reference
 
@@ -22,7 +23,7 @@ def block_of(values: list[bytes | None]) -> pa.RecordBatch:
         pa.array(range(FIRST_OFFSET, FIRST_OFFSET + count), pa.int64()),
         pa.array([0] * count, pa.int64()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema("records"))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("records"))
 
 
 def assert_as_reference(values: list[bytes | None], format: str, as_is: bool) -> None:

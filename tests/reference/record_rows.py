@@ -7,12 +7,13 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v1, fid_v2
 from millrace.transforms.batch.line_id import FIELDS
 from millrace.transforms.batch.list_columns import list_array, splits_of
+from millrace.transforms.batch.provenance import with_provenance
 
 
 def random_rows(rows: int, seed: int = 0, first_offset: int = 0) -> pa.RecordBatch:
     """`rows` rows with provenance; about one value in ten is null, and lists have none to three values."""
     draw = np.random.default_rng([seed, first_offset])
-    batch = record_batch.with_provenance(pa.record_batch({"__REQ_TIME__": pa.array(1_764_000_000 + np.arange(rows))}))
+    batch = with_provenance(pa.record_batch({"__REQ_TIME__": pa.array(1_764_000_000 + np.arange(rows))}))
     offsets = pa.array(np.arange(first_offset, first_offset + rows))
     batch = record_batch.with_column(batch, pa.field(record_batch.SOURCE_OFFSET, pa.int64()), offsets)
     for slot, name in enumerate(("user", "item", "item_id", "genre"), 1):

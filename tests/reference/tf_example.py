@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from millrace.transforms.batch.fid import siphash24
+from millrace.transforms.batch.hashes import siphash24
 
 
 def reference_row(row: dict[str, list[Any]], slots: dict[str, int], weight: str) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.task import SparseFeature, Task
 from millrace.training.task.heads import DenseModel
-from millrace.transforms.batch.fid import HASH_KEY, SIGNATURE_BITS
+from millrace.transforms.batch.fid import SIGNATURE_BITS
+from millrace.transforms.batch.hashes import HASH_KEY
 
 _HASH_KEY = list(struct.unpack("<QQ", HASH_KEY))
 _TEMPORARY = "temp-"

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from millrace.training.stream.layout import TrainLayout, TrainTensors, labels_of
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import provenance_of
 
 _queue_numbers = itertools.count()
 _QUEUE_BATCHES = 16  # enough to train on while the reader decodes a block, and at most some MB
@@ -44,7 +45,7 @@ class Ticket:
     @classmethod
     def of(cls, batch: pa.RecordBatch, heads: int) -> "Ticket":
         """The ticket of a batch with `heads` labels per row; its offsets and counts are empty."""
-        partition, offset, row = record_batch.provenance(batch)
+        partition, offset, row = provenance_of(batch)
         times = record_batch.numpy_column(batch, record_batch.EVENT_TIME_MS)
         newest = int(times.max()) if len(times) else 0
         rates = record_batch.numpy_column(batch, record_batch.SAMPLE_RATE)

@@ -8,6 +8,7 @@ from millrace.training.stream.batch_queue import Ticket
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import SeenRows
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import provenance_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Batcher:
         Raises:
           ProvenanceError: a row's provenance is out of range.
         """
-        admission = self._seen.admit(*record_batch.provenance(block))
+        admission = self._seen.admit(*provenance_of(block))
         rows = self._layout.project(block)
         if not admission.new.all():
             rows = rows.filter(pa.array(admission.new))

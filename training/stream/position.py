@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from millrace.transforms.batch.record_batch import MAX_COPIES, ROWS_PER_RECORD
+from millrace.transforms.batch.provenance import MAX_COPIES, ROWS_PER_RECORD
 
 _INITIAL_RECORDS = 1 << 12
 _ROWS = ROWS_PER_RECORD * MAX_COPIES

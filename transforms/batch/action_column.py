@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.transforms.batch.list_columns import list_array, values_and_splits
-from millrace.transforms.steps.step import Step
 
 _LARGEST_TABLE = 1 << 16
 
@@ -70,12 +69,3 @@ def append_action(column: pa.ListArray, rows: np.ndarray, action: int) -> pa.Lis
     grown = splits + np.concatenate([[0], np.cumsum(rows)])
     nulls = column.is_null().to_numpy(zero_copy_only=False) & ~rows
     return list_array(added, grown, pa.int32(), nulls)
-
-
-def check_priority(step: Step, priority: Sequence[int]) -> None:
-    """UserError naming `action_priority` when an action is in it twice."""
-    seen: set[int] = set()
-    for action in priority:
-        if action in seen:
-            raise step.wrong("action_priority", action, "the action is there twice", "name it once")
-        seen.add(action)

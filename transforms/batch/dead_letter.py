@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_topic
 
 MAX_VALUE_BYTES = 900_000
 """Bytes kept of a refused record, so that value and headers fit a Kafka message of 1 MB."""
@@ -102,7 +103,7 @@ class Refusals:
         return pa.RecordBatch.from_arrays(
             [
                 pc.binary_slice(values, 0, MAX_VALUE_BYTES),
-                pa.repeat(pa.scalar(record_batch.raw_topic(self._block)), len(rows)),
+                pa.repeat(pa.scalar(raw_topic(self._block)), len(rows)),
                 source.column("partition"),
                 source.column("offset"),
                 pa.array(self._reasons, pa.string()).take(pa.array(order)),

@@ -5,8 +5,7 @@ import functools
 import numpy as np
 import pyarrow as pa
 
-from millrace.transforms.batch.fid import siphash24
-from millrace.transforms.feed.key_index import mix64
+from millrace.transforms.batch.hashes import mix64, siphash24
 
 
 def uniform(seed: int, transform: str, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> np.ndarray:

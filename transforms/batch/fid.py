@@ -1,4 +1,4 @@
-"""Feature ids, vectorised: bit layouts v1 and v2, SipHash-2-4 of strings, audit ids.
+"""Feature ids, vectorised: bit layouts v1 and v2, signatures of strings, audit ids.
 
 v1: slot in bits 63..54, signature in bits 53..0. v2, the canonical form: bit 63 clear, slot in bits 62..48, signature
 in bits 47..0. Fids travel as int64 with the bit pattern of the unsigned number.
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.ops import record_library
+from millrace.transforms.batch.hashes import HASH_KEY, siphash24
 
 SIGNATURE_BITS_V1 = 54
 SIGNATURE_BITS = 48
@@ -18,9 +18,6 @@ MAX_SLOT_V1 = (1 << 10) - 1
 MAX_SLOT = (1 << 15) - 1
 SIGNATURE_MASK_V1 = (1 << SIGNATURE_BITS_V1) - 1
 SIGNATURE_MASK = (1 << SIGNATURE_BITS) - 1
-
-HASH_KEY = b"0123456789123456"
-"""Key of the string hash; TensorFlow's strong hash with the same key gives the same fid inside a SavedModel."""
 
 AUDIT_SLOT = MAX_SLOT
 """Slot of the audit feature; no user feature may have it."""
@@ -98,26 +95,6 @@ def hash_strings(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
     if not len(hashes):
         return np.zeros(len(strings), np.int64)
     return np.where(encoded.indices.is_valid().to_numpy(zero_copy_only=False), hashes[codes], 0)
-
-
-def siphash24(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
-    """SipHash-2-4 of the bytes of each string or binary value, uint64 [n]; a null is hashed as empty.
-
-    Standard SipHash (Aumasson and Bernstein, 2012), equal to `tf.strings.to_hash_bucket_strong` before its modulus.
-    """
-    offsets, data = bytes_of(strings)
-    return record_library.siphash24(offsets, data, key)
-
-
-def bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 offsets [n + 1] into the bytes, uint8 bytes) of a string or binary array; a null is empty."""
-    plain = pc.fill_null(strings.cast(pa.large_binary()), b"")
-    _, offset_buffer, data_buffer = plain.buffers()
-    if not len(plain) or offset_buffer is None:
-        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
-    offsets = np.frombuffer(offset_buffer, np.int64, len(plain) + 1, plain.offset * 8)
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
-    return offsets, data
 
 
 def _legacy(mask: int, legacy_mask: bool) -> int:

@@ -13,14 +13,10 @@ import pyarrow.compute as pc
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.action_column import has_action
 from millrace.transforms.batch.list_columns import (
-    lengths,
     list_array,
     nulls_of,
-    row_of_value,
-    splits_of,
     values_and_splits,
 )
-from millrace.transforms.feed.config import LabelRule
 
 _LABELS = pa.list_(pa.float32())
 
@@ -37,27 +33,6 @@ class TaskLabel(NamedTuple):
     positive: Sequence[int]
     negative: Sequence[int] = ()
     sample_rate: float = 1.0
-
-
-def label_rows(actions: pa.ListArray, values: pa.ListArray, rules: Sequence[LabelRule]) -> pa.ListArray:
-    """One label a rule for each row: 1.0 where an action of the rule was seen with a sufficient value, else 0.0.
-
-    Args:
-      actions: list<string> [rows], the actions seen.
-      values: list<double> [rows], their values in the same order, null where an action has none.
-
-    Returns: list<float32> [rows], labels in the order of `rules`.
-    """
-    rows = len(actions)
-    names, numbers = actions.flatten(), values.flatten()
-    parents = row_of_value(splits_of(lengths(actions)))
-    labels = np.zeros((rows, len(rules)), np.float32)
-    for column, rule in enumerate(rules):
-        seen = pc.is_in(names, value_set=pa.array(rule.actions, pa.string()))
-        if rule.min_value is not None:
-            seen = pc.and_(seen, pc.fill_null(pc.greater_equal(numbers, rule.min_value), False))
-        labels[parents[seen.to_numpy(zero_copy_only=False)], column] = 1.0
-    return label_lists(labels)
 
 
 def label_lists(labels: np.ndarray) -> pa.ListArray:

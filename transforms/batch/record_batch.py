@@ -42,12 +42,6 @@ RAW_METADATA = {KIND_KEY: b"raw"}
 ID_KEY = b"millrace.id"
 """Field metadata: the number that the feature has in the records that it came from, decimal."""
 
-ROWS_PER_RECORD = 64
-"""Rows of one source record at most. `__SOURCE_ROW__` = index of the row in its record + 64 x number of the copy."""
-
-MAX_COPIES = 256
-"""Copies of a row, itself included, that a chain of steps may make: `__SOURCE_ROW__` is below 64 x 256."""
-
 METADATA_FIELDS: tuple[pa.Field, ...] = (
     pa.field(LABEL, pa.list_(pa.float32())),
     pa.field(WEIGHT, pa.float32()),
@@ -63,16 +57,6 @@ METADATA_FIELDS: tuple[pa.Field, ...] = (
     pa.field(SOURCE_ROW, pa.int32()),
 )
 
-RAW_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("value", pa.binary()),
-    pa.field("partition", pa.int32()),
-    pa.field("offset", pa.int64()),
-    pa.field("timestamp_ms", pa.int64()),
-)
-"""What `ReadFromKafka` emits; the topic is in the schema metadata."""
-
-_TOPIC_KEY = b"topic"
-
 
 def fid_field(name: str) -> pa.Field:
     """The field of a sparse feature: `list<int64>` of fid v2."""
@@ -82,19 +66,6 @@ def fid_field(name: str) -> pa.Field:
 def train_schema(features: Sequence[str]) -> pa.Schema:
     """Schema of a train block with the sparse features of these names, in this order."""
     return pa.schema([fid_field(name) for name in features] + list(METADATA_FIELDS))
-
-
-def raw_schema(topic: str) -> pa.Schema:
-    """Schema of a block of Kafka records of `topic`."""
-    return pa.schema(list(RAW_FIELDS), metadata={_TOPIC_KEY: topic.encode("utf-8")})
-
-
-def raw_topic(batch: pa.RecordBatch) -> str:
-    """Topic of a raw block; ValueError when its schema does not say."""
-    metadata = batch.schema.metadata or {}
-    if _TOPIC_KEY not in metadata:
-        raise ValueError("raw block: schema metadata has no key 'topic'")
-    return metadata[_TOPIC_KEY].decode("utf-8")
 
 
 def encode_ipc(batch: pa.RecordBatch) -> bytes:
@@ -229,43 +200,9 @@ def with_column(batch: pa.RecordBatch, field: pa.Field, values: pa.Array) -> pa.
     return batch.set_column(index, field, values)
 
 
-def with_provenance(batch: pa.RecordBatch, partition: int = 0, first_offset: int = 0) -> pa.RecordBatch:
-    """`batch` as if each row were a source record of its own; for rows that come from nowhere, as in a notebook."""
-    offsets = np.arange(first_offset, first_offset + batch.num_rows)
-    for name, values in (
-        (SOURCE_PARTITION, np.full(batch.num_rows, partition, np.int32)),
-        (SOURCE_OFFSET, offsets),
-        (SOURCE_ROW, np.zeros(batch.num_rows, np.int32)),
-    ):
-        array = pa.array(values)
-        batch = with_column(batch, pa.field(name, array.type), array)
-    return batch
-
-
-def derived_rows(row: np.ndarray, copy: np.ndarray, fanout: int) -> np.ndarray:
-    """int32 [n] `__SOURCE_ROW__` of copies: unique as long as each step that copies knows its largest fan-out.
-
-    Args:
-      row: `__SOURCE_ROW__` of the row that is copied, [n].
-      copy: number of the copy in [0, fanout), 0 for the row itself.
-      fanout: rows that the step makes of one at most, the row itself included; the same for every batch.
-    """
-    before = row // ROWS_PER_RECORD
-    return (row + ROWS_PER_RECORD * (before * (fanout - 1) + copy)).astype(np.int32)
-
-
 def fid_columns(schema: pa.Schema) -> list[str]:
     """Names of the sparse features of a train block, in schema order."""
     return [field.name for field in schema if is_fid_field(field)]
-
-
-def provenance(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(partition, offset, row) of each row, int64 [rows] each."""
-    return (
-        numpy_column(batch, SOURCE_PARTITION).astype(np.int64),
-        numpy_column(batch, SOURCE_OFFSET),
-        numpy_column(batch, SOURCE_ROW).astype(np.int64),
-    )
 
 
 def numpy_column(batch: pa.RecordBatch, name: str) -> np.ndarray:

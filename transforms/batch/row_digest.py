@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from millrace.transforms.batch.hashes import mix64
 from millrace.transforms.batch.list_columns import lengths, row_of_value, splits_of
-from millrace.transforms.feed.key_index import mix64
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _NULL = np.uint64(0x6E756C6C)

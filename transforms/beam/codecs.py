@@ -14,13 +14,14 @@ from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.runtime.schema_registry import RegistrySettings, SchemaRegistry
 from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (the coder is registered)
+from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.codecs.avro import AvroCodec, RegistryAvroCodec
 from millrace.transforms.codecs.record_codec import DecodeOptions, FidLayout, decode_records, encode_records
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples
 from millrace.transforms.frames.framing import KAFKA_FRAMES, MAX_RECORD_BYTES, FrameOptions, deframe
-from millrace.transforms.steps.step import provenance
 
 DEAD_LETTERS = "dead_letters"
 ROWS = "rows"
@@ -205,18 +206,18 @@ class _EncodeDoFn(beam.DoFn):
 
 
 def encode_block(rows: pa.RecordBatch, format: str) -> pa.RecordBatch:
-    """A raw block (`record_batch.raw_schema`) of one record a row.
+    """A raw block (`raw_block.raw_schema`) of one record a row.
 
     Raises: ValueError when the format puts several rows into a record.
     """
     values = encode_records(rows, format)
     if len(values) != rows.num_rows:
         raise ValueError(f"{format} puts several rows into a record: choose example or instance")
-    partition, offset, _ = provenance(rows)
+    partition, offset, _ = provenance_of(rows)
     columns = [
         values,
         pa.array(partition.astype(np.int32)),
         pa.array(offset),
         pa.array(np.zeros(rows.num_rows, np.int64)),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema(RECORDS_TOPIC))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(RECORDS_TOPIC))

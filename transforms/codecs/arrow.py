@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason, Refusals
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD
 
 _PROVENANCE = {
     record_batch.SOURCE_PARTITION: pa.int32(),
@@ -78,14 +79,14 @@ def _project(batch: pa.RecordBatch, features: Sequence[str] | pa.Schema | None) 
 def _with_provenance(batch: pa.RecordBatch, partition: int, offset: int, row_stride: int) -> pa.RecordBatch:
     if all(name in batch.schema.names for name in _PROVENANCE):
         return batch
-    room = record_batch.ROWS_PER_RECORD * row_stride
+    room = ROWS_PER_RECORD * row_stride
     if batch.num_rows > room:
         raise _RefusedError(Reason.TOO_MANY_ROWS, f"{batch.num_rows} rows of one source record, at most {room}")
     index = np.arange(batch.num_rows)
     columns = (
         np.full(batch.num_rows, partition, np.int32),
-        offset + index // record_batch.ROWS_PER_RECORD,
-        (index % record_batch.ROWS_PER_RECORD).astype(np.int32),
+        offset + index // ROWS_PER_RECORD,
+        (index % ROWS_PER_RECORD).astype(np.int32),
     )
     for (name, type), values in zip(_PROVENANCE.items(), columns, strict=True):
         batch = record_batch.with_column(batch, pa.field(name, type), pa.array(values, type))

@@ -14,9 +14,10 @@ from fastavro.read import SchemaResolutionError
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import MAX_VALUE_BYTES, SCHEMA, Reason
+from millrace.transforms.batch.provenance import ensure_provenance
 from millrace.transforms.codecs.avro import DECODE_ERRORS, RecordsToRows, to_records
 from millrace.transforms.codecs.avro_schema import Schema, avro_schema, parse_schema
-from millrace.transforms.codecs.tables import mark_canonical, with_provenance
+from millrace.transforms.codecs.tables import mark_canonical
 from millrace.transforms.frames.compression import snappy_length
 
 MAX_BLOCK_BYTES = 16 << 20
@@ -105,7 +106,7 @@ class AvroFile:
         except SchemaResolutionError as error:
             problem, reason = f"the schemas do not fit: {error}", Reason.UNKNOWN_SCHEMA
         first, self._record = self._record, self._record + count
-        rows = with_provenance(self._rows.batch(records), self._partition, first)
+        rows = ensure_provenance(self._rows.batch(records), self._partition, first)
         if not problem and len(records) == count:
             return rows, record_batch.empty(SCHEMA)
         detail = f"{count - len(records)} of {count} records: {problem or 'missing'}"
@@ -145,7 +146,7 @@ class AvroFile:
         return pa.RecordBatch.from_pylist([row], schema=SCHEMA)
 
     def _empty(self) -> pa.RecordBatch:
-        return with_provenance(self._rows.batch([]), self._partition, 0)
+        return ensure_provenance(self._rows.batch([]), self._partition, 0)
 
 
 def _read_header(file: BinaryIO) -> tuple[str, str, bytes]:

@@ -25,6 +25,7 @@ from millrace.ops import record_library
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import line_id, record_batch
 from millrace.transforms.batch.dead_letter import Refusals
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD
 from millrace.transforms.codecs import record_schema
 from millrace.transforms.codecs.arrow import decode_arrow, encode_arrow
 from millrace.transforms.codecs.json_rows import decode_json
@@ -75,7 +76,7 @@ class RecordCodec(NamedTuple):
 def decode_records(
     block: pa.RecordBatch, format: str, options: DecodeOptions = DecodeOptions()
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Decodes the records of a raw block (`record_batch.raw_schema`).
+    """Decodes the records of a raw block (`raw_block.raw_schema`).
 
     Returns: (rows with their provenance, dead letters of `dead_letter.SCHEMA`).
     Raises: UserError for an unknown format or an option that makes no sense.
@@ -125,7 +126,7 @@ def _proto_codec(kind: int) -> RecordCodec:
 
     def encode(batch: pa.RecordBatch) -> pa.BinaryArray:
         fitting = record_schema.encodable(batch, is_instance=kind == _INSTANCE)
-        return record_library.encode_records(fitting, kind, record_batch.ROWS_PER_RECORD)
+        return record_library.encode_records(fitting, kind, ROWS_PER_RECORD)
 
     return RecordCodec(decode, encode)
 

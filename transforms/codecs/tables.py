@@ -210,11 +210,3 @@ def _without_null_values(column: pa.Array) -> pa.Array:
     kept = np.bincount(row_of_value(splits_of(counts))[valid], minlength=len(column))
     nulls = column.is_null().to_numpy(zero_copy_only=False)
     return list_array(column.flatten().drop_null(), splits_of(kept), nulls=nulls)
-
-
-def with_provenance(batch: pa.RecordBatch, partition: int, first_offset: int) -> pa.RecordBatch:
-    """`batch` with its provenance: what its rows say, where all three columns are there, else file and row number."""
-    names = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
-    if all(record_batch.column_of(batch, name) is not None for name in names):
-        return batch
-    return record_batch.with_provenance(batch, partition, first_offset)

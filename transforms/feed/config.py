@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import fid, record_batch
@@ -176,53 +174,6 @@ class FeedConfig:
         if "routed_actions" in settings:
             lists["routed_actions"] = tuple(settings["routed_actions"])
         return cls(**(settings | lists))
-
-
-def extract_fids(batch: pa.RecordBatch, features: Sequence[FidFeature], audit: bool = False) -> pa.RecordBatch:
-    """Fid columns of impression rows.
-
-    Args:
-      batch: rows with the columns that the features name, and provenance when `audit`.
-      audit: append `__AUDIT__`.
-
-    Returns: a batch with one `list<int64>` column a feature: one fid, or none where the value is null.
-    Raises: ValueError naming a column that is missing, of another type or, for integers, outside [0, 2^48).
-    """
-    names = [feature.name for feature in features]
-    columns = [_fids_of(batch, feature) for feature in features]
-    if audit:
-        names.append(record_batch.AUDIT)
-        columns.append(_one_each(fid.audit_fid(*record_batch.provenance(batch))))
-    schema = pa.schema([record_batch.fid_field(name) for name in names])
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _fids_of(batch: pa.RecordBatch, feature: FidFeature) -> pa.ListArray:
-    index = batch.schema.get_field_index(feature.column)
-    if index < 0:
-        raise ValueError(f"feature {feature.name}: no column {feature.column}")
-    column = batch.column(index)
-    if feature.column_dtype == "string":
-        if not (pa.types.is_string(column.type) or pa.types.is_dictionary(column.type)):
-            raise ValueError(f"feature {feature.name}: column {feature.column} is {column.type}, expected string")
-        signatures = fid.hash_strings(column)
-    else:
-        if not pa.types.is_integer(column.type):
-            raise ValueError(f"feature {feature.name}: column {feature.column} is {column.type}, expected int64")
-        signatures = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
-        if len(signatures) and (int(signatures.min()) < 0 or int(signatures.max()) > fid.SIGNATURE_MASK):
-            raise ValueError(f"feature {feature.name}: column {feature.column} has values outside [0, 2^48)")
-    fids = fid.fid_v2(feature.slot, signatures)
-    if not column.null_count:
-        return _one_each(fids)
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(valid)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(fids[valid]))
-
-
-def _one_each(values: np.ndarray) -> pa.ListArray:
-    """list<int64> with one value a row."""
-    return pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1, dtype=np.int32)), pa.array(values, pa.int64()))
 
 
 def _check_unique(where: str, names: list[str]) -> None:

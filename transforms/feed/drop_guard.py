@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.batch.raw_block import raw_topic
 
 DEFAULT_MAX_RATIO = 0.5
 WINDOW = 2000
@@ -32,7 +33,7 @@ class DropRatioGuard:
 
     def observe(self, block: pa.RecordBatch, dead: pa.RecordBatch) -> None:
         """Takes a raw block and its dead letters; raises TooManyDeadLettersError."""
-        topic = record_batch.raw_topic(block)
+        topic = raw_topic(block)
         records = np.bincount(record_batch.numpy_column(block, "partition"))
         refused = np.bincount(record_batch.numpy_column(dead, "partition"), minlength=len(records))
         for partition in np.flatnonzero(records).tolist():

@@ -3,19 +3,14 @@
 `json_blocks` parses whole blocks; the checks run over columns. `transforms/README.md` describes events and rows.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.metrics import Metrics
 
-from millrace.runtime import telemetry
 from millrace.transforms.batch.dead_letter import Reason, Refusals
 from millrace.transforms.batch.fid import SIGNATURE_MASK
-from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.codecs import json_columns
 from millrace.transforms.feed.config import CONTEXT_PREFIX
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
@@ -28,85 +23,6 @@ MIN_TIMESTAMP_MS = 631_152_000_000
 """1990-01-01: older events are mistakes of a clock or a unit (seconds for milliseconds)."""
 DAY_MS = 86_400_000
 
-DEAD_LETTERS = "dead_letters"
-"""Tag of the second output of the PTransforms below."""
-
-_NAMESPACE = telemetry.namespace("transforms", "event_codec")
-
-
-class DecodeImpressions(beam.PTransform):
-    """Raw blocks to impression rows (main output) and dead letters (output `DEAD_LETTERS`).
-
-    Args:
-      context_fields: {context field: "int64" or "string"} to decode; all others are ignored.
-      max_future_ms: how far ahead of `clock` an event may be.
-      clock: seconds since the epoch.
-    """
-
-    def __init__(
-        self,
-        context_fields: Mapping[str, str],
-        max_future_ms: int = DAY_MS,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__()
-        self._decode = _ImpressionDecoder(dict(context_fields), max_future_ms, clock)
-
-    def expand(self, pcoll: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
-        decode = beam.ParDo(_DecodeDoFn(self._decode, "impressions")).with_output_types(pa.RecordBatch)
-        return pcoll | "DecodeImpressions" >> decode.with_outputs(DEAD_LETTERS, main="rows")
-
-
-class DecodeActions(beam.PTransform):
-    """Raw blocks to action rows (main output) and dead letters (output `DEAD_LETTERS`); see `DecodeImpressions`."""
-
-    def __init__(self, max_future_ms: int = DAY_MS, clock: Callable[[], float] = time.time) -> None:
-        super().__init__()
-        self._decode = _ActionDecoder(max_future_ms, clock)
-
-    def expand(self, pcoll: beam.PCollection[pa.RecordBatch]) -> beam.pvalue.DoOutputsTuple:
-        decode = beam.ParDo(_DecodeDoFn(self._decode, "actions")).with_output_types(pa.RecordBatch)
-        return pcoll | "DecodeActions" >> decode.with_outputs(DEAD_LETTERS, main="rows")
-
-
-class _ImpressionDecoder:
-    def __init__(self, context_fields: dict[str, str], max_future_ms: int, clock: Callable[[], float]) -> None:
-        self._context_fields, self._max_future_ms, self._clock = context_fields, max_future_ms, clock
-
-    def __call__(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        now_ms = int(self._clock() * 1000)
-        return decode_impressions(block, self._context_fields, now_ms, self._max_future_ms)
-
-
-class _ActionDecoder:
-    def __init__(self, max_future_ms: int, clock: Callable[[], float]) -> None:
-        self._max_future_ms, self._clock = max_future_ms, clock
-
-    def __call__(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        return decode_actions(block, int(self._clock() * 1000), self._max_future_ms)
-
-
-class _DecodeDoFn(beam.DoFn):
-    """Counters: `<kind>_records`, `<kind>_rows`, `<kind>_dead_letters` and `<kind>_dead_letters_<reason>`."""
-
-    def __init__(self, decode: Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]], kind: str) -> None:
-        self._decode = decode
-        self._kind = kind
-        self._records = Metrics.counter(_NAMESPACE, f"{kind}_records")
-        self._rows = Metrics.counter(_NAMESPACE, f"{kind}_rows")
-        self._dead = Metrics.counter(_NAMESPACE, f"{kind}_dead_letters")
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        rows, dead = self._decode(element)
-        self._records.inc(element.num_rows)
-        self._rows.inc(rows.num_rows)
-        if rows.num_rows:
-            yield rows
-        if dead.num_rows:
-            self._dead.inc(dead.num_rows)
-            count_dead_letters(_NAMESPACE, dead, f"{self._kind}_dead_letters")
-            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
-
 
 def decode_impressions(
     block: pa.RecordBatch, context_fields: Mapping[str, str], now_ms: int, max_future_ms: int = DAY_MS
@@ -114,7 +30,7 @@ def decode_impressions(
     """Explodes impression records into one row an item.
 
     Args:
-      block: raw block (`record_batch.raw_schema`).
+      block: raw block (`raw_block.raw_schema`).
       context_fields: {context field: "int64" or "string"} to decode; all others are ignored.
       now_ms: current time; an event more than `max_future_ms` ahead of it is refused.
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.transforms.batch import list_columns, record_batch
+from millrace.transforms.batch.provenance import derived_rows, provenance_of
 from millrace.transforms.feed import join_state
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ROUTED_ACTION_SCHEMA, impression_schema
@@ -287,7 +288,7 @@ class JoinIndex:
     def _copy(self, rows: pa.RecordBatch, copy: int) -> pa.RecordBatch:
         """The rows as copy 0 or 1 of themselves."""
         source_row = record_batch.numpy_column(rows, record_batch.SOURCE_ROW)
-        derived = record_batch.derived_rows(source_row, np.full(rows.num_rows, copy), _FAKE_NEGATIVE_FANOUT)
+        derived = derived_rows(source_row, np.full(rows.num_rows, copy), _FAKE_NEGATIVE_FANOUT)
         return record_batch.with_column(rows, rows.schema.field(record_batch.SOURCE_ROW), pa.array(derived))
 
     def _apply(self, positions: np.ndarray, actions: EarlyActions) -> pa.RecordBatch:
@@ -413,7 +414,7 @@ def _leaving_order(rows: pa.RecordBatch, config: FeedConfig) -> np.ndarray:
     if not config.early_negatives:
         negative = list_columns.lengths(rows.column(JOINED_ACTIONS)) == 0
         leave_at = leave_at + np.where(negative, config.window_ms, 0)
-    return np.lexsort((*reversed(record_batch.provenance(rows)), leave_at))
+    return np.lexsort((*reversed(provenance_of(rows)), leave_at))
 
 
 _PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)

@@ -7,7 +7,7 @@ run. Additions and look-ups are numpy over whole blocks; no Python object is hel
 import numpy as np
 import pyarrow as pa
 
-from millrace.transforms.batch.fid import siphash24
+from millrace.transforms.batch.hashes import mix64, siphash24
 
 _KEY = b"millrace-join-01"
 
@@ -16,14 +16,6 @@ def row_keys(request_ids: pa.Array, item_ids: np.ndarray) -> np.ndarray:
     """uint64 [n] key of each (request id, item). Two of a million live keys collide with probability 3e-8."""
     mixed = siphash24(request_ids, _KEY) + item_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return mix64(mixed)
-
-
-def mix64(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of uint64 that spreads every bit."""
-    mixed = values.astype(np.uint64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 class KeyIndex:

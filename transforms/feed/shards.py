@@ -1,4 +1,6 @@
-"""Rows to feed shards by the user's fid: the numpy twin of `fid mod num_shards`."""
+"""Splits rows among the shards of a feed: by request, by user or by source partition."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +8,11 @@ import pyarrow.compute as pc
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v2
+from millrace.transforms.batch.hashes import siphash24
 from millrace.transforms.feed.config import FeedConfig
+
+_REQUEST_KEY = b"millrace-shard-1"
+"""Key of the hash of request ids: not that of any other hash, so that a shard holds no pattern of those."""
 
 
 def shard_of(fids: np.ndarray, num_shards: int) -> np.ndarray:
@@ -21,7 +27,7 @@ def user_slot(config: FeedConfig) -> int:
     return next((feature.slot for feature in config.features if feature.column == "user_id"), 0)
 
 
-def split_by_shard(batch: pa.RecordBatch, num_shards: int, slot: int = 0) -> dict[int, pa.RecordBatch]:
+def by_user(batch: pa.RecordBatch, num_shards: int, slot: int = 0) -> dict[int, pa.RecordBatch]:
     """{shard: its rows in their order}, without shards that get none. A user's rows go to one shard.
 
     Args:
@@ -35,3 +41,32 @@ def split_by_shard(batch: pa.RecordBatch, num_shards: int, slot: int = 0) -> dic
     if len(present) == 1:
         return {present[0]: batch}
     return {shard: batch.filter(pc.equal(pa.array(shards), shard)) for shard in present}
+
+
+def by_request(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(shard, rows) by hash of `request_id`: an impression and its actions meet in one shard."""
+    if shards == 1:
+        yield 0, rows
+        return
+    shard = (siphash24(rows.column("request_id"), _REQUEST_KEY) % np.uint64(shards)).astype(np.int64)
+    order = np.argsort(shard, kind="stable")
+    edges = np.searchsorted(shard[order], np.arange(shards + 1)).tolist()
+    sorted_rows = rows.take(pa.array(order))
+    for number in range(shards):
+        start, stop = edges[number], edges[number + 1]
+        if stop > start:
+            yield number, sorted_rows.slice(start, stop - start)
+
+
+def by_partition(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(shard, rows) by source partition: what a record is made of stays together, in order."""
+    if not rows.num_rows:
+        return
+    shard = record_batch.numpy_column(rows, record_batch.SOURCE_PARTITION) % shards
+    for number in np.unique(shard).tolist():
+        yield number, rows if (shard == number).all() else rows.filter(pa.array(shard == number))
+
+
+def is_actions(rows: pa.RecordBatch) -> bool:
+    """Whether `rows` are actions; else they are impression rows."""
+    return "action" in rows.schema.names

@@ -8,10 +8,8 @@ import pyarrow.compute as pc
 
 from millrace.transforms.batch import fid, record_batch
 from millrace.transforms.batch.list_columns import lengths, list_array, splits_of, values_and_splits
-from millrace.transforms.steps.step import Counts, provenance
-
-DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER = "dead-letters", "routed-actions"
-"""Folders beside the rows of a bounded feed."""
+from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.steps.step import Counts
 
 _SCALAR_DEFAULTS = {
     record_batch.WEIGHT: 1.0,
@@ -44,7 +42,7 @@ def to_train_batch(
     names = list(features)
     if audit:
         names.append(record_batch.AUDIT)
-        fids = fid.audit_fid(*provenance(rows))
+        fids = fid.audit_fid(*provenance_of(rows))
         columns.append(list_array(fids, np.arange(rows.num_rows + 1)))
     metadata = {field.name: _metadata(rows, field) for field in record_batch.METADATA_FIELDS}
     metadata[record_batch.LABEL] = _labels(rows, heads, counts)

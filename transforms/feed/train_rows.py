@@ -1,51 +1,19 @@
 """Joined rows to canonical train batches: fids, labels, down-sampled negatives."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.metrics import Metrics
+import pyarrow.compute as pc
 
-from millrace.runtime import telemetry
-from millrace.transforms.batch import list_columns, record_batch  # noqa: F401 (beam_coder registers the coder)
-from millrace.transforms.batch.label_column import label_lists, label_matrix, label_rows
-from millrace.transforms.beam import coder  # noqa: F401 (beam_coder registers the coder)
-from millrace.transforms.feed import join  # noqa: F401 (beam_coder registers the coder)
-from millrace.transforms.feed.config import FeedConfig, extract_fids
+from millrace.transforms.batch import fid, list_columns, record_batch
+from millrace.transforms.batch.label_column import label_lists, label_matrix
+from millrace.transforms.batch.list_columns import lengths, one_each, row_of_value, splits_of
+from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.feed import join
+from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.early_negatives import corrected_labels
-from millrace.transforms.steps.labels.negative_sample import sample_negatives
-
-_NAMESPACE = telemetry.namespace("transforms", "train_rows")
-
-
-class RowsToTrainBatches(beam.PTransform):
-    """Batches of `join.joined_schema(config)` to batches of `config.train_schema()`."""
-
-    def __init__(self, config: FeedConfig) -> None:
-        super().__init__()
-        self._config = config
-
-    def expand(self, pcoll: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
-        return pcoll | "ToTrainBatches" >> beam.ParDo(_ToTrainBatchDoFn(self._config))
-
-
-class _ToTrainBatchDoFn(beam.DoFn):
-    """Counters: `rows_in`, `rows_out`, `dropped_negatives`."""
-
-    def __init__(self, config: FeedConfig) -> None:
-        self._config = config
-        self._rows_in = Metrics.counter(_NAMESPACE, "rows_in")
-        self._rows_out = Metrics.counter(_NAMESPACE, "rows_out")
-        self._dropped = Metrics.counter(_NAMESPACE, "dropped_negatives")
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        batch, dropped = rows_to_train_batch(element, self._config)
-        self._rows_in.inc(element.num_rows)
-        self._rows_out.inc(batch.num_rows)
-        self._dropped.inc(dropped)
-        if batch.num_rows:
-            yield batch
+from millrace.transforms.feed.sampling import sample_negatives
 
 
 def rows_to_train_batch(rows: pa.RecordBatch, config: FeedConfig) -> tuple[pa.RecordBatch, int]:
@@ -59,7 +27,7 @@ def rows_to_train_batch(rows: pa.RecordBatch, config: FeedConfig) -> tuple[pa.Re
 
     Returns: (batch of `config.train_schema()`, number of negatives dropped by sampling).
     """
-    fids = extract_fids(rows, config.features, config.audit)
+    fids = row_fids(rows, config.features, config.audit)
     actions, values = rows.column(join.JOINED_ACTIONS), rows.column(join.JOINED_VALUES)
     timestamps = record_batch.numpy_column(rows, "timestamp_ms")
     ones = pa.array(np.ones(rows.num_rows, np.float32))
@@ -86,3 +54,66 @@ def _labels(actions: pa.ListArray, values: pa.ListArray, config: FeedConfig) -> 
     if not config.early_negatives:
         return labels
     return label_lists(corrected_labels(label_matrix(labels), list_columns.lengths(actions) > 0))
+
+
+def label_rows(actions: pa.ListArray, values: pa.ListArray, rules: Sequence[LabelRule]) -> pa.ListArray:
+    """One label a rule for each row: 1.0 where an action of the rule was seen with a sufficient value, else 0.0.
+
+    Args:
+      actions: list<string> [rows], the actions seen.
+      values: list<double> [rows], their values in the same order, null where an action has none.
+
+    Returns: list<float32> [rows], labels in the order of `rules`.
+    """
+    rows = len(actions)
+    names, numbers = actions.flatten(), values.flatten()
+    parents = row_of_value(splits_of(lengths(actions)))
+    labels = np.zeros((rows, len(rules)), np.float32)
+    for column, rule in enumerate(rules):
+        seen = pc.is_in(names, value_set=pa.array(rule.actions, pa.string()))
+        if rule.min_value is not None:
+            seen = pc.and_(seen, pc.fill_null(pc.greater_equal(numbers, rule.min_value), False))
+        labels[parents[seen.to_numpy(zero_copy_only=False)], column] = 1.0
+    return label_lists(labels)
+
+
+def row_fids(batch: pa.RecordBatch, features: Sequence[FidFeature], audit: bool = False) -> pa.RecordBatch:
+    """Fid columns of impression rows.
+
+    Args:
+      batch: rows with the columns that the features name, and provenance when `audit`.
+      audit: append `__AUDIT__`.
+
+    Returns: a batch with one `list<int64>` column a feature: one fid, or none where the value is null.
+    Raises: ValueError naming a column that is missing, of another type or, for integers, outside [0, 2^48).
+    """
+    names = [feature.name for feature in features]
+    columns = [_fids_of(batch, feature) for feature in features]
+    if audit:
+        names.append(record_batch.AUDIT)
+        columns.append(one_each(fid.audit_fid(*provenance_of(batch))))
+    schema = pa.schema([record_batch.fid_field(name) for name in names])
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _fids_of(batch: pa.RecordBatch, feature: FidFeature) -> pa.ListArray:
+    index = batch.schema.get_field_index(feature.column)
+    if index < 0:
+        raise ValueError(f"feature {feature.name}: no column {feature.column}")
+    column = batch.column(index)
+    if feature.column_dtype == "string":
+        if not (pa.types.is_string(column.type) or pa.types.is_dictionary(column.type)):
+            raise ValueError(f"feature {feature.name}: column {feature.column} is {column.type}, expected string")
+        signatures = fid.hash_strings(column)
+    else:
+        if not pa.types.is_integer(column.type):
+            raise ValueError(f"feature {feature.name}: column {feature.column} is {column.type}, expected int64")
+        signatures = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+        if len(signatures) and (int(signatures.min()) < 0 or int(signatures.max()) > fid.SIGNATURE_MASK):
+            raise ValueError(f"feature {feature.name}: column {feature.column} has values outside [0, 2^48)")
+    fids = fid.fid_v2(feature.slot, signatures)
+    if not column.null_count:
+        return one_each(fids)
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(valid)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(fids[valid]))

@@ -21,6 +21,8 @@ from millrace.ops import record_library
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.data_source import header_bytes
 from millrace.transforms.batch.dead_letter import SCHEMA, Reason, Refusals
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD
+from millrace.transforms.batch.raw_block import RAW_FIELDS
 
 DATA_SOURCE_KEY = "data_source_key"
 """Column of a raw block, uint32: what the LagrangeX header of a record says."""
@@ -225,7 +227,7 @@ def deframe(
     """The records of a raw block whose values hold frames, several back to back if need be.
 
     A bad frame is one dead letter and its neighbours stay; where its end cannot be told it takes the rest of the value.
-    So do the records of a value from the 65th on (`record_batch.ROWS_PER_RECORD`), and a null.
+    So do the records of a value from the 65th on (`provenance.ROWS_PER_RECORD`), and a null.
 
     Returns: (raw block with `row`, and `data_source_key` with a LagrangeX header; dead letters).
     """
@@ -260,7 +262,7 @@ def _split_values(
         len(offsets) - 1,
         options.flags(),
         max_record_bytes,
-        record_batch.ROWS_PER_RECORD,
+        ROWS_PER_RECORD,
         capacity,
         *(each.ctypes.data for each in (*good, *bad)),
         ctypes.byref(bad_count),
@@ -280,8 +282,8 @@ def _bad_values(
     rows = np.concatenate([rows, nulls])
     order = np.argsort(rows, kind="stable")
     values = pa.concat_arrays([values, pa.array([b""] * len(nulls), pa.binary())]).take(pa.array(order))
-    raw = block.select([field.name for field in record_batch.RAW_FIELDS]).take(pa.array(rows[order]))
-    refusals = Refusals(record_batch.with_column(raw, record_batch.RAW_FIELDS[0], values))
+    raw = block.select([field.name for field in RAW_FIELDS]).take(pa.array(rows[order]))
+    refusals = Refusals(record_batch.with_column(raw, RAW_FIELDS[0], values))
     problems = [_problem(code, position) for code, position in zip(status.tolist(), positions.tolist(), strict=True)]
     problems += [(Reason.EMPTY_VALUE.value, "no bytes")] * len(nulls)
     reasons, details = zip(*(problems[index] for index in order.tolist()), strict=True)
@@ -294,7 +296,7 @@ def _problem(status: int, position: int) -> tuple[str, str]:
     reason = _REASONS[status]
     assert reason is not None
     if status == _FULL:
-        return reason.value, f"byte {position}: more than {record_batch.ROWS_PER_RECORD} records in one value"
+        return reason.value, f"byte {position}: more than {ROWS_PER_RECORD} records in one value"
     return reason.value, f"byte {position}: a frame"
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import MAX_VALUE_BYTES, SCHEMA, Reason
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.frames.compression import Compression, StreamError, compression_of, read_chunks
 from millrace.transforms.frames.framing import (
     DATA_SOURCE_KEY,
@@ -196,7 +197,7 @@ class FrameStream:
         return dead
 
     def _schema(self) -> pa.Schema:
-        schema = record_batch.raw_schema(self._topic)
+        schema = raw_schema(self._topic)
         if isinstance(self._options, FrameOptions) and self._options.lagrangex_header:
             schema = schema.append(pa.field(DATA_SOURCE_KEY, pa.uint32()))
         return schema

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch.record_batch import MAX_COPIES
+from millrace.transforms.batch.provenance import MAX_COPIES
 from millrace.transforms.batch.take_rows import take_rows
 from millrace.transforms.recipe import run_flows
 from millrace.transforms.recipe.action_names import ActionNames

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.draws import uniform
+from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.batch.take_rows import take_rows
 
 Counts = Counter[str]
@@ -67,7 +67,7 @@ class Step(abc.ABC):
 
     def draw(self, batch: pa.RecordBatch, purpose: str = "") -> np.ndarray:
         """float64 [rows] in [0, 1): hash(seed, step, provenance of the row), the same whenever it is asked for."""
-        return uniform(self.context.seed, f"{self.context.id}/{purpose}", *provenance(batch))
+        return uniform(self.context.seed, f"{self.context.id}/{purpose}", *provenance_of(batch))
 
 
 class Predicate(Step):
@@ -127,11 +127,10 @@ def split_states(data: bytes, count: int) -> list[bytes]:
     return [body[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def provenance(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(partition, offset, row), int64 [rows] each; ValueError when the rows do not say where they come from."""
-    if record_batch.column_of(batch, record_batch.SOURCE_OFFSET) is None:
-        raise ValueError(
-            f"the rows have no {record_batch.SOURCE_OFFSET}: a random choice needs to know the row; "
-            "sources give it, record_batch.with_provenance makes it up"
-        )
-    return record_batch.provenance(batch)
+def check_priority(step: Step, priority: Sequence[int]) -> None:
+    """UserError naming `action_priority` when an action is in it twice."""
+    seen: set[int] = set()
+    for action in priority:
+        if action in seen:
+            raise step.wrong("action_priority", action, "the action is there twice", "name it once")
+        seen.add(action)

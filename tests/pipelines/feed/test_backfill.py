@@ -11,10 +11,10 @@ import pytest
 
 from millrace.pipelines.feed import backfill
 from millrace.pipelines.feed.backfill import Backfill, file_units, parse_hour, run_backfill
-from millrace.pipelines.feed.folder import SUCCESS
 from millrace.pipelines.feed.launch import FeedFailedError
 from millrace.pipelines.feed.options import FeedOptions, FileSettings, RecordFiles, RecordFormat
 from millrace.runtime.errors import UserError
+from millrace.transforms.feed.rows_folder import SUCCESS
 from tests.pipelines.feed.test_event_feed import config, make_world, write_lines
 
 _HOURS = 3

@@ -24,6 +24,7 @@ from millrace.runtime.topic_reader import Record, TopicReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
+from millrace.transforms.feed.rows_folder import SUCCESS
 
 WINDOW_SECONDS = 5.0
 TIME_MS = 1_764_000_000_000
@@ -140,10 +141,10 @@ def test_counters_tell_what_became_of_every_row_and_action(world: World, fed: tu
 
 
 def test_the_marker_is_there_and_says_how_the_rows_were_made(fed: tuple[Path, dict[str, int]]) -> None:
-    marker = json.loads((fed[0] / file_io.SUCCESS).read_text("utf-8"))
+    marker = json.loads((fed[0] / SUCCESS).read_text("utf-8"))
     assert marker["counters"] == fed[1]
     assert FeedConfig.from_json(marker["config"]) == config()
-    assert {path.suffix for path in fed[0].iterdir() if path.name != file_io.SUCCESS} == {".parquet", ""}
+    assert {path.suffix for path in fed[0].iterdir() if path.name != SUCCESS} == {".parquet", ""}
     assert [path.name for path in fed[0].iterdir() if path.is_dir()] == ["routed-actions"]
 
 
@@ -220,7 +221,7 @@ def test_a_run_that_fails_leaves_no_marker(world: World, tmp_path: Path, monkeyp
     with pytest.raises(FeedFailedError, match="disk full") as caught:
         run_files(tmp_path, world)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "rows" / file_io.SUCCESS).exists()
+    assert not (tmp_path / "rows" / SUCCESS).exists()
 
 
 def test_a_folder_that_holds_something_is_not_written_to(world: World, tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def test_a_range_of_offsets_becomes_parquet(kafka: KafkaConnection, topics: Topi
     assert labels_of(rows) == expected
     assert {offset for _, offset, _ in provenance(rows)} == set(range(2, COUNT // 2))
     assert counters["impression_rows"] == len(expected)
-    assert (folder / file_io.SUCCESS).exists()
+    assert (folder / SUCCESS).exists()
 
 
 @pytest.mark.service

@@ -13,20 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.pipelines.feed import shard_state
-from millrace.pipelines.feed.join import (
-    ROUTED_ACTIONS,
-    JoinBoundedDoFn,
-    JoinEvents,
-    JoinMachineFactory,
-    join_do_fn,
-    split_by_shard,
-)
+from millrace.pipelines.feed.join import ROUTED_ACTIONS, JoinBoundedDoFn, JoinEvents, JoinMachineFactory, join_do_fn
 from millrace.pipelines.feed.machine import RowsStage
 from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
 from millrace.transforms.feed.row_spill import SpillSettings
+from millrace.transforms.feed.shards import by_request
 from tests.pipelines.feed.shard_runner import ShardRunner
 
 CONFIG = FeedConfig(
@@ -149,10 +143,10 @@ def test_every_row_leaves_once_whatever_the_clock_and_the_runner_do(
 def test_sharding_keeps_every_row_and_sends_a_request_to_one_shard(count: int, shards: int) -> None:
     rows, actions = impressions(0, count, 5), clicks(range(0, count, 3), 6)
     of_request: dict[str, int] = {}
-    for shard, part in split_by_shard(rows, shards):
+    for shard, part in by_request(rows, shards):
         of_request |= dict.fromkeys(part.column("request_id").to_pylist(), shard)
     assert len(of_request) == count
-    for shard, part in split_by_shard(actions, shards):
+    for shard, part in by_request(actions, shards):
         assert all(of_request[request] == shard for request in part.column("request_id").to_pylist())
 
 

@@ -14,6 +14,7 @@ from millrace.pipelines.feed.options import FeedOptions, FileSettings, Tuning
 from millrace.pipelines.feed.rows_stage import RowsStageFactory
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of
 from millrace.transforms.recipe.chain import TransformChain
 from tests.pipelines.feed.test_event_feed import World, config, make_world, read_rows, run_files, write_lines
 
@@ -74,7 +75,7 @@ def test_one_seed_gives_the_same_bytes_with_generated_negatives(world: World, tm
     first, again = (sorted((tmp_path / name).glob("*.parquet")) for name in ("first", "again"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     rows = read_rows(tmp_path / "first")
-    derived = [row for row in rows[record_batch.SOURCE_ROW].to_pylist() if row >= record_batch.ROWS_PER_RECORD]
+    derived = [row for row in rows[record_batch.SOURCE_ROW].to_pylist() if row >= ROWS_PER_RECORD]
     assert len(derived) > 50
 
 
@@ -94,8 +95,8 @@ def test_what_the_recipe_drops_is_counted(world: World, tmp_path: Path) -> None:
 
 
 def _keys(rows: pa.RecordBatch) -> list[list[int]]:
-    partition, offset, row = record_batch.provenance(rows)
-    return [partition.tolist(), offset.tolist(), (row % record_batch.ROWS_PER_RECORD).tolist()]
+    partition, offset, row = provenance_of(rows)
+    return [partition.tolist(), offset.tolist(), (row % ROWS_PER_RECORD).tolist()]
 
 
 def test_a_file_of_nothing_but_bad_records_stops_the_feed_and_is_named(world: World, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import pytest
 from millrace.cli import main
 from millrace.pipelines.feed.launch import FeedFailedError, run_feed
 from millrace.pipelines.feed.options import FeedOptions, RecordFiles, RecordFormat, Tuning
-from millrace.pipelines.feed.record_feed import split_by_partition
 from millrace.pipelines.files.decode import decode_block
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import provenance_of, with_provenance
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.codecs.record_codec import encode_records
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
+from millrace.transforms.feed.shards import by_partition
 from millrace.transforms.frames.framing import FILE_FRAMES, FrameOptions, join_frames
 from millrace.transforms.recipe.chain import TransformChain
 from tests.conformance.covers import covers
@@ -56,7 +58,7 @@ def test_records_in_framed_files_become_train_rows(format: str, tmp_path: Path) 
     (batch,) = fed.combine_chunks().to_batches()
     record_batch.validate_train_batch(batch, ["user", "item"], 1)
     chain = TransformChain.parse(_FILTER)
-    kept = sum(chain.process(record_batch.with_provenance(random_rows(100, n), n)).num_rows for n in range(2))
+    kept = sum(chain.process(with_provenance(random_rows(100, n), n)).num_rows for n in range(2))
     assert fed.num_rows == kept > 20
 
 
@@ -102,10 +104,10 @@ def test_a_kafka_value_with_two_frames_gives_two_rows_of_one_source_record() -> 
     columns = [[two, two], [3, 3], [7, 8], [0, 0]]
     types = (pa.binary(), pa.int32(), pa.int64(), pa.int64())
     arrays = [pa.array(column, type) for column, type in zip(columns, types, strict=True)]
-    block = pa.RecordBatch.from_arrays(arrays, schema=record_batch.raw_schema("records"))
+    block = pa.RecordBatch.from_arrays(arrays, schema=raw_schema("records"))
     rows, dead = decode_block(block, "example", FrameOptions())
     assert dead.num_rows == 0
-    assert list(zip(*(each.tolist() for each in record_batch.provenance(rows)), strict=True)) == [
+    assert list(zip(*(each.tolist() for each in provenance_of(rows)), strict=True)) == [
         (3, 7, 0),
         (3, 7, 1),
         (3, 8, 0),
@@ -114,8 +116,8 @@ def test_a_kafka_value_with_two_frames_gives_two_rows_of_one_source_record() -> 
 
 
 def test_rows_of_one_partition_stay_in_one_shard_in_order() -> None:
-    rows = pa.concat_batches([record_batch.with_provenance(random_rows(10, n), n, 5) for n in range(4)])
-    shards = dict(split_by_partition(rows, 3))
+    rows = pa.concat_batches([with_provenance(random_rows(10, n), n, 5) for n in range(4)])
+    shards = dict(by_partition(rows, 3))
     assert {n: set(part.column("__SOURCE_PARTITION__").to_pylist()) for n, part in shards.items()} == {
         0: {0, 3},
         1: {1},

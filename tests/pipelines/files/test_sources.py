@@ -21,6 +21,7 @@ from millrace.pipelines.files import sources
 from millrace.pipelines.files.storage import publish
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs.avro_file import write_avro
 from millrace.transforms.codecs.tables import mark_canonical
 from millrace.transforms.frames.compression import SUFFIXES, Compression, write_chunks
@@ -300,7 +301,7 @@ def test_hourly_files_lie_in_the_folder_of_their_event_time(tmp_path: Path) -> N
         "dt=20251124/hour=17/part-00000-of-00001.parquet",
         "dt=unknown/hour=unknown/part-00000-of-00001.parquet",
     ]
-    rows = [record_batch.with_provenance(batch)]
+    rows = [with_provenance(batch)]
     write(rows, file_sinks.WriteParquetFiles(str(tmp_path), hourly=True), names, tmp_path)
     assert [pq.read_metadata(tmp_path / name).num_rows for name in names] == [2, 1, 2]
 

@@ -22,7 +22,7 @@ from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka, cut_rang
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_blocks import Block, KafkaReadError, Positions
 from millrace.runtime.kafka_client import KafkaConnection
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.raw_block import raw_schema, raw_topic
 
 CONNECTION = KafkaConnection("127.0.0.1:1")
 SETTINGS = ReaderSettings(max_records=10)
@@ -300,8 +300,8 @@ def test_wrong_arguments_are_refused_at_construction(arguments: dict) -> None:
 def test_a_tombstone_is_a_null_value() -> None:
     batch = raw_batch(Block("t", [None, b"x"], [0, 0], [1, 2], [3, 4]))
     assert batch.column("value").to_pylist() == [None, b"x"]
-    assert record_batch.raw_topic(batch) == "t"
-    assert batch.schema.equals(record_batch.raw_schema("t"))
+    assert raw_topic(batch) == "t"
+    assert batch.schema.equals(raw_schema("t"))
     assert isinstance(batch, pa.RecordBatch)
 
 

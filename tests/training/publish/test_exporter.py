@@ -21,7 +21,8 @@ from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout, TrainTensors
 from millrace.transforms.batch.list_columns import values_and_splits
 from millrace.transforms.batch.record_batch import AUDIT
-from millrace.transforms.feed.config import FidFeature, extract_fids
+from millrace.transforms.feed.config import FidFeature
+from millrace.transforms.feed.train_rows import row_fids
 from tests.fakes.train_blocks import make_batch
 
 TASK = FeedRanking()
@@ -70,7 +71,7 @@ strings = st.one_of(st.text(min_size=1, max_size=20), st.none())
 def test_fids_of_integers_equal_those_of_the_feed(values: list[int | None]) -> None:
     feature = TASK.features[0]
     raw = pa.RecordBatch.from_pydict({"user_id": pa.array(values, pa.int64())})
-    feed = extract_fids(raw, [FidFeature("f", feature.slot, "user_id")])
+    feed = row_fids(raw, [FidFeature("f", feature.slot, "user_id")])
     fids, splits = fids_of(feature, tf.constant([-1 if value is None else value for value in values], tf.int64))
     expected_fids, expected_splits = values_and_splits(feed.column(0))
     assert (fids.numpy().tolist(), splits.numpy().tolist()) == (expected_fids.tolist(), expected_splits.tolist())
@@ -81,7 +82,7 @@ def test_fids_of_integers_equal_those_of_the_feed(values: list[int | None]) -> N
 def test_fids_of_strings_equal_those_of_the_feed(values: list[str | None]) -> None:
     feature = next(feature for feature in TASK.features if feature.name == "device")
     raw = pa.RecordBatch.from_pydict({feature.column: pa.array(values, pa.string())})
-    feed = extract_fids(raw, [FidFeature("f", feature.slot, feature.column)])
+    feed = row_fids(raw, [FidFeature("f", feature.slot, feature.column)])
     fids, splits = fids_of(feature, tf.constant([value or "" for value in values], tf.string))
     expected_fids, expected_splits = values_and_splits(feed.column(0))
     assert (fids.numpy().tolist(), splits.numpy().tolist()) == (expected_fids.tolist(), expected_splits.tolist())

@@ -11,8 +11,8 @@ from millrace.training.stream.batch_queue import Ticket
 from millrace.training.stream.batcher import Batcher
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position, SeenRows
-from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import audit_fid
+from millrace.transforms.batch.provenance import provenance_of
 from tests.fakes.train_blocks import make_batch
 
 TASK = FeedRanking()
@@ -43,7 +43,7 @@ class Log:
 
 
 def keys_of(batch: pa.RecordBatch) -> list[int]:
-    return list(audit_fid(*record_batch.provenance(batch)).tolist())
+    return list(audit_fid(*provenance_of(batch)).tolist())
 
 
 def batches(log: Log, position: Position, size: int) -> Iterator[tuple[Ticket, pa.RecordBatch]]:

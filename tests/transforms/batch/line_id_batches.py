@@ -8,6 +8,7 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from millrace.transforms.batch import line_id, record_batch
+from millrace.transforms.batch.provenance import with_provenance
 
 _LABELS = pa.list_(pa.float32())
 
@@ -25,7 +26,7 @@ def batch_of(rows: Sequence[dict[str, Any]], fields: Sequence[str], start: int =
         for name in fields
     }
     columns[record_batch.LABEL] = pa.array([row.get("label") for row in rows], _LABELS)
-    return record_batch.with_provenance(pa.RecordBatch.from_pydict(columns)).slice(start)
+    return with_provenance(pa.RecordBatch.from_pydict(columns)).slice(start)
 
 
 def rows_of(batch: pa.RecordBatch, fields: Sequence[str]) -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ from millrace.transforms.batch.label_column import (
     append_labels,
     label_at,
     label_column,
-    label_rows,
     one_label,
     set_label_at,
     with_labels,
 )
 from millrace.transforms.batch.record_batch import INVALID_LABEL
 from millrace.transforms.feed.config import LabelRule
-from millrace.transforms.steps.labels.negative_sample import positive_rows
+from millrace.transforms.feed.sampling import positive_rows
+from millrace.transforms.feed.train_rows import label_rows
 from tests.transforms.batch.line_id_batches import batch_of, labels
 
 _LABELS = pa.list_(pa.float32())

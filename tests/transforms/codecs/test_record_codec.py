@@ -12,6 +12,7 @@ from millrace.protos.record_pb2 import SHARED, Example, ExampleBatch
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import fid, line_id, record_batch
 from millrace.transforms.batch.dead_letter import Reason
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs.record_codec import FORMATS, DecodeOptions, decode_records, encode_records
 from millrace.transforms.frames.framing import FrameOptions, deframe, join_frames
 from tests.conformance.covers import covers
@@ -395,7 +396,7 @@ def test_an_unknown_format_or_field_is_named() -> None:
 
 
 def test_arrow_blocks_keep_provenance_or_get_one() -> None:
-    own = record_batch.with_provenance(pa.record_batch({"a": pa.array([1, 2])}), 9, 50)
+    own = with_provenance(pa.record_batch({"a": pa.array([1, 2])}), 9, 50)
     bare = pa.record_batch({"b": pa.array([3, 4, 5])})
     other = pa.record_batch({"a": pa.array(["x"])})
     values = [record_batch.encode_ipc(batch) for batch in (own, bare, other)]

@@ -9,7 +9,8 @@ import pytest
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.codecs.tables import check_columns, mark_canonical, read_kinds, to_canonical, with_provenance
+from millrace.transforms.batch.provenance import ensure_provenance
+from millrace.transforms.codecs.tables import check_columns, mark_canonical, read_kinds, to_canonical
 from tests.reference.file_batches import canonical_batch
 
 
@@ -134,8 +135,8 @@ def test_all_null_columns_stay_null() -> None:
 
 def test_provenance_is_kept_where_it_is_complete() -> None:
     batch = canonical_batch(3)
-    assert with_provenance(batch, 9, 0).equals(batch)
-    made = with_provenance(batch.drop_columns([record_batch.SOURCE_ROW]), 9, 5)
+    assert ensure_provenance(batch, 9, 0).equals(batch)
+    made = ensure_provenance(batch.drop_columns([record_batch.SOURCE_ROW]), 9, 5)
     assert made.column(record_batch.SOURCE_PARTITION).to_pylist() == [9, 9, 9]
     assert made.column(record_batch.SOURCE_OFFSET).to_pylist() == [5, 6, 7]
 

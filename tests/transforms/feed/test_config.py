@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.runtime.errors import UserError
-from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule, extract_fids
+from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
+from millrace.transforms.feed.train_rows import row_fids
 from tests.reference.rows_reference import fid_of
 
 _FEATURES = (
@@ -101,7 +102,7 @@ _SCHEMA = pa.schema(
 @settings(deadline=None, max_examples=50)
 @given(_rows)
 def test_fids_equal_the_reference(rows: list[dict[str, Any]]) -> None:
-    batch = extract_fids(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA), _FEATURES, audit=True)
+    batch = row_fids(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA), _FEATURES, audit=True)
     for feature in _FEATURES:
         assert batch.column(feature.name).to_pylist() == [fid_of(row, feature) for row in rows]
     assert batch.num_columns == len(_FEATURES) + 1
@@ -117,12 +118,12 @@ def test_fids_equal_the_reference(rows: list[dict[str, Any]]) -> None:
 )
 def test_columns_that_make_no_fid_are_refused(column: pa.Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        extract_fids(pa.record_batch({"user_id": column}), _FEATURES[:1])
+        row_fids(pa.record_batch({"user_id": column}), _FEATURES[:1])
 
 
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ValueError, match=r"feature device: no column context\.device"):
-        extract_fids(pa.record_batch({"user_id": np.array([1])}), _FEATURES)
+        row_fids(pa.record_batch({"user_id": np.array([1])}), _FEATURES)
 
 
 def test_settings_of_the_join_survive_json() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason, Refusals
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.feed.drop_guard import DropRatioGuard, TooManyDeadLettersError
 
 
@@ -19,7 +19,7 @@ def _observed(guard: DropRatioGuard, partitions: list[int], bad: list[bool]) -> 
         pa.array(range(count), pa.int64()),
         pa.array([0] * count, pa.int64()),
     ]
-    block = pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema("events"))
+    block = pa.RecordBatch.from_arrays(columns, schema=raw_schema("events"))
     refusals = Refusals(block)
     refusals.add(np.flatnonzero(bad), Reason.MALFORMED_JSON, "cut off")
     guard.observe(block, refusals.to_batch())

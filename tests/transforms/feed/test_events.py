@@ -3,18 +3,17 @@
 import json
 from typing import Any
 
-import apache_beam as beam
 import pyarrow as pa
 import pytest
-from apache_beam.metrics import MetricsFilter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.pipelines.traffic import bad_records
-from millrace.transforms.batch import dead_letter, record_batch
-from millrace.transforms.batch.dead_letter import Reason
+from millrace.transforms.batch import dead_letter
+from millrace.transforms.batch.dead_letter import Reason, count_by_reason
+from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.feed import events as event_codec
-from millrace.transforms.feed.events import DAY_MS, DEAD_LETTERS, DecodeActions, DecodeImpressions
+from millrace.transforms.feed.events import DAY_MS
 from tests.reference.rows_reference import is_good_action, is_good_impression
 
 _NOW = 1_764_000_000_000
@@ -30,7 +29,7 @@ def _block(values: list[bytes | None]) -> pa.RecordBatch:
         pa.array(range(100, 100 + len(values)), pa.int64()),
         pa.array([_NOW] * len(values), pa.int64()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=record_batch.raw_schema("events.impressions"))
+    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("events.impressions"))
 
 
 def _impression(**changes: Any) -> bytes:
@@ -218,34 +217,12 @@ def test_actions_are_good_or_dead_as_the_reference_says(values: list[bytes]) -> 
     assert good["value"].to_pylist() == [event.get("value") for event in events]
 
 
-def _run(transform: beam.PTransform, values: list[bytes | None]) -> tuple[dict[str, int], list[int], list[int]]:
-    """({counter: value}, rows a batch, dead letters a batch) of one run on the Direct runner."""
-    pipeline = beam.Pipeline(runner="FnApiRunner")
-    outputs = pipeline | beam.Create([_block(values)]).with_output_types(pa.RecordBatch) | transform
-    for output, name in ((outputs.rows, "rows"), (outputs[DEAD_LETTERS], "dead")):
-        _ = output | f"Count{name}" >> beam.Map(_count, name)
-    result = pipeline.run()
-    result.wait_until_finish()
-    found = result.metrics().query(MetricsFilter())["counters"]
-    counters = {metric.key.metric.name: metric.committed for metric in found}
-    return counters, [counters.get("seen_rows", 0)], [counters.get("seen_dead", 0)]
+def test_every_impression_record_gives_rows_or_one_dead_letter_with_its_reason() -> None:
+    rows, dead = event_codec.decode_impressions(_block([_impression(), b"{", None]), _CONTEXT, _NOW)
+    assert (rows.num_rows, dead.num_rows) == (2, 2)
+    assert count_by_reason(dead) == {"malformed_json": 1, "empty_value": 1}
 
 
-def _count(batch: pa.RecordBatch, name: str) -> None:
-    beam.metrics.Metrics.counter("test", f"seen_{name}").inc(batch.num_rows)
-
-
-def test_the_beam_transform_counts_records_rows_and_reasons() -> None:
-    counters, rows, dead = _run(DecodeImpressions(_CONTEXT, clock=lambda: _NOW / 1000), [_impression(), b"{", None])
-    assert (rows, dead) == ([2], [2])
-    assert counters["impressions_records"] == 3
-    assert counters["impressions_rows"] == 2
-    assert counters["impressions_dead_letters"] == 2
-    assert counters["impressions_dead_letters_malformed_json"] == 1
-    assert counters["impressions_dead_letters_empty_value"] == 1
-
-
-def test_the_beam_transform_of_actions_counts_too() -> None:
-    counters, rows, dead = _run(DecodeActions(clock=lambda: _NOW / 1000), [json.dumps(_ACTION).encode(), b"["])
-    assert (rows, dead) == ([1], [1])
-    assert counters["actions_dead_letters"] == 1
+def test_every_action_record_gives_a_row_or_one_dead_letter() -> None:
+    rows, dead = event_codec.decode_actions(_block([json.dumps(_ACTION).encode(), b"["]), _NOW)
+    assert (rows.num_rows, dead.num_rows) == (1, 1)

@@ -5,7 +5,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.transforms.feed.key_index import KeyIndex, mix64, row_keys
+from millrace.transforms.batch.hashes import mix64
+from millrace.transforms.feed.key_index import KeyIndex, row_keys
 
 
 @settings(deadline=None)

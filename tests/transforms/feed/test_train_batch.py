@@ -6,13 +6,14 @@ import pyarrow as pa
 import pytest
 
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.batch.record_batch import INVALID_LABEL
 from millrace.transforms.feed.train_batch import to_train_batch
 
 
 def _rows(**columns: pa.Array) -> pa.RecordBatch:
     batch = pa.record_batch(columns)
-    return record_batch.with_provenance(batch, partition=2, first_offset=40)
+    return with_provenance(batch, partition=2, first_offset=40)
 
 
 def test_what_a_row_lacks_gets_its_default_and_the_block_has_no_nulls() -> None:

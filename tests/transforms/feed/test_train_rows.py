@@ -3,23 +3,22 @@
 import dataclasses
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
-from apache_beam.metrics import MetricsFilter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.draws import uniform
 from millrace.transforms.batch.fid import fid_v2
-from millrace.transforms.batch.label_column import label_lists, label_matrix, label_rows
+from millrace.transforms.batch.label_column import label_lists, label_matrix
+from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.feed import join
 from millrace.transforms.feed import shards as fid_sharding
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
-from millrace.transforms.feed.train_rows import RowsToTrainBatches, rows_to_train_batch
-from millrace.transforms.steps.labels.negative_sample import positive_rows, sample_negatives
+from millrace.transforms.feed.sampling import positive_rows, sample_negatives
+from millrace.transforms.feed.train_rows import label_rows, rows_to_train_batch
 from tests.reference.rows_reference import fid_of, label_of, shard_of, uniform_of
 
 _CONFIG = FeedConfig(
@@ -77,7 +76,7 @@ def test_sampling_keeps_positives_and_chooses_negatives_by_provenance(rows: list
     config = dataclasses.replace(_CONFIG, negative_rate=rate, seed=seed)
     whole, _ = rows_to_train_batch(_joined(rows), _CONFIG)
     sampled, dropped = rows_to_train_batch(_joined(rows), config)
-    draws = uniform(seed, "negative_sampling", *record_batch.provenance(whole))
+    draws = uniform(seed, "negative_sampling", *provenance_of(whole))
     expected = [
         offset
         for offset, labels, draw in zip(
@@ -140,7 +139,7 @@ def test_labels_of_a_slice_are_its_own() -> None:
 @given(st.lists(st.integers(0, (1 << 48) - 1), max_size=30), st.integers(1, 7))
 def test_rows_go_to_the_shard_of_their_user(users: list[int], shards: int) -> None:
     batch, _ = rows_to_train_batch(_joined([(user, None, []) for user in users]), _CONFIG)
-    split = fid_sharding.split_by_shard(batch, shards, fid_sharding.user_slot(_CONFIG))
+    split = fid_sharding.by_user(batch, shards, fid_sharding.user_slot(_CONFIG))
     expected = [shard_of((1 << 48) | user, shards) for user in users]
     assert fid_sharding.shard_of(fid_v2(1, np.array(users, np.int64)), shards).tolist() == expected
     assert sum(part.num_rows for part in split.values()) == len(users)
@@ -152,15 +151,8 @@ def test_negative_fids_are_sharded_as_unsigned() -> None:
     assert fid_sharding.shard_of(np.array([-1]), 7).tolist() == [((1 << 64) - 1) % 7]
 
 
-def test_the_beam_transform_counts_rows_in_out_and_dropped() -> None:
+def test_each_joined_row_is_kept_or_counted_as_dropped() -> None:
     config = dataclasses.replace(_CONFIG, negative_rate=0.5)
-    pipeline = beam.Pipeline(runner="FnApiRunner")
-    rows = pipeline | beam.Create([_joined([(1, None, [])] * 100)]).with_output_types(pa.RecordBatch)
-    _ = rows | RowsToTrainBatches(config)
-    result = pipeline.run()
-    result.wait_until_finish()
-    found = result.metrics().query(MetricsFilter().with_namespace("millrace.transforms.train_rows"))["counters"]
-    counters = {metric.key.metric.name: metric.committed for metric in found}
-    assert counters["rows_in"] == 100
-    assert counters["rows_out"] + counters["dropped_negatives"] == 100
-    assert 20 < counters["rows_out"] < 80
+    batch, dropped = rows_to_train_batch(_joined([(1, None, [])] * 100), config)
+    assert batch.num_rows + dropped == 100
+    assert 20 < batch.num_rows < 80

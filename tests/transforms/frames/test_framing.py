@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.data_source import (
     check_names,
     data_source_key,
@@ -20,6 +19,8 @@ from millrace.transforms.batch.data_source import (
     names_of_keys,
 )
 from millrace.transforms.batch.dead_letter import Reason
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD
+from millrace.transforms.batch.raw_block import raw_topic
 from millrace.transforms.frames.framing import (
     KAFKA_FRAMES,
     LINES,
@@ -215,7 +216,7 @@ def test_a_bad_frame_in_a_value_is_one_dead_letter_and_the_others_stay() -> None
 
 def test_records_beyond_the_64th_of_a_value_are_refused_together() -> None:
     rows, dead = deframe(raw_block([ABC * 100, ABC]), KAFKA_FRAMES)
-    assert rows.num_rows == record_batch.ROWS_PER_RECORD + 1
+    assert rows.num_rows == ROWS_PER_RECORD + 1
     assert [(row["offset"], row["reason"], len(row["value"])) for row in dead.to_pylist()] == [
         (0, "out_of_range", 36 * len(ABC))
     ]
@@ -239,4 +240,4 @@ def test_more_frames_than_first_thought_are_all_found() -> None:
 def test_a_block_without_rows_has_no_records() -> None:
     rows, dead = deframe(raw_block([]), KAFKA_FRAMES)
     assert rows.num_rows == dead.num_rows == 0
-    assert record_batch.raw_topic(rows) == "events"
+    assert raw_topic(rows) == "events"

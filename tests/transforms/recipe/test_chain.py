@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of, with_provenance
 from millrace.transforms.recipe.chain import STEPS, TransformChain, make_step
 from millrace.transforms.recipe.text import KINDS, parse_recipe
 from millrace.transforms.steps.step import Predicate, StepContext
@@ -113,7 +114,7 @@ def test_an_empty_recipe_changes_nothing() -> None:
 
 def test_the_actions_of_an_event_feed_keep_their_names_through_steps_that_know_numbers() -> None:
     actions = pa.array([["click"], ["like", "share"], [], ["wink"]], pa.list_(pa.string()))
-    batch = record_batch.with_provenance(pa.record_batch({"__ACTIONS__": actions, "__READ_COUNT__": pa.array([1] * 4)}))
+    batch = with_provenance(pa.record_batch({"__ACTIONS__": actions, "__READ_COUNT__": pa.array([1] * 4)}))
     chain = TransformChain.parse(
         """
         action_ids: {click: 1, like: 2}
@@ -131,7 +132,7 @@ def test_the_actions_of_an_event_feed_keep_their_names_through_steps_that_know_n
 
 def test_actions_have_their_names_back_when_rows_are_sharded() -> None:
     actions = pa.array([["click"], []], pa.list_(pa.string()))
-    batch = record_batch.with_provenance(pa.record_batch({"__ACTIONS__": actions}))
+    batch = with_provenance(pa.record_batch({"__ACTIONS__": actions}))
     sharded = TransformChain.parse(_example("shard_fids")).process(batch)
     assert sharded.column("rows.__ACTIONS__").to_pylist() == [[["click"], []]]
 
@@ -168,10 +169,10 @@ def test_copies_of_copies_have_numbers_of_their_own() -> None:
         """
     )
     assert chain.fanout == 24
-    rows = record_batch.provenance(chain.process(random_rows(200)))
+    rows = provenance_of(chain.process(random_rows(200)))
     keys = list(zip(*(part.tolist() for part in rows), strict=True))
     assert len(set(keys)) == len(keys)
-    assert max(row for _, _, row in keys) >= 3 * record_batch.ROWS_PER_RECORD
+    assert max(row for _, _, row in keys) >= 3 * ROWS_PER_RECORD
 
 
 @pytest.mark.parametrize(

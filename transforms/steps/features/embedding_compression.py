@@ -7,7 +7,7 @@ min + q (max - min) / 255. Embeddings of up to 4 numbers are `UE_QTZ` and the nu
 import numpy as np
 import pyarrow as pa
 
-from millrace.transforms.batch.fid import bytes_of
+from millrace.transforms.batch.hashes import bytes_of
 from millrace.transforms.batch.list_columns import lengths, list_array, splits_of
 
 _TAG = np.frombuffer(b"UE_QTZ", np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.transforms.batch import fid
-from millrace.transforms.batch.hashes import city_hash64
+from millrace.transforms.batch.hashes import city_hash64, mix64
 from millrace.transforms.batch.list_columns import (
     any_in,
     lengths,
@@ -18,7 +18,6 @@ from millrace.transforms.batch.list_columns import (
     splits_of,
     values_and_splits,
 )
-from millrace.transforms.feed.key_index import mix64
 
 MAX_COMBINATIONS = 1 << 14
 """Fids that the combination of two features may give a row."""

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch import line_id
-from millrace.transforms.batch.action_column import append_action, check_priority, most_prior, places
+from millrace.transforms.batch.action_column import append_action, most_prior, places
 from millrace.transforms.batch.label_column import (
     TaskLabel,
     append_labels,
@@ -29,7 +29,7 @@ from millrace.transforms.steps.labels.label_arithmetic import (
     normalize_labels,
     raise_labels,
 )
-from millrace.transforms.steps.step import Counts, Step, StepContext
+from millrace.transforms.steps.step import Counts, Step, StepContext, check_priority
 
 MAX_LABELS = 4096
 """Labels that a step may give a row."""

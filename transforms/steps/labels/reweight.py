@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch import line_id, record_batch
-from millrace.transforms.batch.action_column import best_places, check_priority, places, reduce_rows
+from millrace.transforms.batch.action_column import best_places, places, reduce_rows
 from millrace.transforms.batch.label_column import label_at, label_column, set_label_at, with_labels
 from millrace.transforms.batch.list_columns import splits_of, values_and_splits
+from millrace.transforms.batch.provenance import MAX_COPIES, derived_rows
 from millrace.transforms.batch.take_rows import take_rows
-from millrace.transforms.steps.step import Counts, Step, StepContext, keep_rows
+from millrace.transforms.steps.step import Counts, Step, StepContext, check_priority, keep_rows
 
 _DEFAULT_REPLICAS = 64
 _LARGEST_COUNT = 2.0**53
@@ -119,7 +120,7 @@ def repeat_rows(batch: pa.RecordBatch, times: np.ndarray, fanout: int) -> pa.Rec
     if record_batch.column_of(batch, record_batch.SOURCE_ROW) is None:
         return copies
     number = np.arange(copies.num_rows) - np.repeat(splits[:-1], times)
-    rows = record_batch.derived_rows(record_batch.numpy_column(copies, record_batch.SOURCE_ROW), number, fanout)
+    rows = derived_rows(record_batch.numpy_column(copies, record_batch.SOURCE_ROW), number, fanout)
     return record_batch.with_column(copies, pa.field(record_batch.SOURCE_ROW, pa.int32()), pa.array(rows))
 
 
@@ -146,8 +147,8 @@ class Reweight(Step):
         self._weights = [ActionWeight(weight.action, weight.weight, weight.label) for weight in config.weights]
         self._check_weights()
         self._most = config.max_replicas or _DEFAULT_REPLICAS
-        if not 1 <= self._most <= record_batch.MAX_COPIES:
-            limit = f"choose 1..{record_batch.MAX_COPIES}"
+        if not 1 <= self._most <= MAX_COPIES:
+            limit = f"choose 1..{MAX_COPIES}"
             raise self.wrong("max_replicas", config.max_replicas, "out of range", limit)
         self._copies = config.emit == pb.ReweightConfig.COPIES
         self.fanout = self._most if self._copies else 1

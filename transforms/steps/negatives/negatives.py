@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch import line_id, record_batch
-from millrace.transforms.batch.action_column import check_priority, most_prior
+from millrace.transforms.batch.action_column import most_prior
 from millrace.transforms.batch.fid import audit_fid
 from millrace.transforms.batch.label_column import label_at, label_column, set_label_at, with_labels
 from millrace.transforms.batch.list_columns import (
@@ -19,9 +19,10 @@ from millrace.transforms.batch.list_columns import (
     splits_of,
     values_and_splits,
 )
+from millrace.transforms.batch.provenance import MAX_COPIES, derived_rows, provenance_of
 from millrace.transforms.batch.take_rows import take_rows, take_rows_of
 from millrace.transforms.steps.negatives.item_pool import DrawRule, Draws, ItemPool
-from millrace.transforms.steps.step import Counts, StatefulStep, StepContext
+from millrace.transforms.steps.step import Counts, StatefulStep, StepContext, check_priority
 
 DEFAULT_CHANNEL = 3
 """Channel of a row that names none."""
@@ -177,8 +178,8 @@ generate_negatives:
 
     def _check(self) -> None:
         config = self.config
-        if not 1 <= config.neg_num < record_batch.MAX_COPIES:
-            raise self.wrong("neg_num", config.neg_num, "out of range", f"choose 1..{record_batch.MAX_COPIES - 1}")
+        if not 1 <= config.neg_num < MAX_COPIES:
+            raise self.wrong("neg_num", config.neg_num, "out of range", f"choose 1..{MAX_COPIES - 1}")
         if config.label_index < 0:
             raise self.wrong("label_index", config.label_index, "negative", "count labels from 0")
         self._check_items()
@@ -380,8 +381,8 @@ def with_action(rows: pa.RecordBatch, chosen: np.ndarray, action: int) -> pa.Rec
 
 def with_copies(rows: pa.RecordBatch, copy: np.ndarray, fanout: int) -> pa.RecordBatch:
     """`rows` with the provenance of copies, int64 [rows] in [0, fanout), and with audit ids that go with it."""
-    partition, offset, row = record_batch.provenance(rows)
-    derived = record_batch.derived_rows(row, copy, fanout)
+    partition, offset, row = provenance_of(rows)
+    derived = derived_rows(row, copy, fanout)
     rows = line_column(rows, record_batch.SOURCE_ROW, pa.array(derived))
     index = rows.schema.get_field_index(record_batch.AUDIT)
     if index < 0:

@@ -17,6 +17,7 @@ from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v1, fid_v2
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.steps.filters import comparisons, filters
 from millrace.transforms.steps.filters.comparisons import Kind
 from millrace.transforms.steps.step import Counts, Predicate, StepContext
@@ -398,7 +399,7 @@ def test_special_strategy_equals_its_reference(batch: pa.RecordBatch, config: pb
 
 def test_a_strategy_keeps_its_share_and_the_same_rows_each_time() -> None:
     rows = 20_000
-    batch = record_batch.with_provenance(_column("__SPECIAL_STRATEGIES__", [[7, 2]] * rows, pa.list_(pa.int32())))
+    batch = with_provenance(_column("__SPECIAL_STRATEGIES__", [[7, 2]] * rows, pa.list_(pa.int32())))
     step = filters.SpecialStrategy(pb.SpecialStrategyConfig(strategies=[Strategy(strategy=2, sample_rate=0.25)]))
     kept = step.process(batch, Counts())
     assert abs(kept.num_rows / rows - 0.25) < 0.02

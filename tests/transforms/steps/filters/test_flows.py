@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.batch.rebatch import rebatch
 from millrace.transforms.beam.flows import DEAD_LETTERS, MergeFlows, SplitFlows, unknown_source_letters
 from millrace.transforms.steps.filters.flows import SelectFlows, merge_flows, split_flows
@@ -27,7 +28,7 @@ NAMES = ["pc", "mobile", "cloud"]
 def _rows(count: int, names: list[str]) -> pa.RecordBatch:
     keys = [key_of(names[row % len(names)]) for row in range(count)]
     batch = pa.record_batch({"__DATA_SOURCE_KEY__": pa.array(keys, pa.uint32()), "x": pa.array([[1.5]] * count)})
-    return record_batch.with_provenance(batch)
+    return with_provenance(batch)
 
 
 def _names_and_offsets(batch: pa.RecordBatch) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.batch.record_batch import FID_METADATA, FID_V1_METADATA
 from millrace.transforms.steps.filters import filters, predicates
 from millrace.transforms.steps.step import Counts, StepContext
@@ -102,7 +102,7 @@ def test_every_tree_may_hold_every_filter() -> None:
     }
     assert set(texts) == set(predicates.PREDICATES)
     children = [text_format.Parse(f"{kind} {{ {text} }}", Basic()) for kind, text in texts.items()]
-    batch = record_batch.with_provenance(_or_rows(FID_METADATA))
+    batch = with_provenance(_or_rows(FID_METADATA))
     for tree in (predicates.AnyOf, predicates.AllOf, predicates.NoneOf):
         step = tree(pb.PredicatesConfig(predicates=children))
         assert [type(child) for child in step.children] == list(predicates.PREDICATES.values())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import fid, record_batch
+from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.steps.negatives.negatives import GenerateNegatives
 from millrace.transforms.steps.step import Counts, StepContext
 from tests.conformance.covers import covers
@@ -322,12 +323,12 @@ def test_actions_of_names_and_keys_of_floats_are_refused_by_name() -> None:
 def test_raw_features_of_a_negative_are_null_and_audit_ids_are_its_own() -> None:
     raw = pa.field("blob", pa.list_(pa.binary()), metadata=record_batch.RAW_METADATA)
     batch = batch_of(stream_of([item_row(1), item_row(2)]))
-    audit = pa.array([[each] for each in fid.audit_fid(*record_batch.provenance(batch)).tolist()])
+    audit = pa.array([[each] for each in fid.audit_fid(*provenance_of(batch)).tolist()])
     batch = batch.append_column(raw, pa.array([[b"a"], [b"b"]]))
     batch = batch.append_column(record_batch.fid_field(record_batch.AUDIT), audit)
     made = step_of({}).process(batch, Counts())
     assert made.column("blob").to_pylist() == [[b"a"], None, [b"b"]]
-    expected = fid.audit_fid(*record_batch.provenance(made)).tolist()
+    expected = fid.audit_fid(*provenance_of(made)).tolist()
     assert made.column(record_batch.AUDIT).to_pylist() == [[each] for each in expected]
     assert len(set(expected)) == 3
     assert made.schema.field("blob").metadata == record_batch.RAW_METADATA

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from millrace.protos import sharded_batch_pb2 as pb
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.steps.sharding.shard_layout import ShardLayout
 from millrace.transforms.steps.sharding.sharded_batch import ShardedFids
 from millrace.transforms.steps.sharding.sharded_fids import shard_fids
@@ -39,7 +40,7 @@ def _batch(rows: int = 5) -> pa.RecordBatch:
         [int(i) if i else None for i in ids],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
-    return record_batch.with_provenance(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
+    return with_provenance(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
 
 
 def _assert_equal(one: ShardedFids, other: ShardedFids) -> None:

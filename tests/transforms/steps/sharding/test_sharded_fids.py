@@ -13,6 +13,7 @@ from millrace.protos import transform_config_pb2 as config_pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v1, fid_v2
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.feed.shards import shard_of
 from millrace.transforms.steps.sharding.shard_layout import ShardLayout
 from millrace.transforms.steps.sharding.sharded_batch import ShardedFids
@@ -414,7 +415,7 @@ def test_a_wrong_setting_is_named(config: config_pb.ShardFidsConfig, message: st
 
 
 def test_the_step_makes_one_row_of_a_batch_and_none_of_an_empty_one() -> None:
-    batch = record_batch.with_provenance(_vector_batch())
+    batch = with_provenance(_vector_batch())
     config = config_pb.ShardFidsConfig(feature_configs=CONFIGS, ps_num=2, unique=True)
     counts: Counter[str] = Counter()
     row = ShardFids(config).process(batch, counts)
