@@ -1,4 +1,4 @@
-"""transforms/README.md describes the batches that the code makes."""
+"""docs/events.md describes the events that the code takes, transforms/README.md the batches that it makes of them."""
 
 import json
 import re
@@ -14,13 +14,15 @@ from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.join import join_bounded
 from millrace.transforms.feed.train_rows import rows_to_train_batch
 
-_README = (Path(__file__).resolve().parents[2] / "transforms" / "README.md").read_text("utf-8")
+_ROOT = Path(__file__).resolve().parents[2]
+_README = (_ROOT / "transforms" / "README.md").read_text("utf-8")
+_EVENTS = (_ROOT / "docs" / "events.md").read_text("utf-8")
 _NOW = 1_764_000_001_000
 
 
-def _table(header: str) -> list[list[str]]:
+def _table(page: str, header: str) -> list[list[str]]:
     """Cells of the rows below the line that begins with `header`, without back quotes."""
-    lines = _README.split(header, 1)[1].splitlines()[2:]
+    lines = page.split(header, 1)[1].splitlines()[2:]
     return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in lines[: lines.index("")]]
 
 
@@ -30,7 +32,7 @@ def _raw(topic: str, value: bytes) -> pa.RecordBatch:
 
 
 def _examples() -> list[bytes]:
-    found = [example.encode() for example in re.findall(r"^    (\{.*?\})$", _README, re.DOTALL | re.MULTILINE)]
+    found = [example.encode() for example in re.findall(r"^    (\{.*?\})$", _EVENTS, re.DOTALL | re.MULTILINE)]
     assert all(json.loads(example) for example in found)
     return found
 
@@ -47,7 +49,7 @@ def test_the_documented_events_give_the_documented_batch() -> None:
     assert dead.num_rows == dead_actions.num_rows == 0
     batch, _ = rows_to_train_batch(join_bounded(impressions, actions, config)[0], config)
     record_batch.validate_train_batch(batch, ["user", "device"], heads=1)
-    documented = [(name, kind) for name, kind, _ in _table("| Column |")]
+    documented = [(name, kind) for name, kind, _ in _table(_README, "| Column |")]
     assert documented == [
         (field.name, str(field.type)) for field in batch.schema if not record_batch.is_fid_field(field)
     ]
@@ -61,5 +63,5 @@ def test_the_documented_events_give_the_documented_batch() -> None:
 
 
 def test_every_reason_is_documented() -> None:
-    named = {name.strip(" `") for row in _table("| Reason |") for name in row[0].split(",")}
+    named = {name.strip(" `") for row in _table(_EVENTS, "| Reason |") for name in row[0].split(",")}
     assert named == {reason.value for reason in Reason}
