@@ -22,7 +22,7 @@ _NOW = 1_764_000_001_000
 
 def _table(page: str, header: str) -> list[list[str]]:
     """Cells of the rows below the line that begins with `header`, without back quotes."""
-    lines = page.split(header, 1)[1].splitlines()[2:]
+    lines = [*page.split(header, 1)[1].splitlines()[2:], ""]
     return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in lines[: lines.index("")]]
 
 
