@@ -9,10 +9,8 @@ a line ends at a line feed.
 Whole buffers are scanned in C++ (`ops/cc/records/wire/framing.cc`); streams are cut by `transforms/frames/stream.py`.
 """
 
-import ctypes
-import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -133,26 +131,18 @@ def split_frames(
     """The frames of `data` from `position` on, up to the first that is wrong."""
     buffer = np.frombuffer(data, np.uint8)
     parts: list[tuple[np.ndarray, ...]] = []
-    end, following, status = ctypes.c_int64(position), ctypes.c_int64(position), ctypes.c_int32(_FULL)
+    end, count, following = position, np.zeros(1, np.int64), np.zeros(1, np.int64)
+    stopped, status = np.zeros(1, np.int64), np.full(1, _FULL, np.int32)
     capacity = _FIRST_CAPACITY
-    while status.value == _FULL:
+    while status[0] == _FULL:
         found = tuple(np.empty(capacity, kind) for kind in (np.int64, np.int64, np.int64, np.uint32))
-        count = _library().millrace_split_frames(
-            buffer.ctypes.data,
-            len(buffer),
-            end.value,
-            options.flags(),
-            max_record_bytes,
-            capacity,
-            *(each.ctypes.data for each in found),
-            ctypes.byref(end),
-            ctypes.byref(following),
-            ctypes.byref(status),
-        )
-        parts.append(tuple(each[:count] for each in found))
+        arguments = buffer, len(buffer), end, options.flags(), max_record_bytes, capacity
+        record_library.call("millrace_split_frames", *arguments, *found, count, stopped, following, status)
+        end = int(stopped[0])
+        parts.append(tuple(each[: count[0]] for each in found))
         capacity = min(4 * capacity, 1 << 20)
     starts, lengths, positions, keys = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Frames(starts, lengths, positions, keys, end.value, _REASONS[status.value], following.value)
+    return Frames(starts, lengths, positions, keys, end, _REASONS[int(status[0])], int(following[0]))
 
 
 def find_frame(
@@ -170,17 +160,10 @@ def find_frame(
     Returns: (position, whether it is sure); unsure is what more bytes can decide.
     """
     buffer = np.frombuffer(data, np.uint8)
-    sure = ctypes.c_int32()
-    found = _library().millrace_find_frame(
-        buffer.ctypes.data,
-        len(buffer),
-        position,
-        options.flags(),
-        max_record_bytes,
-        is_last,
-        ctypes.byref(sure),
-    )
-    return found, bool(sure.value)
+    found, sure = np.zeros(1, np.int64), np.zeros(1, np.int32)
+    arguments = buffer, len(buffer), position, options.flags(), max_record_bytes, is_last
+    record_library.call("millrace_find_frame", *arguments, found, sure)
+    return int(found[0]), bool(sure[0])
 
 
 def join_frames(values: pa.Array, options: Framing, data_source: str = "") -> pa.Buffer:
@@ -194,15 +177,8 @@ def join_frames(values: pa.Array, options: Framing, data_source: str = "") -> pa
     header = np.frombuffer(options.header(data_source), np.uint8)
     overhead = {TF_RECORDS: 16, LINES: 1}.get(options, len(header) + 8)
     result = pa.allocate_buffer(int(offsets[-1] - offsets[0]) + len(values) * overhead)
-    _library().millrace_join_frames(
-        data.ctypes.data,
-        offsets.ctypes.data,
-        len(values),
-        options.flags(),
-        header.ctypes.data,
-        len(header),
-        result.address,
-    )
+    arguments = data, offsets, len(values), options.flags(), header, len(header)
+    record_library.call("millrace_join_frames", *arguments, result.address)
     return result
 
 
@@ -215,9 +191,7 @@ def payloads(data: bytes | memoryview | pa.Buffer, starts: np.ndarray, lengths: 
     starts, lengths = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(lengths, np.int64)
     out = pa.allocate_buffer(total)
     offsets = np.empty(len(starts) + 1, np.int32)
-    _library().millrace_copy_ranges(
-        buffer.ctypes.data, starts.ctypes.data, lengths.ctypes.data, len(starts), out.address, offsets.ctypes.data
-    )
+    record_library.call("millrace_copy_ranges", buffer, starts, lengths, len(starts), out.address, offsets)
     return pa.BinaryArray.from_buffers(pa.binary(), len(starts), [None, pa.py_buffer(offsets), out])
 
 
@@ -255,21 +229,13 @@ def _split_values(
     """((starts, lengths, rows, keys) of frames, (rows, starts, lengths, status) of bad ones); None beyond capacity."""
     good = tuple(np.empty(capacity, kind) for kind in (np.int64, np.int64, np.int64, np.uint32))
     bad = tuple(np.empty(capacity, kind) for kind in (np.int64, np.int64, np.int64, np.int32))
-    bad_count = ctypes.c_int64()
-    count = _library().millrace_split_values(
-        data.ctypes.data,
-        offsets.ctypes.data,
-        len(offsets) - 1,
-        options.flags(),
-        max_record_bytes,
-        ROWS_PER_RECORD,
-        capacity,
-        *(each.ctypes.data for each in (*good, *bad)),
-        ctypes.byref(bad_count),
-    )
-    if count < 0:
+    count, bad_count = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    values = data, offsets, len(offsets) - 1
+    limits = options.flags(), max_record_bytes, ROWS_PER_RECORD, capacity
+    record_library.call("millrace_split_values", *values, *limits, *good, *bad, count, bad_count)
+    if count[0] < 0:
         return None
-    return tuple(each[:count] for each in good), tuple(each[: bad_count.value] for each in bad)
+    return tuple(each[: count[0]] for each in good), tuple(each[: bad_count[0]] for each in bad)
 
 
 def _bad_values(
@@ -310,23 +276,3 @@ def _binary_parts(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     _, offsets, data = values.buffers()
     content = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
     return np.frombuffer(offsets, np.int32, len(values) + 1, 4 * values.offset), content
-
-
-@functools.lru_cache(maxsize=1)
-def _library() -> Any:
-    library = record_library.load()
-    pointer, int64, int32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "millrace_split_frames": (
-            int64,
-            [pointer, int64, int64, int32, int64, int64, *[pointer] * 4, *[pointer] * 3],
-        ),
-        "millrace_split_values": (int64, [pointer, pointer, int64, int32, int64, int64, int64, *[pointer] * 9]),
-        "millrace_copy_ranges": (None, [pointer, pointer, pointer, int64, pointer, pointer]),
-        "millrace_find_frame": (int64, [pointer, int64, int64, int32, int64, int32, pointer]),
-        "millrace_join_frames": (None, [pointer, pointer, int64, int32, pointer, int64, pointer]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library

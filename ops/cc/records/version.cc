@@ -2,11 +2,12 @@
 
 #include "ops/cc/records/c_api.h"
 
-// Grows with every incompatible change of a function of this library: a stale one is refused by name.
-MILLRACE_C_API int32_t millrace_records_version() { return 3; }
+int32_t millrace_records_version() { return 4; }
 
-// A processor feature that the library was compiled for and this machine has not; null when it has all.
-MILLRACE_C_API const char* millrace_records_lacks() {
+const char* millrace_records_lacks() {
+#ifdef __SSE4_2__
+  if (!__builtin_cpu_supports("sse4.2")) return "sse4.2";
+#endif
 #ifdef __AVX2__
   if (!__builtin_cpu_supports("avx2")) return "avx2";
 #endif
@@ -15,6 +16,15 @@ MILLRACE_C_API const char* millrace_records_lacks() {
 #endif
 #ifdef __FMA__
   if (!__builtin_cpu_supports("fma")) return "fma";
+#endif
+#ifdef __AVX512F__
+  if (!__builtin_cpu_supports("avx512f")) return "avx512f";
+#endif
+#ifdef __AVX512VL__
+  if (!__builtin_cpu_supports("avx512vl")) return "avx512vl";
+#endif
+#ifdef __AVX512VBMI__
+  if (!__builtin_cpu_supports("avx512vbmi")) return "avx512vbmi";
 #endif
   return nullptr;
 }

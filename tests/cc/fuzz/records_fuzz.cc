@@ -26,7 +26,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr unsigned kSecondsPerRun = 20;
@@ -296,6 +296,6 @@ int Main(int count, char** words) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records
 
-int main(int count, char** words) { return millrace::Main(count, words); }
+int main(int count, char** words) { return millrace::records::Main(count, words); }

@@ -13,7 +13,7 @@
 #include "ops/cc/records/decode/record_decoder.h"
 #include "ops/cc/records/decode/record_rows.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // What is wrong with an array: offsets that fall or point behind the values, nulls that are miscounted; or empty.
 inline std::string FaultOf(const ArrowSchema& schema, const ArrowArray& array) {
@@ -103,6 +103,6 @@ struct Decoded {
   ArrowBatch rows, refused;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_TESTS_CC_RECORDS_ARROW_BATCH_H_

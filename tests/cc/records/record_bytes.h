@@ -10,12 +10,7 @@
 #include "ops/cc/records/wire/reverse_writer.h"
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
-
-inline Span SpanOf(const std::string& bytes) {
-  const auto* const begin = reinterpret_cast<const uint8_t*>(bytes.data());
-  return {begin, begin + bytes.size()};
-}
+namespace millrace::records {
 
 inline std::string Written(const ReverseWriter& writer) { return std::string(writer.written().text()); }
 
@@ -80,6 +75,6 @@ inline std::string FeatureList(const std::string& name, const std::vector<std::s
   return BytesField(1, list + (shared ? VarintField(3, 1) : ""));
 }
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_TESTS_CC_RECORDS_RECORD_BYTES_H_

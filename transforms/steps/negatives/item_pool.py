@@ -4,15 +4,13 @@ C++ keeps keys, order and counters (`ops/cc/records/rows/item_pool.h`); the item
 merged as they grow, so that a batch of rows costs what it adds and what it draws, not what the pools hold.
 """
 
-import ctypes
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from millrace.ops import record_library
+from millrace.ops.record_library import ItemPoolBooks
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.take_rows import take_rows, take_rows_of
 
@@ -101,13 +99,8 @@ class ItemPool:
 
     def __init__(self, start_num: int = 500, max_item_num: int = 100_000) -> None:
         self.start_num, self.max_item_num = start_num, max_item_num
-        self._library = _library()
-        self._books = self._library.millrace_item_pool_new(start_num, max_item_num, MAX_CHANNELS)
+        self._books = ItemPoolBooks(start_num, max_item_num, MAX_CHANNELS)
         self._store = _ItemStore()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_books"):
-            self._library.millrace_item_pool_delete(self._books)
 
     def __getstate__(self) -> tuple[int, int, bytes]:
         return self.start_num, self.max_item_num, self.save()
@@ -117,7 +110,7 @@ class ItemPool:
         self.restore(state[2])
 
     def __len__(self) -> int:
-        return int(self._library.millrace_item_pool_size(self._books))
+        return len(self._books)
 
     @property
     def schema(self) -> pa.Schema:
@@ -155,13 +148,8 @@ class ItemPool:
             for column, dtype in zip((keys, channels, push, draw, random), _ROW_TYPES, strict=True)
         ]
         outputs = [np.empty(int(np.count_nonzero(draw)) * rule.times, dtype) for dtype in _DRAW_TYPES]
-        count = self._library.millrace_item_pool_process(
-            self._books,
-            ctypes.byref(_Rows(rows, *map(_pointer, inputs))),
-            ctypes.byref(_Rule(rule.times, rule.easy_ratio, rule.allow_own)),
-            _pointer(flags),
-            ctypes.byref(_Outputs(*map(_pointer, outputs))),
-        )
+        rules = rule.times, rule.easy_ratio, int(rule.allow_own)
+        count = self._books.process(rows, *inputs, *rules, flags, *outputs)
         added = np.flatnonzero(flags == _ADDED)
         if len(added):
             self._store.append(take_rows(items, added))
@@ -178,7 +166,7 @@ class ItemPool:
         """Everything that the pools hold."""
         size = len(self)
         columns = [np.empty(size, dtype) for dtype in (np.int64, np.uint64, np.int64, np.int64, np.int64)]
-        self._library.millrace_item_pool_export(self._books, *map(_pointer, columns))
+        self._books.export(*columns)
         channels, keys, positions, pushed, drawn = columns
         return Contents(channels, keys, pushed, drawn, take_rows_of(self.store, positions))
 
@@ -190,7 +178,7 @@ class ItemPool:
         self._store.extend_schema(contents.items.schema)
         flags = np.zeros(len(contents.keys), np.uint8)
         columns = [np.ascontiguousarray(column) for column in contents[:4]]
-        self._library.millrace_item_pool_add(self._books, len(flags), *map(_pointer, columns), _pointer(flags))
+        self._books.add(len(flags), *columns, flags)
         self._store.append(contents.items.take(pa.array(np.flatnonzero(flags == _ADDED))))
         self._compact()
 
@@ -219,7 +207,7 @@ class ItemPool:
         if len(self._store) <= 2 * len(self) + _MIN_WASTE:
             return
         items = self.contents().items
-        self._library.millrace_item_pool_renumber(self._books)
+        self._books.renumber()
         self._store.replace(items)
 
 
@@ -308,46 +296,3 @@ def checked(contents: Contents) -> Contents:
 _ADDED, _REFUSED = 1, 2  # ItemPool::Pushed
 _ROW_TYPES: Sequence[type[np.generic]] = (np.uint64, np.int64, np.uint8, np.uint8, np.uint64)
 _DRAW_TYPES: Sequence[type[np.generic]] = (np.int64, np.int64, np.float64, np.int64, np.uint8)
-
-
-class _Rows(ctypes.Structure):
-    """ItemPool::Rows."""
-
-    _fields_ = [
-        ("count", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("keys", "channels", "push", "draw", "random")),
-    ]
-
-
-class _Rule(ctypes.Structure):
-    """ItemPool::DrawRule."""
-
-    _fields_ = [("times", ctypes.c_int64), ("easy_ratio", ctypes.c_double), ("allow_own", ctypes.c_bool)]
-
-
-class _Outputs(ctypes.Structure):
-    """ItemPool::Draws."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("rows", "positions", "recency", "drawn", "easy")]
-
-
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-@functools.lru_cache(maxsize=1)
-def _library() -> Any:
-    library = record_library.load()
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for name, result, arguments in (
-        ("new", pointer, [number] * 3),
-        ("delete", None, [pointer]),
-        ("size", number, [pointer]),
-        ("process", number, [pointer] * 5),
-        ("add", None, [pointer, number, *[pointer] * 5]),
-        ("export", None, [pointer] * 6),
-        ("renumber", None, [pointer]),
-    ):
-        function = getattr(library, f"millrace_item_pool_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library

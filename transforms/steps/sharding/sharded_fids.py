@@ -3,10 +3,8 @@
 shard(fid) = fid mod ps_num, the rule of `ops/cc/embedding/base/fid.h`; fids v1 become v2 before.
 """
 
-import ctypes
-import functools
 import itertools
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -184,7 +182,7 @@ def _number(fids: np.ndarray, starts: np.ndarray, ps_num: int, unique: bool) -> 
     """(shard << 32 | number uint64 [n], fids of each (feature, shard) int64 [features, ps_num])."""
     places = np.empty(len(fids), np.uint64)
     counts = np.empty((len(starts) - 1, ps_num), np.int64)
-    _library().millrace_number_fids(*_pointers(fids, starts), *counts.shape, int(unique), *_pointers(places, counts))
+    record_library.call("millrace_number_fids", fids, starts, *counts.shape, int(unique), places, counts)
     return places, counts
 
 
@@ -202,21 +200,6 @@ def _place(
     targets[layout.cell_features, layout.cell_shards] = fid_ends[:-1]
     first[layout.cell_features, layout.cell_shards] = rule.first
     sharded = np.empty(int(fid_ends[-1]), np.int64)
-    arrays = _pointers(targets, first, rule.steps, places, sharded)
-    _library().millrace_place_fids(*_pointers(fids, starts), *shape, *arrays)
+    arrays = targets, first, rule.steps, places, sharded
+    record_library.call("millrace_place_fids", fids, starts, *shape, *arrays)
     return sharded
-
-
-def _pointers(*arrays: np.ndarray) -> list[int]:
-    return [array.ctypes.data for array in arrays]
-
-
-@functools.cache
-def _library() -> Any:
-    library = record_library.load()
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    batch: list[Any] = [pointer, pointer, ctypes.c_int32, number]
-    library.millrace_number_fids.argtypes = [*batch, ctypes.c_int32, pointer, pointer]
-    library.millrace_place_fids.argtypes = [*batch, pointer, pointer, pointer, pointer, pointer]
-    library.millrace_number_fids.restype = library.millrace_place_fids.restype = None
-    return library

@@ -26,6 +26,9 @@ inline uint64_t Mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// The product of two numbers has twice their bits; the compiler has a type for it, but the standard none.
+__extension__ using Uint128 = unsigned __int128;
+
 inline uint64_t HashFid(int64_t fid) { return Mix64(static_cast<uint64_t>(fid) + 0x9E3779B97F4A7C15ull); }
 
 // FNV-1a.

@@ -3,7 +3,7 @@
 #include <memory>
 #include <utility>
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr int64_t kNullable = 2;  // ARROW_FLAG_NULLABLE
@@ -97,4 +97,4 @@ void ExportStruct(std::vector<ArrowSchema> children, ArrowSchema* schema) {
   Export(std::make_unique<OwnedSchema>("+s", "", "", std::move(children)), false, schema);
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

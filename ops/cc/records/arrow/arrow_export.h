@@ -10,7 +10,7 @@
 #include "ops/cc/records/arrow/buffer.h"
 #include "ops/cc/records/arrow/column_type.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // `buffers[0]` is the validity bitmap; an empty buffer is null. Children are moved.
 void ExportArray(int64_t length, int64_t null_count, std::vector<Buffer> buffers, std::vector<ArrowArray> children,
@@ -21,6 +21,6 @@ void ExportField(const std::string& name, ColumnType type, int32_t id, bool null
 // The schema of a record batch. Children are moved.
 void ExportStruct(std::vector<ArrowSchema> children, ArrowSchema* schema);
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_ARROW_EXPORT_H_

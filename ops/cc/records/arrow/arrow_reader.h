@@ -7,7 +7,7 @@
 #include "ops/cc/records/arrow/arrow_abi.h"
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // Releases an array at the end of its life.
 class ArrayOwner {
@@ -85,6 +85,6 @@ class BlockReader {
   const ArrayReader value_, partition_, offset_, index_, data_source_key_;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_ARROW_READER_H_

@@ -9,7 +9,7 @@
 #include <new>
 #include <utility>
 
-namespace millrace {
+namespace millrace::records {
 
 // Bytes that grow: an Arrow buffer while it is built.
 class Buffer {
@@ -71,6 +71,6 @@ class Buffer {
   size_t size_ = 0, capacity_ = 0;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_BUFFER_H_

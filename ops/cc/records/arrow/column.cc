@@ -6,7 +6,7 @@
 
 #include "ops/cc/records/arrow/arrow_export.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 size_t BitmapBytes(int64_t bits) { return static_cast<size_t>((bits + 7) / 8); }
@@ -173,4 +173,4 @@ void Column::Export(ArrowArray* array) {
   ExportArray(rows_, nulls, std::move(buffers), {child}, array);
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

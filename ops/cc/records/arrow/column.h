@@ -10,7 +10,7 @@
 #include "ops/cc/records/arrow/column_type.h"
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // An Arrow column while it is built. Values are added, then `EndList` and `EndRow` close the list and the row that they
 // belong to. Rows that nobody wrote become null when a later one is written.
@@ -84,6 +84,6 @@ class Column {
   Buffer values_;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_COLUMN_H_

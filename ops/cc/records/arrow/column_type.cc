@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr char kKindKey[] = "millrace.kind";
@@ -104,4 +104,4 @@ bool ParseField(const ArrowSchema& field, ColumnType* type, int32_t* id) {
   return false;
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

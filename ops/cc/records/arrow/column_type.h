@@ -9,7 +9,7 @@
 
 #include "ops/cc/records/arrow/arrow_abi.h"
 
-namespace millrace {
+namespace millrace::records {
 
 enum class Value : uint8_t { kInt64, kInt32, kFloat, kDouble, kBool, kBytes, kText };
 enum class Kind : uint8_t { kPlain, kFid, kFidV1, kRaw };
@@ -42,6 +42,6 @@ std::string MetadataOf(Kind kind, int32_t id);
 // False when no record has such a column. `id` is 0 where the metadata gives none.
 bool ParseField(const ArrowSchema& field, ColumnType* type, int32_t* id);
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_COLUMN_TYPE_H_

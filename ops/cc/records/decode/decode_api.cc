@@ -1,14 +1,17 @@
 // Blocks of records to record batches.
-#include <new>
+#include <cstdint>
+#include <memory>
 #include <string>
 
 #include "ops/cc/records/arrow/arrow_abi.h"
 #include "ops/cc/records/arrow/arrow_reader.h"
 #include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
 #include "ops/cc/records/decode/record_decoder.h"
 #include "ops/cc/records/decode/record_rows.h"
+#include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 void DecodeRecord(int64_t index, const BlockReader& block, RecordDecoder* decoder, RecordRows* rows) {
@@ -31,38 +34,31 @@ void DecodeRecord(int64_t index, const BlockReader& block, RecordDecoder* decode
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records
 
-// Decodes the records of `block`, a struct array as BlockReader reads it, which is released.
-//
-//   format: a millrace::Format
-//   wanted: schema of the features to decode, or null for all
-//   line_id_fields: one bit a field, or -1 for those that occur
-//   rows: gets a record batch; refused: gets one of row in the block, reason and detail
-//
-// Returns 0, or 1 when memory ran out, or 2 when `wanted` has a type or name that no feature can have.
-MILLRACE_C_API int32_t millrace_decode_records(int32_t format, int32_t fids_as_is, int32_t pruning,
-                                               int64_t line_id_fields, int64_t row_stride, const ArrowSchema* wanted,
-                                               ArrowArray* block, ArrowSchema* rows_schema, ArrowArray* rows,
-                                               ArrowSchema* refused_schema, ArrowArray* refused) {
-  try {
-    const millrace::ArrayOwner owner(block);
-    millrace::DecodeOptions options;
+using namespace millrace::records;
+
+int32_t millrace_decode_records(int32_t format, int32_t fids_as_is, int32_t pruning, int64_t line_id_fields,
+                                int64_t row_stride, const ArrowSchema* wanted, ArrowArray* block,
+                                ArrowSchema* rows_schema, ArrowArray* rows, ArrowSchema* refused_schema,
+                                ArrowArray* refused) {
+  return Guarded([=] {
+    const ArrayOwner owner(block);
+    DecodeOptions options;
     options.fids_as_is = fids_as_is != 0;
-    options.pruning = static_cast<millrace::Pruning>(pruning);
+    options.pruning = static_cast<Pruning>(pruning);
     options.all_line_id_fields = line_id_fields >= 0;
     options.line_id_fields = static_cast<uint32_t>(line_id_fields);
     options.row_stride = row_stride;
-    millrace::RecordRows decoded(options);
+    RecordRows decoded(options);
     std::string problem;
-    if (wanted != nullptr && !decoded.table().Want(*wanted, &problem)) return 2;
-    const auto decoder = millrace::MakeDecoder(static_cast<millrace::Format>(format), &decoded);
-    const millrace::BlockReader reader(*block);
-    for (int64_t i = 0; i < reader.rows(); ++i) millrace::DecodeRecord(i, reader, decoder.get(), &decoded);
+    if (wanted != nullptr && !decoded.table().Want(*wanted, &problem)) return CallStatus::kUnsupported;
+    const auto decoder = MakeDecoder(static_cast<Format>(format), &decoded);
+    if (decoder == nullptr) return CallStatus::kOutOfRange;
+    const BlockReader reader(*block);
+    for (int64_t i = 0; i < reader.rows(); ++i) DecodeRecord(i, reader, decoder.get(), &decoded);
     decoded.Export(rows_schema, rows);
     decoded.ExportRefusals(refused_schema, refused);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+    return CallStatus::kDone;
+  });
 }

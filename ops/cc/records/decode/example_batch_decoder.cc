@@ -5,7 +5,7 @@
 #include "ops/cc/records/decode/record_decoder.h"
 #include "ops/cc/records/wire/utf8.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr int32_t kShared = 1;
@@ -176,4 +176,4 @@ std::unique_ptr<RecordDecoder> MakeExampleBatchDecoder(RecordRows* rows) {
   return std::make_unique<ExampleBatchDecoder>(rows);
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

@@ -6,7 +6,7 @@
 #include "ops/cc/records/decode/record_decoder.h"
 #include "ops/cc/records/wire/utf8.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 // NamedFeature and NamedRawFeature have the same fields.
@@ -192,4 +192,4 @@ std::unique_ptr<RecordDecoder> MakeDecoder(Format format, RecordRows* rows) {
   return nullptr;
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

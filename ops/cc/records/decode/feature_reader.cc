@@ -4,7 +4,7 @@
 
 #include "ops/cc/records/wire/fid_convert.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr uint32_t kLargestMember = kFidV1Lists;
@@ -66,7 +66,7 @@ bool FeatureReader::Find(Span feature, Member* member) {
   WireReader reader(feature);
   uint32_t tag;
   if (!reader.ReadTag(&tag)) return FailAt(reader.at());
-  if (NumberOf(tag) <= kLargestMember && millrace::TypeOf(tag) == WireOf(NumberOf(tag)) &&
+  if (NumberOf(tag) <= kLargestMember && records::TypeOf(tag) == WireOf(NumberOf(tag)) &&
       ReadMember(tag, &reader, member) && reader.done()) {
     return true;
   }
@@ -80,7 +80,7 @@ bool FeatureReader::FindAmongMany(Span feature, Member* member) {
     const uint8_t* const start = reader.at();
     uint32_t tag;
     if (!reader.ReadTag(&tag)) return FailAt(start);
-    if (NumberOf(tag) > kLargestMember || millrace::TypeOf(tag) != WireOf(NumberOf(tag))) {
+    if (NumberOf(tag) > kLargestMember || records::TypeOf(tag) != WireOf(NumberOf(tag))) {
       if (!reader.Skip(tag)) return FailAt(start);
       continue;
     }
@@ -158,7 +158,7 @@ bool FeatureReader::FirstBytes(Span message, Span* first, bool* is_there) {
     Span bytes;
     const uint8_t* const start = reader.at();
     if (!reader.ReadTag(&tag)) return FailAt(start);
-    if (tag != TagOf(1, millrace::kBytes)) {
+    if (tag != TagOf(1, records::kBytes)) {
       if (!reader.Skip(tag)) return FailAt(start);
       continue;
     }
@@ -189,7 +189,7 @@ bool FeatureReader::AddLists(Span message, Element element, Column* column) {
 
 bool FeatureReader::AddElements(uint32_t tag, Element element, WireReader* reader, Column* column) {
   const uint8_t* const start = reader->at();
-  const WireType type = millrace::TypeOf(tag);
+  const WireType type = records::TypeOf(tag);
   if (type == kBytes) {
     Span bytes;
     if (!reader->ReadBytes(&bytes)) return FailAt(start);
@@ -240,4 +240,4 @@ bool FeatureReader::AddPacked(Span packed, Element element, Column* column) {
   return false;
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

@@ -9,7 +9,7 @@
 #include "ops/cc/records/arrow/column_type.h"
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // How one value of a repeated field lies on the wire, and what becomes of it.
 enum class Element : uint8_t { kFidV1ToV2, kFidV2, kFidAsIs, kFloat, kDouble, kInt64, kBytes };
@@ -64,7 +64,7 @@ class FeatureReader {
   // Adds the field 1 of a message.
   bool AddList(Span message, Element element, Column* column) {
     // Nearly always there is one packed field.
-    if (element != Element::kBytes && message.size() >= 2 && message.begin[0] == millrace::TagOf(1, WireType::kBytes) &&
+    if (element != Element::kBytes && message.size() >= 2 && message.begin[0] == records::TagOf(1, WireType::kBytes) &&
         message.begin[1] < 0x80 && message.begin[1] == message.size() - 2) {
       return AddPacked({message.begin + 2, message.end}, element, column);
     }
@@ -104,6 +104,6 @@ class FeatureReader {
   bool reserved_bit_ = false;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_FEATURE_READER_H_

@@ -6,7 +6,7 @@
 #include "ops/cc/records/wire/metadata_names.h"
 #include "ops/cc/records/wire/utf8.h"
 
-namespace millrace {
+namespace millrace::records {
 
 FeatureTable::FeatureTable() {
   unknown_.role = Role::kSkipped;
@@ -103,4 +103,4 @@ void FeatureTable::Rollback(int64_t rows) {
   }
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

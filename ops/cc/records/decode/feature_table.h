@@ -13,7 +13,7 @@
 #include "ops/cc/records/arrow/arrow_abi.h"
 #include "ops/cc/records/arrow/column.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // What a name in a list of features stands for.
 enum class Role : uint8_t { kFeature, kSkipped, kLineId, kLabel, kWeight, kMetadata };
@@ -65,6 +65,6 @@ class FeatureTable {
   std::vector<NamedColumn*> created_;  // in this record
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_FEATURE_TABLE_H_

@@ -7,15 +7,10 @@
 #include "ops/cc/records/wire/fid_convert.h"
 #include "ops/cc/records/decode/record_decoder.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr size_t kSlots = 1024;  // of fids v1
-
-Span SpanOf(const std::string& text) {
-  const auto* const begin = reinterpret_cast<const uint8_t*>(text.data());
-  return {begin, begin + text.size()};
-}
 
 std::vector<std::string> SlotNames() {
   std::vector<std::string> names;
@@ -288,4 +283,4 @@ class InstanceDecoder : public RecordDecoder {
 
 std::unique_ptr<RecordDecoder> MakeInstanceDecoder(RecordRows* rows) { return std::make_unique<InstanceDecoder>(rows); }
 
-}  // namespace millrace
+}  // namespace millrace::records

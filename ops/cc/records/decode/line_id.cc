@@ -4,7 +4,7 @@
 
 #include "ops/cc/records/wire/utf8.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr ColumnType kInt64 = {Value::kInt64, 0, Kind::kPlain};
@@ -139,4 +139,4 @@ bool LineIdRow::AddTo(size_t field, Column* column) const {
   return column->EndRow();
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

@@ -10,7 +10,7 @@
 #include "ops/cc/records/arrow/column_type.h"
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 struct LineIdField {
   const char* column;
@@ -56,6 +56,6 @@ class LineIdRow {
   const char* bad_text_ = nullptr;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_LINE_ID_H_

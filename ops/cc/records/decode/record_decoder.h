@@ -8,7 +8,7 @@
 #include "ops/cc/records/decode/record_rows.h"
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 enum class Format : int32_t { kExample = 0, kExampleBatch = 1, kInstance = 2 };
 
@@ -26,6 +26,6 @@ std::unique_ptr<RecordDecoder> MakeInstanceDecoder(RecordRows* rows);
 // Null for an unknown format.
 std::unique_ptr<RecordDecoder> MakeDecoder(Format format, RecordRows* rows);
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_RECORD_DECODER_H_

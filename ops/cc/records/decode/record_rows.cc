@@ -8,7 +8,7 @@
 #include "ops/cc/records/arrow/arrow_export.h"
 #include "ops/cc/records/wire/metadata_names.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr ColumnType kFloats = {Value::kFloat, 1, Kind::kPlain};
@@ -17,11 +17,6 @@ constexpr ColumnType kInt64Type = {Value::kInt64, 0, Kind::kPlain};
 constexpr ColumnType kInt32Type = {Value::kInt32, 0, Kind::kPlain};
 constexpr ColumnType kTextType = {Value::kText, 0, Kind::kPlain};
 constexpr ColumnType kBytesType = {Value::kBytes, 1, Kind::kPlain};
-
-Span SpanOf(std::string_view text) {
-  const auto* const begin = reinterpret_cast<const uint8_t*>(text.data());
-  return {begin, begin + text.size()};
-}
 
 // The columns of a batch, in order.
 struct BatchExport {
@@ -302,4 +297,4 @@ void RecordRows::ExportRefusals(ArrowSchema* schema, ArrowArray* array) {
   batch.Finish(rows, schema, array);
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

@@ -15,7 +15,7 @@
 #include "ops/cc/records/decode/feature_table.h"
 #include "ops/cc/records/decode/line_id.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // Values of `Reason` in transforms/batch/dead_letter.py.
 namespace reason {
@@ -135,6 +135,6 @@ class RecordRows {
   std::string detail_;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_RECORD_ROWS_H_

@@ -6,7 +6,7 @@
 
 #include "ops/cc/records/wire/metadata_names.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr std::string_view kProvenance[] = {kPartitionColumn, kOffsetColumn, kRowColumn};
@@ -126,4 +126,4 @@ void WriteValues(const ArrayReader& values, int64_t begin, int64_t end, ColumnTy
   out->EndMessage(number, before);
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

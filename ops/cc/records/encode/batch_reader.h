@@ -12,7 +12,7 @@
 #include "ops/cc/records/decode/line_id.h"
 #include "ops/cc/records/wire/reverse_writer.h"
 
-namespace millrace {
+namespace millrace::records {
 
 struct BatchColumn {
   std::string name;
@@ -21,10 +21,7 @@ struct BatchColumn {
   std::vector<ArrayReader> levels;  // the rows, then the values in lists
 
   bool IsNull(int64_t row) const { return levels[0].IsNull(row); }
-  Span name_bytes() const {
-    const auto* const begin = reinterpret_cast<const uint8_t*>(name.data());
-    return {begin, begin + name.size()};
-  }
+  Span name_bytes() const { return SpanOf(name); }
 };
 
 class BatchReader {
@@ -61,6 +58,6 @@ class BatchReader {
 void WriteValues(const ArrayReader& values, int64_t begin, int64_t end, ColumnType type, uint32_t number,
                  ReverseWriter* out);
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_BATCH_READER_H_

@@ -1,16 +1,22 @@
 // Record batches to records.
-#include <new>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
+#include "ops/cc/records/arrow/arrow_abi.h"
 #include "ops/cc/records/arrow/arrow_export.h"
 #include "ops/cc/records/arrow/arrow_reader.h"
-#include "ops/cc/records/c_api.h"
+#include "ops/cc/records/arrow/buffer.h"
 #include "ops/cc/records/arrow/column.h"
+#include "ops/cc/records/arrow/column_type.h"
+#include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
 #include "ops/cc/records/decode/record_decoder.h"
+#include "ops/cc/records/encode/batch_reader.h"
 #include "ops/cc/records/encode/record_encoder.h"
+#include "ops/cc/records/wire/reverse_writer.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr ColumnType kRecordType = {Value::kBytes, 0, Kind::kPlain};
@@ -62,29 +68,24 @@ void Export(Column* column, ArrowSchema* schema, ArrowArray* array) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records
 
-// Encodes a record batch, which is released.
-//
-//   format: a millrace::Format
-//   rows_per_record: of an ExampleBatch at most
-//   records: gets a record batch of one binary column
-//
-// Returns 0, or 1 when memory ran out or the records take more than 2 GiB, or 2 when a column has a type that the
-// format has not.
-MILLRACE_C_API int32_t millrace_encode_records(int32_t format, int64_t rows_per_record, const ArrowSchema* schema,
-                                               ArrowArray* batch, ArrowSchema* records_schema, ArrowArray* records) {
-  try {
-    const millrace::ArrayOwner owner(batch);
-    const auto kind = static_cast<millrace::Format>(format);
-    millrace::BatchReader reader;
-    if (!reader.Open(*schema, *batch)) return 2;
-    if (kind == millrace::Format::kInstance && !FitsInstance(reader)) return 2;
-    millrace::Column column(millrace::kRecordType);
-    if (!millrace::EncodeRecords(reader, kind, rows_per_record, &column)) return 1;
-    millrace::Export(&column, records_schema, records);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+using namespace millrace::records;
+
+int32_t millrace_encode_records(int32_t format, int64_t rows_per_record, const ArrowSchema* schema, ArrowArray* batch,
+                                ArrowSchema* records_schema, ArrowArray* records) {
+  return Guarded([=] {
+    const ArrayOwner owner(batch);
+    const auto kind = static_cast<Format>(format);
+    if (kind != Format::kExample && kind != Format::kExampleBatch && kind != Format::kInstance) {
+      return CallStatus::kOutOfRange;
+    }
+    BatchReader reader;
+    if (!reader.Open(*schema, *batch)) return CallStatus::kUnsupported;
+    if (kind == Format::kInstance && !FitsInstance(reader)) return CallStatus::kUnsupported;
+    Column column(kRecordType);
+    if (!EncodeRecords(reader, kind, rows_per_record, &column)) return CallStatus::kOutOfMemory;
+    Export(&column, records_schema, records);
+    return CallStatus::kDone;
+  });
 }

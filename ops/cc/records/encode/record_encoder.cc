@@ -5,13 +5,8 @@
 #include "ops/cc/records/decode/feature_reader.h"
 #include "ops/cc/records/wire/metadata_names.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
-
-Span SpanOf(std::string_view text) {
-  const auto* const begin = reinterpret_cast<const uint8_t*>(text.data());
-  return {begin, begin + text.size()};
-}
 
 // The number of the oneof member that holds values of this type.
 uint32_t MemberOf(ColumnType type) {
@@ -274,4 +269,4 @@ void WriteInstance(const BatchReader& batch, int64_t row, ReverseWriter* out) {
   WriteFlatFids(batch, row, out);
 }
 
-}  // namespace millrace
+}  // namespace millrace::records

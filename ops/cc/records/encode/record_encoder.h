@@ -7,7 +7,7 @@
 #include "ops/cc/records/encode/batch_reader.h"
 #include "ops/cc/records/wire/reverse_writer.h"
 
-namespace millrace {
+namespace millrace::records {
 
 void WriteExample(const BatchReader& batch, int64_t row, ReverseWriter* out);
 
@@ -19,6 +19,6 @@ void WriteExampleBatch(const BatchReader& batch, int64_t begin, int64_t end, Rev
 bool FitsInstance(const BatchReader& batch);
 void WriteInstance(const BatchReader& batch, int64_t row, ReverseWriter* out);
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_RECORD_ENCODER_H_

@@ -10,7 +10,7 @@
 #include "ops/cc/records/arrow/column_type.h"
 #include "ops/cc/records/wire/utf8.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 bool IsDigit(uint8_t byte) { return byte >= '0' && byte <= '9'; }
@@ -223,4 +223,4 @@ bool JsonReader::ReadValue(Column* column, Cursor* cursor) {
 
 void JsonReader::Export(ArrowArray* array) { ExportFields(rows_, &fields_, array); }
 
-}  // namespace millrace
+}  // namespace millrace::records

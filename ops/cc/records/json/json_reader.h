@@ -12,7 +12,7 @@
 #include "ops/cc/records/arrow/column.h"
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // A field of an object: a number, a text, a list of numbers or texts, or an object of fields that are not objects.
 struct JsonField {
@@ -67,6 +67,6 @@ class JsonReader {
   int64_t attempts_ = 0;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_JSON_READER_H_

@@ -1,11 +1,14 @@
 #include "ops/cc/records/rows/find_fids.h"
 
 #include <algorithm>
+#include <cstdint>
 
+#include "ops/cc/records/arrow/arrow_abi.h"
 #include "ops/cc/records/arrow/arrow_reader.h"
 #include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr int64_t kBlock = 16;  // fids that are compared before any branch
@@ -46,10 +49,14 @@ void FindFids(const ArrowArray& batch, const int64_t* wanted, int32_t count, uin
   }
 }
 
-}  // namespace millrace
+}  // namespace millrace::records
 
-// FindFids; `batch` is released.
-MILLRACE_C_API void millrace_find_fids(ArrowArray* batch, const int64_t* wanted, int32_t count, uint8_t* found) {
-  const millrace::ArrayOwner owner(batch);
-  millrace::FindFids(*batch, wanted, count, found);
+using namespace millrace::records;
+
+int32_t millrace_find_fids(ArrowArray* batch, const int64_t* wanted, int32_t count, uint8_t* found) {
+  return Guarded([=] {
+    const ArrayOwner owner(batch);
+    FindFids(*batch, wanted, count, found);
+    return CallStatus::kDone;
+  });
 }

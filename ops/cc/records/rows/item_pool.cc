@@ -1,16 +1,14 @@
 #include "ops/cc/records/rows/item_pool.h"
 
+#include <utility>
+#include <vector>
+
+#include "ops/cc/embedding/base/fid.h"
 #include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
 
 namespace millrace::records {
 namespace {
-
-// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-uint64_t Mix64(uint64_t value) {
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9u;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EBu;
-  return value ^ (value >> 31);
-}
 
 // What a draw decides by chance.
 enum Purpose : uint64_t { kEasy = 0, kChannel = 1, kItem = 2, kPurposes = 3 };
@@ -21,7 +19,7 @@ uint64_t Random(uint64_t row, int64_t number, Purpose purpose) {
 
 // In [0, bound).
 int64_t Below(uint64_t random, int64_t bound) {
-  return static_cast<int64_t>((static_cast<unsigned __int128>(random) * static_cast<uint64_t>(bound)) >> 64);
+  return static_cast<int64_t>((static_cast<Uint128>(random) * static_cast<uint64_t>(bound)) >> 64);
 }
 
 double Unit(uint64_t random) { return static_cast<double>(random >> 11) * 0x1p-53; }
@@ -180,30 +178,59 @@ void ItemPool::Renumber() {
 
 }  // namespace millrace::records
 
-using millrace::records::ItemPool;
+using namespace millrace::records;
 
-MILLRACE_C_API ItemPool* millrace_item_pool_new(int64_t start_num, int64_t max_items, int64_t max_channels) {
-  return new ItemPool(start_num, max_items, max_channels);
+int32_t millrace_item_pool_new(int64_t start_num, int64_t max_items, int64_t max_channels, ItemPool** pool) {
+  return Guarded([=] {
+    *pool = new ItemPool(start_num, max_items, max_channels);
+    return CallStatus::kDone;
+  });
 }
 
-MILLRACE_C_API void millrace_item_pool_delete(ItemPool* pool) { delete pool; }
-
-MILLRACE_C_API int64_t millrace_item_pool_size(const ItemPool* pool) { return pool->size(); }
-
-MILLRACE_C_API int64_t millrace_item_pool_process(ItemPool* pool, const ItemPool::Rows* rows,
-                                                  const ItemPool::DrawRule* rule, uint8_t* pushed,
-                                                  const ItemPool::Draws* draws) {
-  return pool->Process(*rows, *rule, pushed, *draws);
+int32_t millrace_item_pool_delete(ItemPool* pool) {
+  return Guarded([=] {
+    delete pool;
+    return CallStatus::kDone;
+  });
 }
 
-MILLRACE_C_API void millrace_item_pool_add(ItemPool* pool, int64_t count, const int64_t* channels, const uint64_t* keys,
-                                           const int64_t* pushed, const int64_t* drawn, uint8_t* what) {
-  for (int64_t i = 0; i < count; ++i) what[i] = pool->Add(channels[i], keys[i], pushed[i], drawn[i]);
+int32_t millrace_item_pool_size(const ItemPool* pool, int64_t* size) {
+  return Guarded([=] {
+    *size = pool->size();
+    return CallStatus::kDone;
+  });
 }
 
-MILLRACE_C_API void millrace_item_pool_export(const ItemPool* pool, int64_t* channels, uint64_t* keys,
-                                              int64_t* positions, int64_t* pushed, int64_t* drawn) {
-  pool->Export(channels, keys, positions, pushed, drawn);
+int32_t millrace_item_pool_process(ItemPool* pool, int64_t count, const uint64_t* keys, const int64_t* channels,
+                                   const uint8_t* push, const uint8_t* draw, const uint64_t* random, int64_t times,
+                                   double easy_ratio, int32_t allow_own, uint8_t* pushed, int64_t* rows,
+                                   int64_t* positions, double* recency, int64_t* drawn, uint8_t* easy, int64_t* draws) {
+  return Guarded([=] {
+    *draws = pool->Process({count, keys, channels, push, draw, random}, {times, easy_ratio, allow_own != 0}, pushed,
+                           {rows, positions, recency, drawn, easy});
+    return CallStatus::kDone;
+  });
 }
 
-MILLRACE_C_API void millrace_item_pool_renumber(ItemPool* pool) { pool->Renumber(); }
+int32_t millrace_item_pool_add(ItemPool* pool, int64_t count, const int64_t* channels, const uint64_t* keys,
+                               const int64_t* pushed, const int64_t* drawn, uint8_t* what) {
+  return Guarded([=] {
+    for (int64_t i = 0; i < count; ++i) what[i] = pool->Add(channels[i], keys[i], pushed[i], drawn[i]);
+    return CallStatus::kDone;
+  });
+}
+
+int32_t millrace_item_pool_export(const ItemPool* pool, int64_t* channels, uint64_t* keys, int64_t* positions,
+                                  int64_t* pushed, int64_t* drawn) {
+  return Guarded([=] {
+    pool->Export(channels, keys, positions, pushed, drawn);
+    return CallStatus::kDone;
+  });
+}
+
+int32_t millrace_item_pool_renumber(ItemPool* pool) {
+  return Guarded([=] {
+    pool->Renumber();
+    return CallStatus::kDone;
+  });
+}

@@ -1,12 +1,15 @@
 #include "ops/cc/records/rows/shard_fids.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "ops/cc/embedding/base/fid.h"
 #include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr int kShardShift = 32;
@@ -14,7 +17,7 @@ constexpr int kShardShift = 32;
 // Both halves of a product, xored: quicker than HashFid, which the look-up waits for after each fid that is new.
 uint64_t Fold(int64_t fid) {
   const auto product =
-      static_cast<unsigned __int128>(static_cast<uint64_t>(fid) ^ 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
+      static_cast<Uint128>(static_cast<uint64_t>(fid) ^ 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
   return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
 }
 
@@ -97,15 +100,23 @@ void PlaceFids(const FeatureFids& batch, const int64_t* starts, const uint64_t* 
   }
 }
 
-}  // namespace millrace
+}  // namespace millrace::records
 
-MILLRACE_C_API void millrace_number_fids(const int64_t* fids, const int64_t* splits, int32_t features, int64_t shards,
-                                         int32_t unique, uint64_t* places, int64_t* counts) {
-  millrace::NumberFids({fids, splits, features, shards}, unique != 0, places, counts);
+using namespace millrace::records;
+
+int32_t millrace_number_fids(const int64_t* fids, const int64_t* splits, int32_t features, int64_t shards,
+                             int32_t unique, uint64_t* places, int64_t* counts) {
+  return Guarded([=] {
+    NumberFids({fids, splits, features, shards}, unique != 0, places, counts);
+    return CallStatus::kDone;
+  });
 }
 
-MILLRACE_C_API void millrace_place_fids(const int64_t* fids, const int64_t* splits, int32_t features, int64_t shards,
-                                        const int64_t* starts, const uint64_t* first_offsets, const int64_t* steps,
-                                        uint64_t* places, int64_t* sharded) {
-  millrace::PlaceFids({fids, splits, features, shards}, starts, first_offsets, steps, places, sharded);
+int32_t millrace_place_fids(const int64_t* fids, const int64_t* splits, int32_t features, int64_t shards,
+                            const int64_t* starts, const uint64_t* first_offsets, const int64_t* steps,
+                            uint64_t* places, int64_t* sharded) {
+  return Guarded([=] {
+    PlaceFids({fids, splits, features, shards}, starts, first_offsets, steps, places, sharded);
+    return CallStatus::kDone;
+  });
 }

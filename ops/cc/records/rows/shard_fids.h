@@ -1,9 +1,10 @@
 // Groups the fids of a batch by (feature, parameter server shard).
-#pragma once
+#ifndef MILLRACE_RECORDS_SHARD_FIDS_H_
+#define MILLRACE_RECORDS_SHARD_FIDS_H_
 
 #include <cstdint>
 
-namespace millrace {
+namespace millrace::records {
 
 // The fids of all features: feature f has fids[splits[f]] up to fids[splits[f + 1]].
 struct FeatureFids {
@@ -22,4 +23,6 @@ void NumberFids(const FeatureFids& batch, bool unique, uint64_t* places, int64_t
 void PlaceFids(const FeatureFids& batch, const int64_t* starts, const uint64_t* first_offsets, const int64_t* steps,
                uint64_t* places, int64_t* sharded);
 
-}  // namespace millrace
+}  // namespace millrace::records
+
+#endif  // MILLRACE_RECORDS_SHARD_FIDS_H_

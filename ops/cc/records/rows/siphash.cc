@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
 
 namespace {
 
@@ -50,11 +51,15 @@ uint64_t SipHash(const uint8_t* bytes, int64_t size, uint64_t k0, uint64_t k1) {
 
 }  // namespace
 
-// Hashes `count` strings: string i is bytes [offsets[i], offsets[i + 1]) of `data`. `key`: 16 bytes.
-MILLRACE_C_API void millrace_siphash24(const int64_t* offsets, const uint8_t* data, int64_t count, const uint8_t* key,
-                                       uint64_t* hashes) {
-  uint64_t k0, k1;
-  std::memcpy(&k0, key, 8);
-  std::memcpy(&k1, key + 8, 8);
-  for (int64_t i = 0; i < count; ++i) hashes[i] = SipHash(data + offsets[i], offsets[i + 1] - offsets[i], k0, k1);
+using namespace millrace::records;
+
+int32_t millrace_siphash24(const int64_t* offsets, const uint8_t* data, int64_t count, const uint8_t* key,
+                           uint64_t* hashes) {
+  return Guarded([=] {
+    uint64_t k0, k1;
+    std::memcpy(&k0, key, 8);
+    std::memcpy(&k1, key + 8, 8);
+    for (int64_t i = 0; i < count; ++i) hashes[i] = SipHash(data + offsets[i], offsets[i + 1] - offsets[i], k0, k1);
+    return CallStatus::kDone;
+  });
 }

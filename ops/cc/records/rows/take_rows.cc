@@ -1,18 +1,21 @@
 #include "ops/cc/records/rows/take_rows.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "ops/cc/records/arrow/arrow_abi.h"
 #include "ops/cc/records/arrow/arrow_export.h"
 #include "ops/cc/records/arrow/buffer.h"
 #include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 using Arrays = std::vector<const ArrowArray*>;
@@ -195,35 +198,44 @@ bool Select(const Arrays& batches, const int64_t* rows, int64_t count, Selection
   return true;
 }
 
+// Releases what `millrace_take_rows` was given. Not a list of owners: to make one could throw before it owns anything.
+struct Given {
+  ~Given() {
+    for (int64_t b = 0; b < batch_count; ++b) batches[b]->release(batches[b]);
+    schema->release(schema);
+  }
+
+  ArrowSchema* schema;
+  ArrowArray* const* batches;
+  int64_t batch_count;
+};
+
 }  // namespace
 
-Taken TakeRows(const ArrowSchema& schema, const std::vector<const ArrowArray*>& batches, const int64_t* rows,
-               int64_t count, ArrowArray* taken) {
+CallStatus TakeRows(const ArrowSchema& schema, const std::vector<const ArrowArray*>& batches, const int64_t* rows,
+                    int64_t count, ArrowArray* taken) {
   Selection chosen;
-  if (!Select(batches, rows, count, &chosen)) return Taken::kOutOfRange;
+  if (!Select(batches, rows, count, &chosen)) return CallStatus::kOutOfRange;
   std::vector<ArrowArray> columns;
   for (int64_t c = 0; c < schema.n_children; ++c) {
     columns.emplace_back();
     if (Take(*schema.children[c], ChildrenOf(batches, c), chosen, &columns.back())) continue;
     columns.pop_back();
     for (ArrowArray& column : columns) column.release(&column);
-    return Taken::kUnsupported;
+    return CallStatus::kUnsupported;
   }
   ExportArray(count, 0, std::vector<Buffer>(1), std::move(columns), taken);
-  return Taken::kDone;
+  return CallStatus::kDone;
 }
 
-}  // namespace millrace
+}  // namespace millrace::records
 
-// Rows of `batches`, numbered through. Returns a millrace::Taken. `schema` and the batches are released.
-MILLRACE_C_API int32_t millrace_take_rows(ArrowSchema* schema, ArrowArray* const* batches, int64_t batch_count,
-                                          const int64_t* rows, int64_t count, ArrowArray* taken) {
-  auto status = millrace::Taken::kOutOfMemory;
-  try {
-    status = millrace::TakeRows(*schema, {batches, batches + batch_count}, rows, count, taken);
-  } catch (const std::bad_alloc&) {
-  }
-  for (int64_t b = 0; b < batch_count; ++b) batches[b]->release(batches[b]);
-  schema->release(schema);
-  return static_cast<int32_t>(status);
+using namespace millrace::records;
+
+int32_t millrace_take_rows(ArrowSchema* schema, ArrowArray* const* batches, int64_t batch_count, const int64_t* rows,
+                           int64_t count, ArrowArray* taken) {
+  return Guarded([=] {
+    const Given given{schema, batches, batch_count};
+    return TakeRows(*schema, {batches, batches + batch_count}, rows, count, taken);
+  });
 }

@@ -1,9 +1,13 @@
 #include "ops/cc/records/wire/framing.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 #include "ops/cc/embedding/base/crc32c.h"
 #include "ops/cc/records/c_api.h"
+#include "ops/cc/records/c_guard.h"
+#include "ops/cc/records/wire/wire.h"
 
 namespace millrace::records {
 namespace {
@@ -106,6 +110,51 @@ Frame ParseLine(const uint8_t* data, int64_t size, int64_t position, int64_t max
   return {length > max_record_bytes ? FrameStatus::kTooLarge : FrameStatus::kOk, position, length, next, 0};
 }
 
+uint8_t* Put(const void* bytes, size_t size, uint8_t* out) {
+  if (size > 0) std::memcpy(out, bytes, size);
+  return out + size;
+}
+
+// Writes one frame at `out` and returns where it ends.
+uint8_t* WriteFrame(Span payload, int32_t flags, Span prefix, uint8_t* out) {
+  if (flags & kLine) {
+    out = Put(payload.begin, payload.size(), out);
+    *out = '\n';
+    return out + 1;
+  }
+  out = Put(prefix.begin, prefix.size(), out);
+  const uint64_t length = payload.size();
+  out = Put(&length, sizeof(length), out);
+  if (flags & kTfRecord) {
+    const uint32_t length_crc = MaskedCrc(reinterpret_cast<const uint8_t*>(&length), sizeof(length));
+    out = Put(&length_crc, sizeof(length_crc), out);
+  }
+  out = Put(payload.begin, payload.size(), out);
+  if (flags & kTfRecord) {
+    const uint32_t payload_crc = MaskedCrc(payload.begin, static_cast<int64_t>(payload.size()));
+    out = Put(&payload_crc, sizeof(payload_crc), out);
+  }
+  return out;
+}
+
+// As of `millrace_find_frame`: the position, or -1.
+int64_t FindFrame(const uint8_t* data, int64_t size, int64_t position, int32_t flags, int64_t max_record_bytes,
+                  bool is_last, int32_t* sure) {
+  *sure = 1;
+  if (flags & kLine) {
+    const void* const feed = std::memchr(data + position, '\n', static_cast<size_t>(size - position));
+    return feed == nullptr ? -1 : static_cast<const uint8_t*>(feed) - data + 1;
+  }
+  if (!(flags & kTfRecord)) return -1;
+  for (; position + kTfHeaderBytes <= size; ++position) {
+    const Guess guess = GuessTfRecord(data, size, position, max_record_bytes);
+    if (guess == Guess::kNo || (guess == Guess::kUnsure && is_last)) continue;
+    *sure = guess == Guess::kYes ? 1 : 0;
+    return position;
+  }
+  return -1;
+}
+
 }  // namespace
 
 Frame ParseFrame(const uint8_t* data, int64_t size, int64_t position, int32_t flags, int64_t max_record_bytes) {
@@ -135,142 +184,105 @@ Frame ParseFrame(const uint8_t* data, int64_t size, int64_t position, int32_t fl
 
 }  // namespace millrace::records
 
-using millrace::records::Frame;
-using millrace::records::FrameStatus;
-using millrace::records::ParseFrame;
+using namespace millrace::records;
 
-// Scans whole frames from `position` on, until the buffer ends, a frame is wrong or `capacity` frames were found.
-//
-// `starts`, `lengths`, `positions` (of the frames) and `keys` have room for `capacity`. `end`: where the scan stopped;
-// `next`: where the frame there ends, -1 where nobody can tell; `status`: a FrameStatus. Returns the number of frames.
-MILLRACE_C_API int64_t millrace_split_frames(const uint8_t* data, int64_t size, int64_t position, int32_t flags,
-                                             int64_t max_record_bytes, int64_t capacity, int64_t* starts,
-                                             int64_t* lengths, int64_t* positions, uint32_t* keys, int64_t* end,
-                                             int64_t* next, int32_t* status) {
-  int64_t count = 0;
-  FrameStatus stopped = FrameStatus::kOk;
-  *next = position;
-  while (position < size && stopped == FrameStatus::kOk) {
-    if (count == capacity) {
-      stopped = FrameStatus::kFull;
-      break;
-    }
-    const Frame frame = ParseFrame(data, size, position, flags, max_record_bytes);
-    stopped = frame.status;
-    *next = frame.next;
-    if (stopped != FrameStatus::kOk) break;
-    starts[count] = frame.start;
-    lengths[count] = frame.length;
-    positions[count] = position;
-    keys[count] = frame.data_source_key;
-    ++count;
-    position = frame.next;
-  }
-  *end = position;
-  *status = static_cast<int32_t>(stopped);
-  return count;
-}
-
-// Scans the values of a binary column, each of which holds frames: value i is data[offsets[i], offsets[i + 1]).
-//
-// Like `millrace_split_frames`, with the value of each frame in `rows`, and with what is wrong: `bad_rows`,
-// `bad_starts` and `bad_lengths` (in `data`) and `bad_status`, `*bad` of them. Where nobody can tell the end of a bad
-// frame it takes the rest of its value. At most `frames_per_value` frames are taken of a value: from there on its
-// status is kFull. Each array has room for `capacity`. Returns the number of frames, or -1 when `capacity` is too
-// small.
-MILLRACE_C_API int64_t millrace_split_values(const uint8_t* data, const int32_t* offsets, int64_t values, int32_t flags,
-                                             int64_t max_record_bytes, int64_t frames_per_value, int64_t capacity,
-                                             int64_t* starts, int64_t* lengths, int64_t* rows, uint32_t* keys,
-                                             int64_t* bad_rows, int64_t* bad_starts, int64_t* bad_lengths,
-                                             int32_t* bad_status, int64_t* bad) {
-  int64_t count = 0;
-  *bad = 0;
-  for (int64_t row = 0; row < values; ++row) {
-    const int64_t size = offsets[row + 1];
-    int64_t position = offsets[row];
-    for (int64_t frames = 0; position < size; ++frames) {
-      if (count == capacity || *bad == capacity) return -1;
-      Frame frame = ParseFrame(data, size, position, flags, max_record_bytes);
-      if (frames == frames_per_value) frame = {FrameStatus::kFull, position, 0, -1, 0};
-      if (frame.status == FrameStatus::kOk) {
-        starts[count] = frame.start;
-        lengths[count] = frame.length;
-        rows[count] = row;
-        keys[count] = frame.data_source_key;
-        ++count;
-      } else {
-        if (frame.next < 0 || frame.next > size) frame.next = size;
-        bad_rows[*bad] = row;
-        bad_starts[*bad] = position;
-        bad_lengths[*bad] = frame.next - position;
-        bad_status[*bad] = static_cast<int32_t>(frame.status);
-        ++*bad;
+int32_t millrace_split_frames(const uint8_t* data, int64_t size, int64_t position, int32_t flags,
+                              int64_t max_record_bytes, int64_t capacity, int64_t* starts, int64_t* lengths,
+                              int64_t* positions, uint32_t* keys, int64_t* count, int64_t* end, int64_t* next,
+                              int32_t* frame_status) {
+  return Guarded([=]() mutable {
+    FrameStatus stopped = FrameStatus::kOk;
+    int64_t found = 0;
+    *next = position;
+    while (position < size && stopped == FrameStatus::kOk) {
+      if (found == capacity) {
+        stopped = FrameStatus::kFull;
+        break;
       }
+      const Frame frame = ParseFrame(data, size, position, flags, max_record_bytes);
+      stopped = frame.status;
+      *next = frame.next;
+      if (stopped != FrameStatus::kOk) break;
+      starts[found] = frame.start;
+      lengths[found] = frame.length;
+      positions[found] = position;
+      keys[found] = frame.data_source_key;
+      ++found;
       position = frame.next;
     }
-  }
-  return count;
+    *count = found;
+    *end = position;
+    *frame_status = static_cast<int32_t>(stopped);
+    return CallStatus::kDone;
+  });
 }
 
-// Copies the `count` ranges of `data` one after the other into `out`; `offsets` gets count + 1 positions in it.
-MILLRACE_C_API void millrace_copy_ranges(const uint8_t* data, const int64_t* starts, const int64_t* lengths,
-                                         int64_t count, uint8_t* out, int32_t* offsets) {
-  int64_t position = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    offsets[i] = static_cast<int32_t>(position);
-    if (lengths[i] > 0) std::memcpy(out + position, data + starts[i], static_cast<size_t>(lengths[i]));
-    position += lengths[i];
-  }
-  offsets[count] = static_cast<int32_t>(position);
+int32_t millrace_split_values(const uint8_t* data, const int32_t* offsets, int64_t values, int32_t flags,
+                              int64_t max_record_bytes, int64_t frames_per_value, int64_t capacity, int64_t* starts,
+                              int64_t* lengths, int64_t* rows, uint32_t* keys, int64_t* bad_rows, int64_t* bad_starts,
+                              int64_t* bad_lengths, int32_t* bad_status, int64_t* count, int64_t* bad) {
+  return Guarded([=] {
+    int64_t found = 0, wrong = 0;
+    *count = -1;
+    for (int64_t row = 0; row < values; ++row) {
+      const int64_t size = offsets[row + 1];
+      int64_t position = offsets[row];
+      for (int64_t frames = 0; position < size; ++frames) {
+        if (found == capacity || wrong == capacity) return CallStatus::kDone;
+        Frame frame = ParseFrame(data, size, position, flags, max_record_bytes);
+        if (frames == frames_per_value) frame = {FrameStatus::kFull, position, 0, -1, 0};
+        if (frame.status == FrameStatus::kOk) {
+          starts[found] = frame.start;
+          lengths[found] = frame.length;
+          rows[found] = row;
+          keys[found] = frame.data_source_key;
+          ++found;
+        } else {
+          if (frame.next < 0 || frame.next > size) frame.next = size;
+          bad_rows[wrong] = row;
+          bad_starts[wrong] = position;
+          bad_lengths[wrong] = frame.next - position;
+          bad_status[wrong] = static_cast<int32_t>(frame.status);
+          ++wrong;
+        }
+        position = frame.next;
+      }
+    }
+    *count = found;
+    *bad = wrong;
+    return CallStatus::kDone;
+  });
 }
 
-// The first position from `position` on where a frame begins: a TFRecord by its checksums, a line behind the next line
-// feed; -1 when there is none. Other framings cannot tell. Where more bytes could decide it, `*sure` is 0: at the end
-// of a stream there are none, so `is_last` makes such positions be passed over.
-MILLRACE_C_API int64_t millrace_find_frame(const uint8_t* data, int64_t size, int64_t position, int32_t flags,
-                                           int64_t max_record_bytes, int32_t is_last, int32_t* sure) {
-  using millrace::records::Guess;
-  *sure = 1;
-  if (flags & millrace::records::kLine) {
-    const void* const found = std::memchr(data + position, '\n', static_cast<size_t>(size - position));
-    return found == nullptr ? -1 : static_cast<const uint8_t*>(found) - data + 1;
-  }
-  if (!(flags & millrace::records::kTfRecord)) return -1;
-  for (; position + millrace::records::kTfHeaderBytes <= size; ++position) {
-    const Guess guess = millrace::records::GuessTfRecord(data, size, position, max_record_bytes);
-    if (guess == Guess::kNo || (guess == Guess::kUnsure && is_last)) continue;
-    *sure = guess == Guess::kYes;
-    return position;
-  }
-  return -1;
+int32_t millrace_copy_ranges(const uint8_t* data, const int64_t* starts, const int64_t* lengths, int64_t count,
+                             uint8_t* out, int32_t* offsets) {
+  return Guarded([=] {
+    int64_t position = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      offsets[i] = static_cast<int32_t>(position);
+      if (lengths[i] > 0) std::memcpy(out + position, data + starts[i], static_cast<size_t>(lengths[i]));
+      position += lengths[i];
+    }
+    offsets[count] = static_cast<int32_t>(position);
+    return CallStatus::kDone;
+  });
 }
 
-// Writes a frame around each value of a binary column: `prefix` bytes, uint64 length, payload; as TFRecords, length and
-// payload with their checksums; as lines, the payload and a line feed. `out` has room for all.
-MILLRACE_C_API void millrace_join_frames(const uint8_t* data, const int32_t* offsets, int64_t values, int32_t flags,
-                                         const uint8_t* prefix, int64_t prefix_bytes, uint8_t* out) {
-  const auto put = [&out](const void* bytes, int64_t size) {
-    if (size > 0) std::memcpy(out, bytes, static_cast<size_t>(size));
-    out += size;
-  };
-  for (int64_t row = 0; row < values; ++row) {
-    const uint8_t* const payload = data + offsets[row];
-    const uint64_t length = static_cast<uint64_t>(offsets[row + 1] - offsets[row]);
-    if (flags & millrace::records::kLine) {
-      put(payload, static_cast<int64_t>(length));
-      put("\n", 1);
-      continue;
+int32_t millrace_find_frame(const uint8_t* data, int64_t size, int64_t position, int32_t flags,
+                            int64_t max_record_bytes, int32_t is_last, int64_t* found, int32_t* sure) {
+  return Guarded([=] {
+    *found = FindFrame(data, size, position, flags, max_record_bytes, is_last != 0, sure);
+    return CallStatus::kDone;
+  });
+}
+
+int32_t millrace_join_frames(const uint8_t* data, const int32_t* offsets, int64_t values, int32_t flags,
+                             const uint8_t* prefix, int64_t prefix_bytes, uint8_t* out) {
+  return Guarded([=]() mutable {
+    for (int64_t row = 0; row < values; ++row) {
+      const Span payload{data + offsets[row], data + offsets[row + 1]};
+      out = WriteFrame(payload, flags, {prefix, prefix + prefix_bytes}, out);
     }
-    put(prefix, prefix_bytes);
-    put(&length, sizeof(length));
-    if (flags & millrace::records::kTfRecord) {
-      const uint32_t length_crc = millrace::records::MaskedCrc(reinterpret_cast<const uint8_t*>(&length), 8);
-      put(&length_crc, sizeof(length_crc));
-    }
-    put(payload, static_cast<int64_t>(length));
-    if (flags & millrace::records::kTfRecord) {
-      const uint32_t payload_crc = millrace::records::MaskedCrc(payload, static_cast<int64_t>(length));
-      put(&payload_crc, sizeof(payload_crc));
-    }
-  }
+    return CallStatus::kDone;
+  });
 }

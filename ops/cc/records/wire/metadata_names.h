@@ -2,7 +2,7 @@
 #ifndef MILLRACE_RECORDS_METADATA_NAMES_H_
 #define MILLRACE_RECORDS_METADATA_NAMES_H_
 
-namespace millrace {
+namespace millrace::records {
 
 constexpr char kLineIdName[] = "__LINE_ID__";
 constexpr char kLabelName[] = "__LABEL__";  // of the column too
@@ -19,6 +19,6 @@ constexpr char kRowColumn[] = "__SOURCE_ROW__";
 constexpr const char* kOwnColumns[] = {kWeightColumn, kDataSourceKeyColumn, kPartitionColumn, kOffsetColumn,
                                        kRowColumn};
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_METADATA_NAMES_H_

@@ -9,7 +9,7 @@
 
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // Writes Protobuf from the end to the beginning: the length of a message is known when its turn comes.
 class ReverseWriter {
@@ -62,6 +62,6 @@ class ReverseWriter {
   size_t capacity_ = 0, size_ = 0;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_REVERSE_WRITER_H_

@@ -5,7 +5,7 @@
 
 #include "ops/cc/records/wire/wire.h"
 
-namespace millrace {
+namespace millrace::records {
 
 // Whether the bytes are UTF-8: shortest forms, no surrogates, nothing above U+10FFFF.
 inline bool IsUtf8(Span text) {
@@ -26,6 +26,6 @@ inline bool IsUtf8(Span text) {
   return true;
 }
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_UTF8_H_

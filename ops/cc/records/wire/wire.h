@@ -7,7 +7,7 @@
 #include <cstring>
 #include <string_view>
 
-namespace millrace {
+namespace millrace::records {
 
 struct Span {
   const uint8_t* begin = nullptr;
@@ -17,6 +17,11 @@ struct Span {
   bool empty() const { return begin == end; }
   std::string_view text() const { return {reinterpret_cast<const char*>(begin), size()}; }
 };
+
+inline Span SpanOf(std::string_view text) {
+  const auto* const begin = reinterpret_cast<const uint8_t*>(text.data());
+  return {begin, begin + text.size()};
+}
 
 enum WireType : uint32_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kStartGroup = 3, kEndGroup = 4, kFixed32 = 5 };
 
@@ -133,6 +138,6 @@ class WireReader {
   const uint8_t* end_;
 };
 
-}  // namespace millrace
+}  // namespace millrace::records
 
 #endif  // MILLRACE_RECORDS_WIRE_H_

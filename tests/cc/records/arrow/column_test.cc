@@ -6,7 +6,7 @@
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 // Exports a column under the name "c", and checks it.
@@ -98,4 +98,4 @@ TEST(Column, RepeatsARowWhileThereAreBytesLeft) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records

@@ -5,7 +5,7 @@
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 using Names = std::vector<std::string>;
@@ -116,4 +116,4 @@ TEST(InstanceDecoder, GroupsFidsBySlot) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records

@@ -6,7 +6,7 @@
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 DecodeOptions AsIs() {
@@ -41,4 +41,4 @@ TEST(RecordEncoder, AnInstanceHasNoDoubles) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records

@@ -6,7 +6,7 @@
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 class JsonReaderTest : public testing::Test {
@@ -80,4 +80,4 @@ TEST_F(JsonReaderTest, LeavesAllElseToAnotherReader) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records

@@ -9,7 +9,7 @@
 
 #include "ops/cc/embedding/base/fid.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 constexpr int64_t kShards = 3;
@@ -84,4 +84,4 @@ TEST(ShardFids, FidsGoWhereTheirCellBeginsAndPlacesBecomeOffsets) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records

@@ -8,7 +8,7 @@
 #include "ops/cc/records/rows/find_fids.h"
 #include "tests/cc/records/arrow_batch.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 // Row i of the column "c" has the fids first, first + 1, ... (i of them); every third row is null.
@@ -35,7 +35,7 @@ TEST(TakeRows, RowsOfSeveralBatchesAreNumberedThrough) {
   MakeFids(5, 200, &high);
   const std::vector<int64_t> rows = {11, 3, 4, 5, 0, 7, 8, 8, 6};
   ArrowArray taken;
-  ASSERT_EQ(TakeRows(low.schema, {&low.array, &high.array}, rows.data(), 9, &taken), Taken::kDone);
+  ASSERT_EQ(TakeRows(low.schema, {&low.array, &high.array}, rows.data(), 9, &taken), CallStatus::kDone);
   ASSERT_EQ(FaultOf(low.schema, taken), "");
   const ArrayReader lists(*taken.children[0]);
   const std::vector<int64_t> lengths = {4, 3, 4, 0, 0, 0, 1, 1, 6}, firsts = {200, 100, 100, 0, 0, 0, 200, 200, 100};
@@ -53,7 +53,7 @@ TEST(TakeRows, ARowOutOfRangeIsRefused) {
   MakeFids(7, 100, &batch);
   ArrowArray taken;
   for (const int64_t row : {-1, 7}) {
-    EXPECT_EQ(TakeRows(batch.schema, {&batch.array}, &row, 1, &taken), Taken::kOutOfRange);
+    EXPECT_EQ(TakeRows(batch.schema, {&batch.array}, &row, 1, &taken), CallStatus::kOutOfRange);
   }
 }
 
@@ -70,4 +70,4 @@ TEST(FindFids, EachBitIsAFidOfTheRow) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records

@@ -5,7 +5,7 @@
 #include "ops/cc/records/wire/utf8.h"
 #include "tests/cc/records/record_bytes.h"
 
-namespace millrace {
+namespace millrace::records {
 namespace {
 
 bool Skips(const std::string& bytes) {
@@ -90,4 +90,4 @@ TEST(Utf8, TakesShortestFormsWithoutSurrogates) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::records
