@@ -5,10 +5,12 @@ WORKDIR /opt/millrace
 COPY constraints.txt ./
 RUN pip install --no-cache-dir --no-deps -r constraints.txt
 
+# A wheel from an sdist, as users get it: what the sdist lacks is missed here.
 FROM base AS build
-RUN apt-get update && apt-get install -y --no-install-recommends cmake g++ libgtest-dev ninja-build
+RUN apt-get update && apt-get install -y --no-install-recommends cmake g++ ninja-build
 COPY . .
-RUN pip wheel --no-deps --no-build-isolation -w /wheels .
+RUN python setup.py -q sdist -d /sdist
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /wheels /sdist/millrace-*.tar.gz
 
 FROM base AS millrace
 COPY --from=build /wheels /wheels
@@ -16,9 +18,9 @@ RUN pip install --no-cache-dir --no-deps /wheels/millrace-*.whl
 USER nobody
 ENTRYPOINT ["millrace"]
 
-# A Beam SDK harness: runners start it with `--id`, `--logging_endpoint` and the like.
+# A Beam SDK harness: runners start it with flags such as `--id` and `--logging_endpoint`.
 FROM base AS beam-worker
-# Threads share two heaps (runtime/memory.py).
+# Threads share two heaps: with one per thread, a worker holds twice the memory (runtime/memory.py).
 ENV ARROW_DEFAULT_MEMORY_POOL=system MALLOC_ARENA_MAX=2
 COPY --from=apache/beam_python3.11_sdk:2.77.0 /opt/apache/beam /opt/apache/beam
 COPY --from=build /wheels /wheels

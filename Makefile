@@ -25,14 +25,14 @@ python_folders := build_tools cli examples ops pipelines runtime serving tests t
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
 
 .PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer chaos soak fuzz \
-        conformance lock clean
+        conformance dist-check lock clean
 
-help:  ## list the targets
+help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # What a step did is recorded in $(stamps): a second run of `setup` takes no time.
 
-setup: $(stamps)/installed $(stamps)/servers $(stamps)/extras  ## install all that is missing
+setup: $(stamps)/installed $(stamps)/servers $(stamps)/extras  ## install what is missing: packages, libraries, servers
 
 $(stamps)/tools: build_tools/check_tools
 	@PYTHON=$(PYTHON) build_tools/check_tools
@@ -68,7 +68,7 @@ $(stamps)/servers: runtime/artifacts.py $(wildcard runtime/poms/*.xml) $(stamps)
 $(stamps)/extras: build_tools/install_extras | $(stamps)/tools
 	@build_tools/install_extras && touch $@
 
-demo: setup  ## run the whole loop on this machine (RUNNER=prism|flink, DATA=folder of ratings, RECIPE=file)
+demo: setup  ## run the whole loop on this machine (RUNNER=prism or flink, DATA=folder of ratings, RECIPE=file)
 	@$(bin)/millrace demo --runner $(RUNNER) $(if $(DATA),--data $(DATA)) $(if $(RECIPE),--recipe $(RECIPE))
 
 test: test-cc test-unit test-service  ## run all tests (15 minutes)
@@ -86,7 +86,7 @@ test-cc: setup  ## run the C++ tests
 	@build/cmake/snapshot_fuzz --runs 20000
 	@build/cmake/records_fuzz --runs 10000
 
-fuzz: setup  ## feed damaged snapshots, deltas, records and streams to their readers (RUNS=1000000)
+fuzz: setup  ## give damaged snapshots, deltas, records and streams to their readers (RUNS=1000000)
 	@cmake -S . -B build/asan-ubsan -G Ninja -DMILLRACE_SANITIZE=address,undefined >/dev/null
 	@cmake --build build/asan-ubsan --target snapshot_fuzz records_fuzz
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/snapshot_fuzz --runs $(RUNS)
@@ -99,8 +99,8 @@ fuzz: setup  ## feed damaged snapshots, deltas, records and streams to their rea
 asan tsan ubsan asan-ubsan: comma := ,
 asan tsan ubsan asan-ubsan: sanitizer = $(subst asan,address,$(subst tsan,thread,$(subst ubsan,undefined,$(subst -,$(comma),$@))))
 asan: $(stamps)/extras  ## run the C++ tests under AddressSanitizer
-tsan: $(stamps)/extras  ## ... under ThreadSanitizer
-ubsan: $(stamps)/extras  ## ... under UndefinedBehaviorSanitizer
+tsan: $(stamps)/extras  ## run the C++ tests under ThreadSanitizer
+ubsan: $(stamps)/extras  ## run the C++ tests under UndefinedBehaviorSanitizer
 asan-ubsan: $(stamps)/extras
 asan tsan ubsan asan-ubsan:
 	@cmake -S . -B build/$@ -G Ninja -DMILLRACE_SANITIZE=$(sanitizer) >/dev/null
@@ -112,11 +112,11 @@ asan tsan ubsan asan-ubsan:
 sanitized = $(or $(MILLRACE_CACHE),$(HOME)/.cache/millrace)/sanitized-$(shell cat CMakeLists.txt \
     $$(find ops/cc/embedding ops/cc/records tests/cc -type f | sort) | sha256sum | cut -c1-16)
 
-sanitize: $(stamps)/extras  ## ... under all three, unless these very C++ files passed before
+sanitize: $(stamps)/extras  ## run the C++ tests under all three, unless equal C++ files passed before
 	@test -e $(sanitized) || $(MAKE) --no-print-directory asan-ubsan tsan
 	@mkdir -p $(dir $(sanitized)) && touch $(sanitized)
 
-lint: $(stamps)/protos  ## ruff and mypy
+lint: $(stamps)/protos  ## check the Python files with ruff and mypy
 	$(bin)/ruff check $(python_folders)
 	$(bin)/ruff format --check $(python_folders)
 	$(bin)/mypy
@@ -125,7 +125,7 @@ format: $(stamps)/packages  ## let ruff rewrite the Python files
 	$(bin)/ruff check --fix $(python_folders)
 	$(bin)/ruff format $(python_folders)
 
-typecheck: $(stamps)/protos  ## mypy
+typecheck: $(stamps)/protos  ## check the types with mypy
 	$(bin)/mypy
 
 protos: $(stamps)/protos  ## compile protos/*.proto
@@ -133,23 +133,23 @@ protos: $(stamps)/protos  ## compile protos/*.proto
 docs: setup  ## write docs/transforms.md from the code
 	@$(bin)/python -m build_tools.transforms_doc
 
-build: $(library)  ## build the C++ library
+build: $(library)  ## build the C++ libraries
 
-bench: setup build/cmake/store_bench  ## measure every stage (JSON=1 for scripts, ONLY=NAME for one)
+bench: setup build/cmake/store_bench  ## measure every stage (JSON=1: for scripts, ONLY=NAME: one of them)
 	@$(bin)/millrace bench $(if $(JSON),--json) $(if $(ONLY),--only $(ONLY))
 
 build/cmake/store_bench: $(library) $(wildcard tests/benchmarks/cc/*)
 	@cmake --build build/cmake --target store_bench
 	@touch $@
 
-# TFRA needs an older TensorFlow, so it has an environment of its own.
+# TFRA (TensorFlow Recommenders Addons) needs an older TensorFlow, so it has an environment of its own.
 $(peer)/installed: tests/benchmarks/peer/requirements.txt | $(stamps)/tools
 	@echo "bench-peer: installing TFRA and its TensorFlow into $(peer) (2.4 GB, about 1 minute)"
 	@$(PYTHON) -m venv $(peer)
 	@$(peer)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-bench-peer: $(peer)/installed  ## measure the embedding store's peer (KEYS=10000000); later benches print it beside
+bench-peer: $(peer)/installed  ## measure another embedding store, TFRA, which later benches show for comparison (KEYS=10000000)
 	@for zipf in 1.05 0; do \
 	    $(peer)/bin/python tests/benchmarks/peer/tfra_peer.py --keys $(KEYS) --zipf $$zipf | grep '^{'; \
 	done
@@ -157,10 +157,10 @@ bench-peer: $(peer)/installed  ## measure the embedding store's peer (KEYS=10000
 SEEDS ?= 20
 MINUTES ?= 10
 
-chaos: setup  ## kill, restart and resubmit the feed at random moments on Prism and Flink, count every row (SEEDS=20)
+chaos: setup  ## kill, restart and resubmit the feed at random moments on Prism and Flink, and count every row (SEEDS=20)
 	@$(bin)/python -m tests.chaos.run --seeds $(SEEDS)
 
-soak: setup  ## run the feed for MINUTES=10 a runner at 70% of its peak rate, and watch its memory
+soak: setup  ## run the feed on each runner at 70% of its highest rate, and watch its memory (MINUTES=10)
 	@$(bin)/python -m tests.benchmarks.soak --minutes $(MINUTES)
 
 conformance: $(stamps)/installed $(stamps)/extras  ## count the specification's vectors that tests assert (UPDATE=1 stores the state, LOSS=1 with losses)
@@ -171,7 +171,10 @@ conformance: $(stamps)/installed $(stamps)/extras  ## count the specification's 
 	fi
 	@$(bin)/python build_tools/conformance.py $(if $(JSON),--json) $(if $(UPDATE),--update) $(if $(LOSS),--allow-loss)
 
-lock: $(stamps)/packages  ## write constraints.txt anew from what is installed
+dist-check: setup  ## build sdist and wheel, and use the wheel in a new environment and an empty folder (7 minutes)
+	@$(bin)/python -m build_tools.dist_check
+
+lock: $(stamps)/packages  ## write constraints.txt from what is installed
 	@$(bin)/python build_tools/lock.py >constraints.tmp && mv constraints.tmp constraints.txt
 
 clean:  ## remove what was built, but not .venv and not the cache

@@ -21,7 +21,7 @@ from setuptools.errors import ExecError
 _ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(_ROOT / "build_tools"))
 
-from build_backend import WITHOUT_OPS, WITHOUT_OPS_MARK, leaves_ops_out, tensorflow_requirement  # noqa: E402
+from build_backend import WITHOUT_OPS, WITHOUT_OPS_MARK, leaves_ops_out, project_requirement  # noqa: E402
 
 _PACKAGE = "millrace.ops._"
 _RECORDS, _OPS = "millrace_records", "millrace_ops"  # targets of CMakeLists.txt
@@ -86,8 +86,8 @@ def _check_tools(needs_tensorflow: bool) -> None:
     # In a process of its own: importing TensorFlow here would take a second, finding its folder says nothing.
     if needs_tensorflow and subprocess.run([sys.executable, "-c", "import tensorflow"], capture_output=True).returncode:
         raise ExecError(
-            f"{sys.executable} cannot import TensorFlow, against which the op library is compiled: "
-            f"`pip install '{tensorflow_requirement()}'`, or {WITHOUT_OPS}=1 for a build without the op library"
+            f"{sys.executable} cannot import TensorFlow, against which the op library is built: "
+            f"`pip install '{project_requirement('tensorflow')}'`, or {WITHOUT_OPS}=1 to leave the op library out"
         )
 
 

@@ -4,6 +4,7 @@ TensorFlow is no static requirement of the build: neither an sdist nor a build w
 """
 
 import os
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -54,10 +55,15 @@ def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
 def _needs_of_libraries() -> list[str]:
     # Debian 12 has CMake 3.25; the packages of these names on PyPI hold the programs.
     programs = [name for name in ("cmake", "ninja") if shutil.which(name) is None]
-    return programs if leaves_ops_out() else [*programs, tensorflow_requirement()]
+    # protobuf: pip would choose a newer one for TensorFlow than the static requirement grpcio-tools works with.
+    return (
+        programs
+        if leaves_ops_out()
+        else [*programs, project_requirement("tensorflow"), project_requirement("protobuf")]
+    )
 
 
-def tensorflow_requirement() -> str:
-    """What pyproject.toml says of TensorFlow: the op library has to be built with the minor version that loads it."""
+def project_requirement(package: str) -> str:
+    """What pyproject.toml says of `package`: the op library needs the minor version of TensorFlow that will load it."""
     dependencies: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
-    return next(text for text in dependencies if text.startswith("tensorflow~"))
+    return next(text for text in dependencies if re.split(r"[^\w-]", text)[0] == package)

@@ -3,10 +3,14 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -17,7 +21,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _DOCKERFILE = (_ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))
 # Commands of the base image and of Debian.
-_IMAGE_COMMANDS = {"pip", "apt-get"}
+_IMAGE_COMMANDS = {"pip", "python", "apt-get"}
 
 
 def _instructions(name: str) -> list[str]:
@@ -27,6 +31,11 @@ def _instructions(name: str) -> list[str]:
 def _pins() -> dict[str, str]:
     lines = (_ROOT / "constraints.txt").read_text("utf-8").splitlines()
     return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def _build_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(_ROOT / "build_tools")
+    return importlib.import_module("build_backend")
 
 
 def test_the_dockerfile_has_the_three_targets_on_stages_of_its_own() -> None:
@@ -82,6 +91,55 @@ def test_the_packages_that_run_here_are_those_that_are_pinned() -> None:
         if installed != pinned:
             differing[name] = (pinned, installed)
     assert differing == {}, "run `make setup`, or `make lock` after a change of dependencies"
+
+
+def test_a_build_asks_for_what_the_libraries_need_and_this_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backend = _build_backend(monkeypatch)
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None if name == "ninja" else f"/usr/bin/{name}")
+    monkeypatch.delenv("MILLRACE_WITHOUT_OPS", raising=False)
+    declared = _PROJECT["project"]["dependencies"]
+    (tensorflow,) = (text for text in declared if text.startswith("tensorflow~"))
+    (protobuf,) = (text for text in declared if text.startswith("protobuf"))
+    assert backend._needs_of_libraries() == ["ninja", tensorflow, protobuf]
+    monkeypatch.setenv("MILLRACE_WITHOUT_OPS", "1")
+    assert backend._needs_of_libraries() == ["ninja"]
+    monkeypatch.delenv("MILLRACE_WITHOUT_OPS")
+    monkeypatch.setattr(backend, "ROOT", tmp_path)
+    (tmp_path / backend.WITHOUT_OPS_MARK).touch()
+    assert backend.leaves_ops_out(), "an sdist that was made under the variable"
+
+
+@pytest.mark.parametrize(
+    ("programs", "problem"),
+    [
+        ({}, "cmake is not on PATH.*apt-get install cmake"),
+        ({"cmake"}, "ninja is not on PATH.*apt-get install ninja-build"),
+        ({"cmake", "ninja"}, "there is no C.. compiler on PATH.*apt-get install g...*set CXX"),
+        ({"cmake", "ninja", "g++"}, "cannot import TensorFlow.*pip install 'tensorflow~=.*MILLRACE_WITHOUT_OPS=1"),
+    ],
+)
+def test_a_build_without_its_tools_ends_in_one_line(programs: set[str], problem: str, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in programs:
+        (folder / name).write_text("#!/bin/sh\nexit 9\n")
+        (folder / name).chmod(0o755)
+    # A module that cannot be imported stands in for a TensorFlow that is not installed.
+    (tmp_path / "tensorflow.py").write_text("raise ImportError")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "-b", str(tmp_path / "lib"), "-t", str(tmp_path / "temp")]
+    environment = {"PATH": str(folder), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert re.search(f"^error: .*{problem}", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.glob("lib/**/*.so"))
+
+
+def test_the_images_get_a_wheel_that_was_built_from_an_sdist() -> None:
+    build = " ".join(_instructions("RUN"))
+    assert re.search(r"setup\.py -q sdist -d (\S+) .*pip wheel .*\1/millrace-\*\.tar\.gz", build)
+    assert _DOCKERFILE.count("/wheels/millrace-*.whl") == 2
 
 
 def test_scripts_are_executable_and_fail_on_the_first_error() -> None:

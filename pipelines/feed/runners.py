@@ -1,5 +1,6 @@
 """Starts and stops what runs a pipeline: Prism, Flink's job server, nothing (Direct), or Dataflow far away."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from millrace.runtime.errors import UserError
 from millrace.runtime.flink_server import FlinkJobServer
 
 _PRISM_SECONDS = 30.0
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_SETUP_FILE = Path(__file__).resolve().parents[2] / "setup.py"  # of a checkout; an installed package has none
 
 # Beam flags by runner; a user's own flag of the same name beats each of them.
 # A cache of state would hold, and measure at each write, the log of a shard, which nobody reads (`shard_state`).
@@ -32,6 +33,8 @@ _FLINK = {
 }
 _DATAFLOW = {"runner": "DataflowRunner", "experiments": "use_runner_v2"}
 _DATAFLOW_NEEDS = ("project", "region", "temp_location")
+# Any of these brings the package to the workers.
+_DATAFLOW_PACKAGES = {"sdk_container_image", "setup_file", "extra_package", "extra_packages"}
 
 
 @contextmanager
@@ -82,7 +85,16 @@ def _dataflow_defaults(given: set[str]) -> dict[str, str]:
     for name in _DATAFLOW_NEEDS:
         if name not in given:
             raise UserError(f"--{name}", "", "Dataflow needs it", f"add --{name}=...")
-    return _DATAFLOW | {"setup_file": str(_REPOSITORY / "setup.py")}
+    if given & _DATAFLOW_PACKAGES:
+        return dict(_DATAFLOW)
+    if not _SETUP_FILE.exists():
+        raise UserError(
+            "--sdk_container_image", "", "Dataflow's workers need millrace, and Beam can build it from a checkout only",
+            "build the Dockerfile's target beam-worker and name the image",
+        )  # fmt: skip
+    # Beam makes an sdist with setup.py, which reads this: the workers that build it need no op library.
+    os.environ.setdefault("MILLRACE_WITHOUT_OPS", "1")
+    return _DATAFLOW | {"setup_file": str(_SETUP_FILE)}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Flags that a pipeline is submitted with, and settings refused before anything starts."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,22 @@ def test_dataflow_names_the_flag_that_it_lacks(tmp_path: Path) -> None:
     given = ("--project=p", "--region=r", "--temp_location=gs://b/t")
     setup_file = next(flag for flag in _flags("dataflow", True, *given, folder=tmp_path) if "setup_file" in flag)
     assert Path(setup_file.partition("=")[2]).is_file()
+
+
+def test_dataflow_builds_the_package_for_its_workers_unless_they_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--project=p", "--region=r", "--temp_location=gs://b/t")
+    monkeypatch.setenv("MILLRACE_WITHOUT_OPS", "")
+    monkeypatch.delenv("MILLRACE_WITHOUT_OPS")
+    with_image = _flags("dataflow", True, *given, "--sdk_container_image=i", folder=tmp_path)
+    assert not any(flag.startswith("--setup_file") for flag in with_image)
+    assert "MILLRACE_WITHOUT_OPS" not in os.environ
+    _flags("dataflow", True, *given, folder=tmp_path)
+    assert os.environ["MILLRACE_WITHOUT_OPS"] == "1", "the workers have no TensorFlow to build the op library with"
+    monkeypatch.setattr(runners, "_SETUP_FILE", tmp_path / "setup.py")
+    with pytest.raises(UserError, match="--sdk_container_image=: .*from a checkout only.*beam-worker"):
+        _flags("dataflow", True, *given, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
