@@ -1,7 +1,7 @@
 """Codes in which serving tables store a segment's weights.
 
-Int8 and OneBit also change training: the model sees weights as their codes would give them back, or nearly so; the
-optimizer goes on with the full weights.
+Int8 and OneBit also change training: a lookup returns the weights as serving would decode them (Int8) or a smooth
+function close to that (OneBit); the optimizer updates the full weights.
 """
 
 import dataclasses
@@ -12,28 +12,29 @@ from millrace.ops.rule_checks import check_count, check_flag, check_positive
 
 @dataclasses.dataclass(frozen=True)
 class Fp32:
-    """4 bytes a dim, no loss."""
+    """4 bytes per dimension, no loss."""
 
     kind: ClassVar[str] = "fp32"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fp16:
-    """2 bytes a dim: IEEE half, rounded to nearest even. Weights from 65520 on become infinite."""
+    """2 bytes per dimension: IEEE half, rounded to nearest even. Weights of 65520 and more become infinite."""
 
     kind: ClassVar[str] = "fp16"
 
 
 @dataclasses.dataclass(frozen=True)
 class Bf16:
-    """2 bytes a dim: the upper half of a float32, rounded to nearest even. All of its range, 3 digits."""
+    """2 bytes per dimension: the upper half of a float32, rounded to nearest even: float32's range, 3 decimal
+    digits."""
 
     kind: ClassVar[str] = "bf16"
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8:
-    """1 byte a dim: 256 steps of `range / 128` from `-range` on. Weights beyond are cut off.
+    """1 byte per dimension: 256 steps of `range / 128` from `-range` on. Weights outside are clipped to the ends.
 
     Training sees the rounded weights; gradients pass straight through.
     """
@@ -47,7 +48,7 @@ class Int8:
 
 @dataclasses.dataclass(frozen=True)
 class OneBit:
-    """The sign of a weight times `amplitude`: 1 byte a dim, or 1 bit if `packed`. 0 is negative.
+    """The sign of a weight times `amplitude`: 1 byte per dimension, or 1 bit if `packed`. 0 counts as negative.
 
     Training sees `amplitude * tanh(scale * w)`, whose derivative multiplies the gradient, with
     `scale = min(init_scale * sqrt(1 + 0.005 * step), max_scale)` at the last multiple of `step_size` up to the global

@@ -13,7 +13,7 @@
 
 The tape is told to watch the pooled outputs: entries are no tf.Variable, so a tape knows nothing about them. What
 `tape.gradient(loss, pooled)` returns goes to `apply_pooled_gradients`, which carries it back through the pooling, sums
-the gradients of equal ids and lets each table's optimizers take one step an id.
+the gradients of equal ids and lets each table's optimizers take one step per id.
 
 `TableConfig` says what an entry is made of: its segments with their optimizers, initializers and compressors, which ids
 may get an entry (`occurrence`) and when they lose it (`expire_days`).
@@ -86,10 +86,10 @@ class FusedLookup(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TableStats:
-    """What a table has come to.
+    """Figures of one table.
 
     Attributes:
-      entries: how many there are.
+      entries: number of entries.
       memory_bytes: of entries, index and marks, without the occurrence filter.
       not_finite: gradients that were NaN or infinite and left out or clipped.
       admitted, rejected: answers of the occurrence filter.
@@ -134,14 +134,14 @@ class Cut:
         return [path.decode() for path in files.numpy()]
 
     def drop(self) -> None:
-        """Lets go of a cut that will not be written."""
+        """Drops a cut that will not be written, and frees what it holds."""
         if self._number is not None:
             with tf.device(self._device):
                 library.load().millrace_drop_cut(cut=self._number)
             self._number = None
 
     def __del__(self) -> None:
-        # A process that ends takes its cuts along, and then the library may be gone already.
+        # At the end of a process its cuts end too, and the library may be unloaded already.
         if self._number is not None and library is not None:
             self.drop()
 
@@ -153,13 +153,13 @@ class EmbeddingStore(CheckpointedStore):
     NumPy values works eagerly. All are thread-safe. Ids are int64; every id is exact, none collide. Arguments may be
     tensors or anything that converts to them.
 
-    Errors, as TensorFlow raises them: NotFoundError for a store that was released; InvalidArgumentError for shapes, bad
+    Errors of TensorFlow's kinds: NotFoundError for a store that was released; InvalidArgumentError for shapes, bad
     row splits and non-finite numbers. An unknown table is a KeyError with the choices.
 
     A SavedModel that reaches this object through attributes holds the tables' configuration and, with `snapshot`,
     their content: loading it in any process after `ops.library.load()` opens a store of the same `shared_name` there
     and restores it, and dropping the loaded object frees it. A second load of the same export in a process joins the
-    first. Give each export a `shared_name` of its own, and versions live side by side.
+    first. With a `shared_name` of its own per export, several versions can be loaded at once.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class EmbeddingStore(CheckpointedStore):
             return
         raw.millrace_close_store(store=handle, force=True)
 
-    # How tf.saved_model exports and loads the store.
+    # Methods by which tf.saved_model exports and loads the store.
 
     def _create_resource(self) -> tf.Tensor:
         texts = [table.to_text() for table in self._configs.values()]
@@ -243,7 +243,7 @@ class EmbeddingStore(CheckpointedStore):
         if self._is_owner:
             self._ops.millrace_close_store(store=self.resource_handle)
 
-    # What it holds.
+    # What the store holds.
 
     @property
     def shared_name(self) -> str:
@@ -287,7 +287,7 @@ class EmbeddingStore(CheckpointedStore):
         return self._ops.millrace_contains(store=self.resource_handle, ids=_ids(ids), table=table)
 
     def entries(self, table: str, page_size: int = 65536, part: int = 0, num_parts: int = 1) -> Iterator[Entries]:
-        """All entries of a table, in no order, a page of about `page_size` at a time; updates may go on meanwhile.
+        """All entries of a table, in no order, in pages of about `page_size`; updates may go on meanwhile.
 
         Args:
           part, num_parts: walk over one of several parts, which have no entry in common.
@@ -343,7 +343,7 @@ class EmbeddingStore(CheckpointedStore):
     def lookup_entries(self, table: str, ids: Any) -> tuple[Entries, np.ndarray]:
         """Whole entries of `ids` [n], weights as they are and optimizer state, and bool [n]: which are there.
 
-        Rows of absent ids mean nothing.
+        Rows of absent ids are undefined.
         """
         self.table(table)
         out = self._ops.millrace_lookup_entries(store=self.resource_handle, ids=_ids(ids), table=table)
@@ -367,8 +367,8 @@ class EmbeddingStore(CheckpointedStore):
           missing, global_step: as in `lookup`.
 
         Returns:
-          float32 [rows_f, dim_f] a feature, or [rows_f, max_length_f, dim_f] for combiner "first_n"; zeros where no id
-          is. See the module's text for its gradient.
+          float32 [rows_f, dim_f] per feature, or [rows_f, max_length_f, dim_f] for combiner "first_n"; zeros where no
+          id is. See the module's text for its gradient.
         """
         return list(
             self._ops.millrace_pooled_lookup(
@@ -382,7 +382,7 @@ class EmbeddingStore(CheckpointedStore):
     def fused_lookup(
         self, tables: Sequence[str], ids: Any, fused_slot_size: Any, num_shards: int = 1, global_step: Any = 0
     ) -> FusedLookup:
-        """Weights of the ids of many tables laid end to end, shard by shard; missing ids read as zeros.
+        """Weights of the ids of many tables, concatenated by embedding shard and table; missing ids read as zeros.
 
         Args:
           ids: int64 [m], first those of shard 0 and table 0, then of shard 0 and table 1, ...

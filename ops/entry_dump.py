@@ -1,7 +1,8 @@
 """Entries as EntryDump records, the form in which Monolith's lookups and checkpoints hold them.
 
 `to_entry_dumps` and `from_entry_dumps` turn pages of entries into records and back; `import_entry_dumps` reads the
-checkpoint files of a table. Records are made one by one in Python: an edge to another system, not a way for live data.
+checkpoint files of a table. Records are made one by one in Python: this exchanges tables with another system, live data
+takes other ways.
 """
 
 import dataclasses

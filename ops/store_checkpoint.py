@@ -6,15 +6,15 @@
     checkpoint.restore(manager.latest_checkpoint)
 
 The tables of checkpoint `ckpt-7` lie in a folder `ckpt-7.tables-<microseconds>` beside its index, written before it;
-the checkpoint names their files. So no index names half a snapshot, also when a prefix is written twice. Who copies a
-checkpoint copies `ckpt-7.*`, folders too.
+the checkpoint names their files. So no index names half a snapshot, also when a prefix is written twice. To copy a
+checkpoint, copy `ckpt-7.*`, folders included.
 
 TensorFlow deletes a checkpoint's own files only. So a save first removes folders of tables that no checkpoint of its
 name (but for the number) refers to: a deleted checkpoint's tables go with the next save, as do those of a save that
 failed. Two jobs must not save under one prefix.
 
-Each store is of one moment; different stores are not, and neither are stores and variables: save between two steps. A
-store is restored whole or not at all.
+The tables of one store are saved as of one moment. Different stores, and stores and variables, are not: save between
+two steps. A store is restored whole or not at all.
 """
 
 import re
@@ -50,7 +50,7 @@ class CheckpointedStore(tf.saved_model.experimental.TrackableResource):
 
 
 class _Tables(tf.Module):
-    """What a checkpoint finds below a store."""
+    """The child of a store that a checkpoint saves."""
 
     def __init__(self, store: CheckpointedStore) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def _is_named(folder: str, checkpoint: Path) -> bool:
     try:
         reader = tf.train.load_checkpoint(str(checkpoint))
     except tf.errors.OpError:
-        return True  # what is damaged may still be of use to somebody
+        return True  # a damaged checkpoint may still be repaired by hand
     keys = [key for key in reader.get_variable_to_shape_map() if key.endswith(_CHILD + _KEY)]
     return any(file.decode().startswith(f"{folder}/") for key in keys for file in reader.get_tensor(key))
 

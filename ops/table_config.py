@@ -308,7 +308,7 @@ def _by_slot(fields: Mapping[str, str], role: str) -> dict[int, str]:
 
 @dataclasses.dataclass(frozen=True)
 class PooledFeature:
-    """A ragged feature whose ids are looked up in `table` and pooled a row.
+    """A ragged feature whose ids are looked up in `table` and pooled per row.
 
     Attributes:
       combiner: "sum", "mean", or "first_n": the vectors of a row's first `max_length` ids, one after the other.

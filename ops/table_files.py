@@ -31,7 +31,7 @@ class FileSegment:
 
 @dataclasses.dataclass(frozen=True)
 class TableFile:
-    """What a file says of itself.
+    """The header of a table file.
 
     Attributes:
       form: "training", weights and optimizer state as float32, or "serving", compressed weights.
@@ -104,7 +104,7 @@ def verify(path: Path) -> tuple[TableFile, int]:
 
 
 def pages(path: Path) -> Iterator[Page]:
-    """All entries of a file, some ten megabytes at a time. Each block is checked when it is read.
+    """All entries of a file, in pages of some ten megabytes. Each block is checked when it is read.
 
     Raises:
       TableFileError: the file is damaged; what came before is good.
