@@ -22,7 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="append",
         default=[],
         metavar="NAME=VALUE[,VALUE...]",
-        help="one input of the signature; once for each",
+        help="one input of the signature; give the flag once per input",
     )
     parser.add_argument("--version", type=int, metavar="N", help="a version (default: the newest)")
     parser.add_argument("--signature", default="serving_default", metavar="NAME", help="default: %(default)s")

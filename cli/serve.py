@@ -23,7 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: %(default)s)")
     parser.add_argument("--port", type=common.port_number, default=8500, help="0: a free port (default: %(default)s)")
     parser.add_argument("--model-name", required=True, metavar="NAME", help="the model that clients ask for")
-    parser.add_argument("--base-path", metavar="DIR", help="folder with one sub-folder a version")
+    parser.add_argument("--base-path", metavar="DIR", help="folder with one sub-folder per version")
     parser.add_argument(
         "--no-deltas", action="store_true", help="serve exports as they are, without Kafka (--kafka is not needed)"
     )

@@ -38,7 +38,7 @@ class ProbabilisticFilter:
 
 @dataclasses.dataclass(frozen=True)
 class CountingFilter:
-    """Counts ids and forgets none: about 5 bytes per id of `capacity`. Ids beyond it are admitted without being counted."""
+    """Counts ids and forgets none: about 5 bytes per id of `capacity`. Ids beyond it are admitted uncounted."""
 
     kind: ClassVar[str] = "counting"
     max_threshold: ClassVar[int] = _MAX_COUNT
@@ -52,7 +52,7 @@ class CountingFilter:
 class SlidingFilter:
     """Counts about the last `capacity` ids: an id not seen while that many others came is forgotten.
 
-    Counts lie in `split_num` rings of capacity / (split_num - 1) ids, forgotten one ring at a time: about 6 bytes per id.
+    Counts lie in `split_num` rings of capacity / (split_num - 1) ids, forgotten ring by ring: about 6 bytes per id.
     """
 
     kind: ClassVar[str] = "sliding"

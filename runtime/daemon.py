@@ -1,4 +1,5 @@
-"""A server process that outlives its starter: found again by pid and start time, stopped without hitting another."""
+"""A server process that goes on when its starter ends: later commands find it by pid and start time, and stop no
+other."""
 
 import json
 import os

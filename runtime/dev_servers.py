@@ -22,7 +22,7 @@ from millrace.runtime.errors import UserError
 _START_SECONDS = 90.0
 _START_ATTEMPTS = 3
 _PORT_RELEASE_SECONDS = 10.0
-# A short start matters more than peak speed: no second compiler tier, no garbage collector threads.
+# A short start matters more than speed: no second compiler tier, no garbage collector threads.
 _JVM_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 
 _KAFKA_PROPERTIES = """\

@@ -9,7 +9,7 @@ _ARENAS = 2
 _libc = ctypes.CDLL(None)
 
 WORKER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": str(_ARENAS)}
-"""What `share_heaps` does, for a process that is yet to start."""
+"""Environment variables that do what `share_heaps` does, for a process that is not started yet."""
 
 
 def keep_freed_memory() -> None:

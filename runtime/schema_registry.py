@@ -17,13 +17,13 @@ from millrace.runtime.errors import UserError
 
 _SECONDS = 10.0
 _MAX_BYTES = 1 << 20
-_UNKNOWN_SECONDS = 30.0  # a number that is unknown now may be registered later
+_UNKNOWN_SECONDS = 30.0  # an unknown number is asked again after this time: it may be registered by then
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 _KEYS = ("schema.registry.url", "basic.auth.user.info", "ssl.ca.location")
 
 
 class RegistryError(RuntimeError):
-    """The registry does not answer as it should; trying again may help."""
+    """The registry did not answer, or not with a schema; trying again may help."""
 
 
 @dataclass(frozen=True)

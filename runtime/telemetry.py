@@ -47,14 +47,14 @@ class _OneLine(logging.Formatter):
 
 
 def setup_logging(role: str, level: str = "INFO") -> None:
-    """One line a record on stderr, with the process's role."""
+    """One line per record on stderr, with the process's role."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine(_LOG_FORMAT.format(role=role)))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class Heartbeat:
-    """Health of a loop: sick when it has not turned for `seconds` since it last did; well before its first turn.
+    """Health of a loop: unhealthy when its last `beat` is more than `seconds` ago; healthy before the first.
 
     Args:
       what: the loop, as its owner calls it.
@@ -69,7 +69,7 @@ class Heartbeat:
         self._last = self._clock()
 
     def reset(self) -> None:
-        """Well again until it has turned and stands still, as before its first turn."""
+        """Forgets the last beat: healthy until the next one is overdue."""
         self._last = None
 
     def reason(self) -> str | None:

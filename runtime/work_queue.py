@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 Item = TypeVar("Item")
 
 Position = tuple[int, ...]
-"""How far a file was read, in the reader's own terms; empty at its beginning."""
+"""Position in a file, as its reader defines it; empty at the beginning."""
 
 _VERSION = 1
 

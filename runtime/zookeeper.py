@@ -1,4 +1,4 @@
-"""A ZooKeeper session that lasts: ephemeral nodes and watches outlive a lost session and a restarted server.
+"""A ZooKeeper session that is made anew when it is lost, with its ephemeral nodes and watches.
 
 Only this module touches kazoo. Paths are absolute (`/millrace/serving/...`), data are bytes.
 """
@@ -16,7 +16,7 @@ from kazoo.retry import KazooRetry
 from millrace.runtime.errors import UserError
 
 _LOG = logging.getLogger(__name__)
-# Watches wake the session at once; this often it looks without being told, so that nothing rests on one lost event.
+# Watches wake the session at once; it also looks this often, in case an event of a watch was lost.
 _CHECK_SECONDS = 1.0
 _REQUEST_SECONDS = 5.0
 

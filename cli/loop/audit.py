@@ -10,7 +10,7 @@ import numpy as np
 
 from millrace.transforms.batch.provenance import MAX_COPIES, ROWS_PER_RECORD
 
-_ROWS = ROWS_PER_RECORD * MAX_COPIES  # an audit fid ends in the number of the row, which is below
+_ROWS = ROWS_PER_RECORD * MAX_COPIES  # the lowest bits of an audit fid hold the row's number, which is less than this
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def compare(
     """Compares what was sent with what was applied.
 
     Args:
-      sent_fids: int64 [n], one unique audit fid a row that was sent.
+      sent_fids: int64 [n], one unique audit fid per row that was sent.
       applied_fids: int64 [m], keys of the audit table.
       applied_counts: float32 [m], its weights.
       dropped: rows that the feed counted as dropped with a reason; they are not lost.

@@ -46,7 +46,7 @@ class PredictCounter:
 
 
 class ClientLoad:
-    """Asks for `batch` random (user, item) pairs, `requests_per_second` times a second, until `close`."""
+    """Asks for `batch` random (user, item) pairs, `requests_per_second` times per second, until `close`."""
 
     def __init__(
         self,

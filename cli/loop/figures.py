@@ -13,7 +13,7 @@ from millrace.transforms.batch.fid import audit_fid
 
 
 def read_ledger(path: Path) -> pa.Table:
-    """One row an (impression, item) that was sent."""
+    """One row per (impression, item) that was sent."""
     return pq.read_table(path)
 
 
@@ -32,7 +32,7 @@ def sent_fids(ledger: Path, probes: Sequence[Probe]) -> np.ndarray:
 
 
 def percentiles(values: np.ndarray, asked: int) -> dict[str, float | int]:
-    """{"p50", "p99", "n"} of `values`; `asked` is how many were hoped for."""
+    """{"p50", "p99", "n"} of `values`; `asked` is how many probes were sent."""
     if len(values) == 0:
         return {"p50": float("nan"), "p99": float("nan"), "n": 0, "asked": asked}
     p50, p99 = np.percentile(values, [50, 99])

@@ -22,9 +22,9 @@ _WIDTH, _HEIGHT = 7.2, 2.7  # inches; two plots fit side by side on a laptop scr
 
 @dataclass
 class RunRecord:
-    """What a run leaves behind.
+    """The figures of one run.
 
-    `samples`: one dict a second with `t` (seconds since the start) and any of `auc`, `log_loss`, `events_per_s`,
+    `samples`: one dict per second with `t` (seconds since the start) and any of `auc`, `log_loss`, `events_per_s`,
     `fed_rows_per_s`, `trained_rows_per_s`, `predictions_per_s`, `version`, `deltas_applied`.
     `marks`: dicts with `t`, `kind` (`version`, `kill`, `back`) and `label`.
     `delay_curve`: dicts with `delay_rows` (None: without ids) and `auc`.
@@ -38,7 +38,7 @@ class RunRecord:
     delay_curve: list[dict[str, float | None]] = field(default_factory=list)
 
     def failures(self) -> list[str]:
-        """Promises of the loop that this run broke, one line each."""
+        """Guarantees of the loop that this run did not keep, one line each."""
         broken = [f"{name}={self.summary.get(name)}" for name in _MUST_BE_ZERO if self.summary.get(name)]
         expected = self.summary.get("dead_letters_expected")
         if self.summary.get("dead_letters") != expected:
@@ -68,7 +68,7 @@ def render(record: RunRecord) -> str:
             "From an action on a never-seen item to a moved score at the server.",
             _draw_freshness,
         ),
-        ("plot-throughput", "Throughput", "Rows a second at each stage.", _draw_throughput),
+        ("plot-throughput", "Throughput", "Rows per second at each stage.", _draw_throughput),
         (
             "plot-timeline",
             "Versions and deltas",
@@ -140,7 +140,7 @@ def _axes(figure: Figure, x_label: str, y_label: str) -> Axes:
 
 
 def _series(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(seconds, values); NaN, a gap in the line, where a process had nothing to say."""
+    """(seconds, values); NaN, a gap in the line, where a process gave no value."""
     return np.array([s["t"] for s in record.samples]), np.array([s.get(name, np.nan) for s in record.samples], float)
 
 

@@ -1,4 +1,4 @@
-"""One row of figures a second, scraped from the processes' own `/metrics`."""
+"""One row of figures per second, scraped from the processes' own `/metrics`."""
 
 import threading
 import time

@@ -26,7 +26,7 @@ class Scenario:
 
 
 def generated(rate: float, seconds: float, seed: int, bad_records: int) -> Scenario:
-    """The synthetic world, `rate` events a second for `seconds`."""
+    """The synthetic world, `rate` events per second for `seconds`."""
     users, items = 2000, 1000
     context: dict[str, str | int] = {"device": "phone", "hour": 12}
     return Scenario(
@@ -45,7 +45,7 @@ def generated(rate: float, seconds: float, seed: int, bad_records: int) -> Scena
 
 
 def movielens(folder: Path, rate: float) -> Scenario:
-    """Replays `folder`/ratings.csv in time order, `rate` events a second (two events a rating)."""
+    """Replays `folder`/ratings.csv in time order, `rate` events per second (two events per rating)."""
     if not (folder / "ratings.csv").is_file():
         raise UserError("--data", folder, "there is no ratings.csv in it", "name a MovieLens folder")
     return Scenario(

@@ -1,4 +1,4 @@
-"""One screen of live figures."""
+"""The live screen: processes, figures and the course of AUC."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,7 +12,7 @@ _HISTORY = 60
 
 
 class Screen:
-    """Shows processes, figures and the course of AUC; on a dumb terminal a line every five seconds.
+    """Shows processes, figures and the course of AUC; where stderr is no terminal, one line every five seconds.
 
     Args:
       read: returns {"phase": str, "processes": {name: state}, "figures": {name: value}, "auc": [..]}.
@@ -32,7 +32,7 @@ class Screen:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line above the live screen."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def tick(self) -> None:

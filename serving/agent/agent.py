@@ -24,7 +24,7 @@ _STATUS_SCHEMA_VERSION = 1
 _FIRST_RETRY_SECONDS = 1.0
 _LAST_RETRY_SECONDS = 60.0
 
-_EVENTS = telemetry.counter("agent_events", "Events of the model, by what became of them.", ("outcome",))
+_EVENTS = telemetry.counter("agent_events", "Events of the model, by outcome.", ("outcome",))
 _RELOADS = telemetry.counter("agent_reloads", "Configurations sent to the server, by result.", ("result",))
 _TARGET = telemetry.gauge("agent_target_version", "Version that should run, 0 for none.", ("model",))
 
@@ -37,8 +37,8 @@ class AgentConfig:
       server: `host:port` of the model server's gRPC.
       replica_id: name of this replica, unique among those of the model.
       bzid: business id, the name space of models.
-      reconcile_seconds: how often the server is compared with what it should be.
-      report_seconds: how often the status is repeated although nothing changed.
+      reconcile_seconds: time between two comparisons of what the server has with what it should have.
+      report_seconds: time after which an unchanged status is sent again.
     """
 
     server: str
@@ -67,7 +67,7 @@ class Server(Protocol):
 
 @dataclass
 class _Backoff:
-    """When a failed attempt may be repeated."""
+    """The time at which a failed attempt may be repeated."""
 
     clock: Callable[[], float]
     seconds: float = 0.0
@@ -128,10 +128,10 @@ class Agent:
             self.step()
 
     def step(self) -> None:
-        """Reads what there is, then reconciles when something changed or it is time to."""
+        """Reads the events that are there; reconciles if one changed the target or `reconcile_seconds` are over."""
         changed = [self._apply(record) for record in self._events.read(500, self._config.reconcile_seconds / 4)]
         if not self._is_live:
-            # Half of the topic is no desired state: the server would load versions only to drop them again.
+            # Until the topic is read to its end the target is an old one: versions would be loaded only to be dropped.
             self._is_live = self._events.reached_end()
         now = self._clock()
         if self._is_live and (any(changed) or now >= self._next_reconcile):
@@ -145,12 +145,12 @@ class Agent:
             plan = self._plan(statuses)
             self._tell(plan, statuses)
         except ServerDownError as error:
-            self._sent = None  # whoever answers next knows nothing of what was sent before
+            self._sent = None  # the next server that answers may be another process, which was not told
             statuses, plan = [], Plan(Phase.SERVER_DOWN, None, str(error))
         self._report(plan, sorted(s.version for s in statuses if s.state is State.AVAILABLE))
 
     def _apply(self, record: Record) -> bool:
-        if record.value is None:  # a tombstone: the topic forgets the model, which changes nothing here
+        if record.value is None:  # a tombstone: the topic drops the model's old events, which changes nothing here
             return False
         try:
             changed = self._desired.apply(record.value)
@@ -172,7 +172,7 @@ class Agent:
         return make_plan(target, self._desired.retired, statuses, on_disk)
 
     def _tell(self, plan: Plan, statuses: list[VersionStatus]) -> None:
-        """Sends `plan` if it is news to the server: another plan, a restarted server, or a retry after a failure."""
+        """Sends `plan` if the server may not have it: it is another, the server was away, or sending failed."""
         if plan.versions is None:
             return
         target = self._desired.target

@@ -1,4 +1,4 @@
-"""Wires an agent to its servers, and takes it apart again."""
+"""Runs an agent: opens its clients of Kafka, ZooKeeper and the model server, and closes them at the end."""
 
 import logging
 import threading

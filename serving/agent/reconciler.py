@@ -10,7 +10,7 @@ from millrace.serving.server.version_manager import VersionStatus
 
 
 class Phase(enum.StrEnum):
-    """Where a replica stands, as it reports it."""
+    """State of a replica, as it is reported in ZooKeeper and `serving.status`."""
 
     NO_EVENT = "NO_EVENT"  # nothing was announced yet
     WAITING_FOR_FILES = "WAITING_FOR_FILES"  # the announced folder is not there (yet)

@@ -28,7 +28,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """Inputs as sent and outputs as answered, one row an example."""
+    """Inputs as sent and outputs as answered, one row per example."""
 
     model: str
     version: int

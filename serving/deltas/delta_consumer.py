@@ -19,7 +19,7 @@ _MAX_RECORDS = 200
 _POLL_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
 
-_APPLIED = telemetry.counter("deltas_applied", "Deltas applied, counted once a loaded version.")
+_APPLIED = telemetry.counter("deltas_applied", "Deltas applied, counted once per loaded version.")
 _ENTRIES = telemetry.counter("delta_entries_applied", "Embedding entries assigned or erased by deltas.")
 _IGNORED = telemetry.counter("deltas_ignored", "Deltas that were already inside the export or applied before.")
 _MALFORMED = telemetry.counter("deltas_malformed", "Deltas that were skipped because they do not fit the model.")
@@ -92,7 +92,7 @@ class DeltaApplier:
             for variable, array in dense:
                 variable.assign(array)
         except Exception as error:
-            # Skipped rather than tried for ever: one delta that cannot be written must not hold up those behind it.
+            # Skipped, not retried: one delta that cannot be written must not delay those after it.
             self.resync_required = True
             raise DeltaError(f"cannot be written: {type(error).__name__}: {str(error)[:200]}") from error
         self.applied += 1
@@ -209,7 +209,7 @@ class DeltaConsumer:
         while not self._stop.is_set():
             try:
                 self._follow(self._open_source())
-            except Exception:  # a consumer that died would serve stale scores in silence
+            except Exception:  # if this thread ended, stale scores would be served and nobody would notice
                 _LOG.exception("deltas of %s: starting over from the export's offsets", self._model)
                 self._stop.wait(_RETRY_SECONDS)
 

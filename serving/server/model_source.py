@@ -40,7 +40,7 @@ class ModelConfig:
 
 
 class AspiredVersions(Protocol):
-    """What a source tells; `VersionManager` is one."""
+    """The receiver of what a source finds; `VersionManager` is one."""
 
     def aspire(self, name: str, versions: Mapping[int, str], retry_failed: bool = False) -> None: ...
 

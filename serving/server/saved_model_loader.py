@@ -22,15 +22,15 @@ _LOG = logging.getLogger(__name__)
 _DEFAULT_SIGNATURE = "serving_default"
 # Two sizes: the first call traces nothing but fills TensorFlow's caches, and batch 1 and batch n take other kernels.
 _WARM_UP_BATCHES = (1, 8)
-# With no broker at hand a version is served without its deltas after this long: stale answers beat none.
+# After this time without a broker a version is served without its deltas: stale answers are better than none.
 _CATCH_UP_SECONDS = 30.0
 
 
 class StoreAccess:
-    """How a loader reaches the embedding stores that SavedModels bring along (`millrace.ops.embedding_table`)."""
+    """Access to the embedding stores that loading a SavedModel opens (`millrace.ops.embedding_table`)."""
 
     def prepare(self) -> None:
-        """Makes the ops known to TensorFlow; before any export with tables is loaded."""
+        """Registers the ops with TensorFlow; called before any export with tables is loaded."""
         from millrace.ops import library
 
         library.load()
@@ -202,7 +202,7 @@ def _dense_variables(model: Any, manifest: ExportManifest) -> dict[str, Any]:
 
 
 def _warm_up(servable: SavedModelServable) -> None:
-    """Calls each signature once a batch size, with zeros and empty strings."""
+    """Calls each signature once per batch size, with zeros and empty strings."""
     for signature in servable.signature_defs:
         specs = servable.inputs(signature)
         if any(spec.shape is None for spec in specs.values()):

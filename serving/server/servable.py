@@ -24,7 +24,7 @@ class State(enum.IntEnum):
     LOADING = 20  # being verified, loaded, warmed up and caught up with deltas
     AVAILABLE = 30  # answers requests
     UNLOADING = 40  # takes no new request; waits for those in flight, then frees memory
-    END = 50  # gone, or never came to be: then `error` says why
+    END = 50  # unloaded, or could not be loaded: then `error` says why
 
 
 class Loader(Protocol):
@@ -125,7 +125,7 @@ class ServableHandle:
         self.close()
 
     def close(self) -> None:
-        """Lets go; a second call does nothing."""
+        """Releases the version; a second call does nothing."""
         version, self._version, self._servable = self._version, None, None
         if version is not None:
             version.release()

@@ -12,7 +12,7 @@ from millrace.serving.server.servable import LoaderFactory, ServableHandle, Serv
 from millrace.serving.server.version_policy import Action, ActionKind, VersionSnapshot
 
 _LOG = logging.getLogger(__name__)
-# One load or unload at a time would let a version that waits for its deltas hold up every other model.
+# With one worker a version that waits for its deltas would delay every other model.
 _WORKERS = 2
 # Ended versions kept per model for GetModelStatus.
 _KEPT_ENDED = 5
