@@ -24,6 +24,8 @@ _MAX_NAME = 40
 def run(arguments: argparse.Namespace) -> int:
     chain = read_chain(arguments.where)
     source = open_source(arguments, arguments.source)
+    if chain is not None:
+        source = source.with_features(chain.required_features())
     as_table = arguments.format == "table"
     limit = arguments.limit or (_TABLE_ROWS if as_table else _JSON_ROWS)
     refused = Refused()

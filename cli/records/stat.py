@@ -15,6 +15,8 @@ from millrace.transforms.batch import record_batch
 def run(arguments: argparse.Namespace) -> int:
     chain = read_chain(arguments.where)
     source = open_source(arguments, arguments.source)
+    if chain is not None:
+        source = source.with_features(chain.required_features())
     stats = RecordStats()
     with progress("reading", source.size) as advance, closing(source.parts()) as parts:
         for part in parts:

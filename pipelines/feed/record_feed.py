@@ -4,7 +4,7 @@ records -> decode -> (by shard, when the recipe has state) recipe, train blocks 
              `-> dead letters
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
@@ -43,7 +43,7 @@ def add_record_feed(
     stage = RowsStageFactory(options.config, options.recipe, joined=False)
     stateful = stage.stateful
     feed_id = feed_id if stateful else None
-    rows, dead = _read(pipeline, options, plan, feed_id)
+    rows, dead = _read(pipeline, options, plan, feed_id, stage.required_features)
     if not stateful:
         run: beam.PTransform = beam.ParDo(FusedSteps(_StageDoFn(stage), sinks.rows))
     elif options.streaming:
@@ -56,16 +56,20 @@ def add_record_feed(
 
 
 def _read(
-    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, feed_id: str | None
+    pipeline: beam.Pipeline,
+    options: FeedOptions,
+    plan: ReadPlan,
+    feed_id: str | None,
+    features: Collection[str] | None,
 ) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
-    """((shard, rows), dead letters)."""
+    """((shard, rows), dead letters); a source may leave out all but these `features`."""
     source = options.source
     if isinstance(source, KafkaSettings):
         assert source.records is not None
         raw = pipeline | "ReadRecords" >> read_topics(options, plan, feed_id)
         return _decoded(raw, source.records[1], options)
     assert isinstance(source, RecordFiles)
-    read = pipeline | "ReadFiles" >> _file_source(source)
+    read = pipeline | "ReadFiles" >> _file_source(source, features)
     if source.format.name in ROW_FORMATS:
         rows = read["rows"] | "ToShards" >> beam.ParDo(_ToShardDoFn(options.tuning.join_shards)).with_output_types(
             _SHARDED
@@ -86,10 +90,10 @@ def _decoded(
     return found.rows, found[_DEAD_LETTERS]
 
 
-def _file_source(source: RecordFiles) -> beam.PTransform:
+def _file_source(source: RecordFiles, features: Collection[str] | None) -> beam.PTransform:
     format = source.format
     framing = file_framing(source.pattern, format.name, format.frames)
-    return file_sources.read_files(source.pattern, format.name, framing, "--record-files", source.first_file)
+    return file_sources.read_files(source.pattern, format.name, framing, "--record-files", source.first_file, features)
 
 
 class _DecodeRecordsDoFn(beam.DoFn):

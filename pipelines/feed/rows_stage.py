@@ -64,6 +64,11 @@ class RowsStageFactory:
         """Whether rows depend on the rows before them."""
         return self._chain().stateful
 
+    @property
+    def required_features(self) -> frozenset[str] | None:
+        """The features that the rows must have for the train rows to be right; None when it may be each one."""
+        return self._chain().required_features(_features_of(self.config))
+
     def _chain(self) -> TransformChain:
         return TransformChain(pb.TransformConfig.FromString(self.recipe))
 
@@ -78,7 +83,7 @@ class TrainRowsStage:
 
     def __init__(self, config: FeedConfig, chain: TransformChain, joined: bool) -> None:
         self._config, self._chain, self._joined = config, chain, joined
-        self._features = [name for name in config.feature_columns if name != record_batch.AUDIT]
+        self._features = _features_of(config)
         self._steps = StepCounters(chain)
         self._counts: Counts = Counter()
 
@@ -119,6 +124,11 @@ class TrainRowsStage:
             _DROPPED.labels(reason).inc(counts[reason])
         for name in _LABELS:
             Metrics.counter(_NAMESPACE, name).inc(counts[name])
+
+
+def _features_of(config: FeedConfig) -> list[str]:
+    """The features of the train rows that come with the rows: all but the audit feature, which is made at the end."""
+    return [name for name in config.feature_columns if name != record_batch.AUDIT]
 
 
 def _originals(rows: pa.RecordBatch) -> int:

@@ -9,7 +9,7 @@ should be gives one dead letter for its rest.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -53,6 +53,8 @@ class ParquetSettings(NamedTuple):
 
     Attributes:
       columns: in this order; default: all.
+      features: in place of `columns`: the features that are read, as far as the file has them. Columns of row metadata
+        are always read.
       kinds: {column: one of `tables.KINDS`} where types and field metadata do not say enough.
       batch_rows: largest number of rows per batch.
     """
@@ -60,6 +62,16 @@ class ParquetSettings(NamedTuple):
     columns: Sequence[str] | None = None
     kinds: Mapping[str, str] = {}
     batch_rows: int = BATCH_ROWS
+    features: Collection[str] | None = None
+
+    def columns_of(self, schema: pa.Schema) -> list[str]:
+        """The columns of a file that are read. UserError for one that is missing or that cannot be a feature."""
+        columns = self.columns
+        if self.features is not None and columns is None:
+            wanted = set(self.features)
+            columns = [name for name in schema.names if name in wanted or record_batch.is_metadata_name(name)]
+            columns = columns or schema.names[:1]  # rows without any column have no number
+        return check_columns(schema, columns, self.kinds)
 
 
 _ALL_COLUMNS = ParquetSettings()
@@ -81,7 +93,7 @@ def read_parquet(
     """
     try:
         opened = pq.ParquetFile(file)
-        columns = check_columns(opened.schema_arrow, settings.columns, settings.kinds)
+        columns = settings.columns_of(opened.schema_arrow)
         for batch in opened.iter_batches(settings.batch_rows, row_groups=row_groups, columns=columns):
             yield ensure_provenance(to_canonical(batch.select(columns), settings.kinds), number, row), _NO_DEAD_LETTERS
             row += batch.num_rows

@@ -6,7 +6,7 @@ have no marks to split at, so one worker reads a file; Parquet files are spread 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import apache_beam as beam
@@ -35,7 +35,6 @@ from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (t
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.codecs.avro_schema import arrow_schema, parse_schema
-from millrace.transforms.codecs.tables import check_columns
 from millrace.transforms.frames.compression import Compression
 from millrace.transforms.frames.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, Framing
 from millrace.transforms.frames.stream import BLOCK_BYTES
@@ -191,6 +190,7 @@ class ReadParquetFiles(_ReadFiles):
       column_types: {column: one of `tables.KINDS`} where types and field metadata do not say enough.
       batch_rows: largest number of rows per batch.
       first_file: number of the first file.
+      features: in place of `columns`: the features to read, as far as a file has them, beside all row metadata.
 
     Raises: UserError when no file matches, or when a column of the first file is missing or cannot be a feature.
     """
@@ -203,16 +203,17 @@ class ReadParquetFiles(_ReadFiles):
         batch_rows: int = BATCH_ROWS,
         field: str = "patterns",
         first_file: int = 0,
+        features: Collection[str] | None = None,
     ) -> None:
         super().__init__(patterns, field, first_file)
-        self._settings = ParquetSettings(columns and list(columns), dict(column_types or {}), batch_rows)
+        self._settings = ParquetSettings(columns and list(columns), dict(column_types or {}), batch_rows, features)
         with open_file(self._files[0][1]) as file:
             try:
                 schema = pq.read_schema(file)
             except (pa.ArrowException, OSError) as error:
                 path = self._files[0][1]
                 raise UserError(field, path, f"is no Parquet file ({error})", "narrow the pattern") from error
-        check_columns(schema, columns, self._settings.kinds)
+        self._settings.columns_of(schema)
 
     @no_annotations  # Beam knows no hints of several outputs
     def expand(self, begin: beam.pvalue.PBegin) -> dict[str, beam.PCollection]:
@@ -229,7 +230,8 @@ class ReadParquetFiles(_ReadFiles):
         return {ROWS: read[ROWS], DEAD_LETTERS: dead}
 
     def display_data(self) -> dict[str, Any]:
-        return super().display_data() | {"columns": ", ".join(self._settings.columns or ["all"])}
+        columns = self._settings.columns or sorted(self._settings.features or ["all"])
+        return super().display_data() | {"columns": ", ".join(columns)}
 
 
 class _RowGroup(NamedTuple):
@@ -309,20 +311,27 @@ class ReadArrowFiles(_ReadFiles):
 
 
 _ROW_SOURCES: Mapping[str, Callable[..., _ReadFiles]] = {
-    "parquet": ReadParquetFiles,
     "avro": ReadAvroFiles,
     "arrow": ReadArrowFiles,
 }
 
 
 def read_files(
-    patterns: str | Sequence[str], format: str, framing: Framing | None, field: str, first_file: int = 0
+    patterns: str | Sequence[str],
+    format: str,
+    framing: Framing | None,
+    field: str,
+    first_file: int = 0,
+    features: Collection[str] | None = None,
 ) -> _ReadFiles:
     """The source of files of any format of `format.FORMAT_NAMES` but dead letters.
 
     Args:
       framing: as of `format.file_framing`; None for files of rows.
+      features: that are needed; Parquet files are read without the others. Default: all.
     """
+    if format == "parquet":
+        return ReadParquetFiles(patterns, field=field, first_file=first_file, features=features)
     if framing is None:
         return _ROW_SOURCES[format](patterns, field=field, first_file=first_file)
     return ReadFramedFiles(patterns, framing, field=field, first_file=first_file)

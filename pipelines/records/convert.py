@@ -54,7 +54,9 @@ class Conversion:
         dead_letters: Path | None,
         progress: Progress,
     ) -> None:
-        self._source, self._make_chain, self._dead_letters = source, make_chain, dead_letters
+        chain = make_chain()
+        self._source = source if chain is None else source.with_features(chain.required_features())
+        self._make_chain, self._dead_letters = make_chain, dead_letters
         self._progress = progress
         self.result = Converted()
 

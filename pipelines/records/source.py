@@ -6,8 +6,8 @@ Memory is bounded by one batch, whatever the size of the source.
 import abc
 import functools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -100,6 +100,10 @@ class RecordSource(abc.ABC):
     def parts(self) -> Generator[Part, None, None]:
         """Decoded rows and dead letters. Raises: UserError for a source that cannot be read at all."""
 
+    def with_features(self, features: Collection[str] | None) -> "RecordSource":
+        """This source, whose rows need no other features than these; None: they need all. It may give more."""
+        return self
+
     @abc.abstractmethod
     def blocks(self) -> Iterator[Part]:
         """The records as they are, in raw blocks without rows."""
@@ -107,16 +111,24 @@ class RecordSource(abc.ABC):
 
 @dataclass(frozen=True)
 class FileSource(RecordSource):
-    """Files, one after the other; `size` is in bytes."""
+    """Files, one after the other; `size` is in bytes.
+
+    Attributes:
+      features: that are read of Parquet files, beside all row metadata; None: all.
+    """
 
     name: str
     settings: RecordSettings
     files: Sequence[tuple[int, str]]
     sizes: Sequence[int]
+    features: Collection[str] | None = None
 
     @property
     def size(self) -> int:
         return sum(self.sizes)
+
+    def with_features(self, features: Collection[str] | None) -> "FileSource":
+        return replace(self, features=features)
 
     def parts(self) -> Generator[Part, None, None]:
         settings = self.settings
@@ -134,7 +146,8 @@ class FileSource(RecordSource):
 
     def _row_reader(self) -> ReadFile:
         if self.settings.format == "parquet":
-            return functools.partial(read_parquet, settings=ParquetSettings(kinds=self.settings.kinds))
+            settings = ParquetSettings(kinds=self.settings.kinds, features=self.features)
+            return functools.partial(read_parquet, settings=settings)
         return CONTAINERS[self.settings.format].read
 
     def _block_reader(self) -> ReadFile:

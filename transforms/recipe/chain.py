@@ -7,7 +7,7 @@ that follow one another look at the same rows and copy them once.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -143,6 +143,10 @@ class TransformChain:
     def gives_rows(self) -> bool:
         """Whether the output holds rows; false with `shard_fids`, which makes one sharded batch of many rows."""
         return not self._layout
+
+    def required_features(self, wanted: Iterable[str] | None = None) -> frozenset[str] | None:
+        """The features that a source must read so that those `wanted` are right; see `projection.required_features`."""
+        return projection.required_features(self.config, wanted)
 
     @property
     def fanout(self) -> int:

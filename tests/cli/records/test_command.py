@@ -446,6 +446,28 @@ def test_a_reader_that_leaves_ends_the_command(rows: pa.RecordBatch, tmp_path: P
     assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 2, "")
 
 
+# projection
+
+
+def test_convert_reads_only_the_columns_that_a_projection_lets_through(
+    rows: pa.RecordBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = pa.Table.from_batches([rows]).append_column("unreadable", pa.array([{"a": 1}] * 50))
+    pq.write_table(plain, tmp_path / "rows.parquet")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps: [{project: {feature_names: [item, price]}}]")
+    dest = tmp_path / "few.parquet"
+    assert run("convert", tmp_path / "rows.parquet", dest, "--recipe", recipe) == 0
+    found = pq.read_table(dest)
+    assert [name for name in found.schema.names if not name.startswith("__")] == ["item", "price"]
+    assert found["item"].to_pylist() == rows.column("item").to_pylist()
+    assert found["__UID__"].to_pylist() == rows.column("__UID__").to_pylist()
+    capsys.readouterr()
+    assert run("head", tmp_path / "rows.parquet", "--where", recipe, "-n", "1") == 0
+    (shown,) = lines(capsys)
+    assert "item" in shown and "user" not in shown
+
+
 # shard_fids
 
 

@@ -11,6 +11,7 @@ from millrace.cli import main
 from millrace.pipelines.feed.launch import FeedFailedError, run_feed
 from millrace.pipelines.feed.options import FeedOptions, RecordFiles, RecordFormat, Tuning
 from millrace.pipelines.files.decode import decode_block
+from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of, with_provenance
 from millrace.transforms.batch.raw_block import raw_schema
@@ -72,6 +73,28 @@ def test_a_container_of_rows_gives_what_records_of_the_same_rows_give(tmp_path: 
     expected = _items(_fed(tmp_path, "rows.pb", "example", _FILTER, "a"))
     assert _items(_fed(tmp_path, "rows.arrow", "arrow", _FILTER, "b")) == expected
     assert _items(_fed(tmp_path, "rows.pq", "parquet", _FILTER, "c")) == expected
+
+
+def _with_unreadable_column(path: Path, name: str) -> None:
+    """Writes rows to a Parquet file in which the column `name` cannot be a feature."""
+    rows = random_rows(80)
+    plain = pa.Table.from_batches([rows.drop_columns([n for n in rows.schema.names if n.startswith("__SOURCE")])])
+    pq.write_table(plain.append_column(name, pa.array([{"a": 1}] * 80)), path)
+
+
+def test_a_feed_reads_no_other_columns_of_parquet_than_the_task_and_the_recipe_need(tmp_path: Path) -> None:
+    _with_unreadable_column(tmp_path / "rows.pq", "unused")
+    assert _fed(tmp_path, "rows.pq", "parquet", _FILTER).num_rows > 10
+    _with_unreadable_column(tmp_path / "rows.pq", "used")
+    used = "steps: [{mask_fid: {feature_name: used, fid: 1, output_name: m}}]"
+    with pytest.raises(UserError, match="column used"):
+        _fed(tmp_path, "rows.pq", "parquet", used, "refused")
+
+
+def test_a_feed_keeps_the_rows_of_a_parquet_file_without_any_column_that_it_needs(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"other": [[1]] * 7}), tmp_path / "rows.pq")
+    fed = _fed(tmp_path, "rows.pq", "parquet", "steps: []")
+    assert fed["user"].to_pylist() == [[]] * 7
 
 
 def test_generated_negatives_of_stored_records_are_the_same_in_every_run(tmp_path: Path) -> None:

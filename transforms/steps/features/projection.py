@@ -1,10 +1,10 @@
-"""Projection: which features a feed needs, and batches that hold no others.
+"""Projection: batches without the features that nobody needs, and which features a source must read.
 
-What is needed is computed once, from the steps of a recipe and what follows them, so that sources need not read the
-rest.
+`required_features` is computed once, from the steps of a recipe and what follows them. Sources of Parquet files read no
+other columns (`pipelines.files.containers.ParquetSettings`); sources of records decode all, and `project` drops some.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -98,16 +98,48 @@ def resolve_features(slots: Mapping[str, int], wanted: Iterable[str | SlotPair])
 
 
 def required_features(
-    config: pb.TransformConfig, wanted: Iterable[str], features: FeatureList | None = None
+    config: pb.TransformConfig, wanted: Iterable[str] | None = None, features: FeatureList | None = None
 ) -> frozenset[str] | None:
     """The features that a source must read for a recipe to give those `wanted`; None when it may need each one.
 
-    A filter by fids looks at all features, unless a feature list tells which of them can hold its fids.
+    The steps are walked from the last to the first: each one adds the features that it names, and `project` takes away
+    those that it does not let through. A filter by fids looks at all features, unless a feature list tells which of
+    them can hold its fids. Columns of row metadata are not among the features: a source always reads them.
+
+    Args:
+      wanted: features that are used after the last step; None: all that it lets through.
+      features: a list whose features have the names of the columns.
 
     Raises: UserError naming a fid or slot that no feature of the list has.
     """
-    names = set(wanted)
-    for message in _messages(config):
+    return _needed_before(config.configs, None if wanted is None else frozenset(wanted), features)
+
+
+def _needed_before(
+    steps: Sequence[pb.OneTransformConfig], needed: frozenset[str] | None, features: FeatureList | None
+) -> frozenset[str] | None:
+    """The features that must be there before `steps`, when `needed` must be there after them; None: all."""
+    for step in reversed(steps):
+        basic = step.basic_config
+        if basic.HasField("run_flows"):
+            needed = _united([_needed_before(flow.steps, needed, features) for flow in basic.run_flows.flows])
+        elif basic.HasField("project") and basic.project.feature_names:
+            let_through = frozenset(basic.project.feature_names)
+            needed = let_through if needed is None else needed & let_through
+        else:
+            needed = _united([needed, _features_used(step, features)])
+    return needed
+
+
+def _united(parts: Sequence[frozenset[str] | None]) -> frozenset[str] | None:
+    known = [part for part in parts if part is not None]
+    return frozenset().union(*known) if len(known) == len(parts) else None
+
+
+def _features_used(step: Message, features: FeatureList | None) -> frozenset[str] | None:
+    """The features that a step looks at; None when it may look at each one."""
+    names: set[str] = set()
+    for message in _messages(step):
         if isinstance(message, pb.FilterByFidConfig):
             if features is None and _looks_at_fids(message):
                 return None

@@ -110,3 +110,26 @@ def test_a_filter_by_fids_needs_all_features_unless_a_list_tells_which() -> None
         required_features(unknown, [], features)
     by_action = _recipe("basic_config { filter_by_fid { has_actions: 7 } }")
     assert required_features(by_action, ["x"]) == {"x"}
+
+
+def test_only_what_a_projection_lets_through_is_read() -> None:
+    project = "basic_config { project { feature_names: ['user', 'item'] } }"
+    mask = "basic_config { mask_fid { feature_name: 'price' fid: 1 output_name: 'm' } }"
+    by_fids = "basic_config { filter_by_fid { has_fids: 7 } }"
+    assert required_features(_recipe(project)) == {"user", "item"}
+    assert required_features(_recipe(project), ["item", "other"]) == {"item"}
+    assert required_features(_recipe(mask, project)) == {"user", "item", "price"}
+    assert required_features(_recipe(project, by_fids)) == {"user", "item"}
+    assert required_features(_recipe(by_fids, project)) is None
+    assert required_features(_recipe(mask)) is None
+    assert required_features(_recipe("basic_config { project { feature_list_file: 'list.conf' } }")) is None
+
+
+def test_the_steps_of_all_flows_say_what_is_read() -> None:
+    mask = "steps { basic_config { mask_fid { feature_name: 'price' fid: 1 output_name: 'm' } } }"
+    project = "steps { basic_config { project { feature_names: 'item' } } }"
+    flows = f"basic_config {{ run_flows {{ flows {{ {mask} }} flows {{ {project} }} }} }}"
+    assert required_features(_recipe(flows), ["user"]) == {"user", "price"}
+    assert required_features(_recipe(flows)) is None
+    both = f"basic_config {{ run_flows {{ flows {{ {mask} {project} }} flows {{ {project} }} }} }}"
+    assert required_features(_recipe(both)) == {"price", "item"}
