@@ -42,6 +42,10 @@ RAW_METADATA = {KIND_KEY: b"raw"}
 ID_KEY = b"millrace.id"
 """Field metadata: the number that the feature has in the records that it came from, decimal."""
 
+SHARED_KEY = b"millrace.shared"
+"""Field metadata, b"1": the records gave one list of values for all their rows. It is a hint: batches that were merged
+may carry it though their rows differ, so a reader compares the rows."""
+
 METADATA_FIELDS: tuple[pa.Field, ...] = (
     pa.field(LABEL, pa.list_(pa.float32())),
     pa.field(WEIGHT, pa.float32()),

@@ -6,9 +6,9 @@ record that cannot be read is one dead letter, and the records around it are not
 Rows of the protos: a feature is a column of its name, null where a row has none of it. Its type is that of the oneof's
 member: fids `list<int64>` of kind `fid`, `float_list` `list<float>`, `float_lists` `list<list<float>>`, `float_value`
 `float`, and so on; raw features `list<binary>` of kind `raw`. The field metadata `millrace.id` has the feature's
-number. An Instance's fids v1 become one feature `fc_slot_<n>` a slot, with the slot as number, and its `value` a
-feature of that name; of an InstanceFeature the first list that has values is taken. A name given twice refuses the
-record.
+number; `millrace.shared` is "1" where the records gave one list for all their rows. An Instance's fids v1 become one
+feature `fc_slot_<n>` a slot, with the slot as number, and its `value` a feature of that name; of an InstanceFeature the
+first list that has values is taken. A name given twice refuses the record.
 
 `__LABEL__`, `__WEIGHT__`, `__DATA_SOURCE_KEY__` and the fields of the LineId (`transforms/batch/line_id.py`) are null
 where they are not set; a data source key of 0 counts as not set, but in an Instance. Among features `__LINE_ID__`,

@@ -59,7 +59,7 @@ def _batch(size: int) -> ExampleBatch:
 
 @covers("data:v33")
 def test_the_row_of_the_parsing_vector() -> None:
-    """The part that decodes: fids of both versions, other lists, labels and fields of the line id."""
+    """Fids of both versions, other lists, labels and fields of the line id."""
     example = Example(label=[1.1, 2.2, 3.3], line_id=LineId(uid=110, sample_rate=0.5, actions=[0, 100]))
     for slot in range(10):
         feature = example.named_feature.add(name=f"slot_{slot}", id=slot).feature
@@ -84,9 +84,8 @@ def test_the_row_of_the_parsing_vector() -> None:
     assert record_batch.is_fid_v1_field(kept.schema.field("slot_1"))
 
 
-@covers("data:v32")
 def test_an_example_batch_explodes_into_rows() -> None:
-    """The part that decodes: a has one list of fids per row, b one for all rows, and c is absent."""
+    """a has one list of fids per row, b one for all rows, and c is absent."""
     a, b = fid.fid_v2(1, np.array([10, 11, 11])).tolist(), fid.fid_v2(2, np.array([20, 21])).tolist()
     batch = ExampleBatch(batch_size=2, data_source_key=1280)
     individual = batch.named_feature_list.add(name="a")
@@ -105,6 +104,8 @@ def test_an_example_batch_explodes_into_rows() -> None:
     assert rows["a"].to_pylist() == [a[:2], a[2:]]
     assert rows["b"].to_pylist() == [b, b]
     assert rows["c"].to_pylist() == [None, None]
+    shared = [name for name in "abc" if record_batch.SHARED_KEY in rows.schema.field(name).metadata]
+    assert shared == ["b"]
     assert rows["__DID__"].to_pylist() == ["d", "d"]
     assert rows["__WEIGHT__"].to_pylist() == [1.0, None]
     assert rows["__DATA_SOURCE_KEY__"].to_pylist() == [1280, 1280]

@@ -14,13 +14,10 @@ from millrace.protos import sharded_batch_pb2 as pb
 from millrace.protos import transform_config_pb2 as config_pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import arrays as parse
-from millrace.transforms.batch import list_columns
+from millrace.transforms.batch import list_columns, record_batch
 from millrace.transforms.steps.sharding.shard_layout import ShardLayout
 from millrace.transforms.steps.sharding.sharded_batch import SHARED_BIT, ShardedFids
 from millrace.transforms.steps.step import Counts, Step, StepContext
-
-SHARED_KEY = b"millrace.shared"
-"""Field metadata, b"1": all rows have the same values, so one entry stands for them. Ignored where they differ."""
 
 _ALONE = StepContext()
 _MAX_FIDS = (1 << 31) - 1
@@ -141,7 +138,7 @@ def _feature(batch: pa.RecordBatch, index: int | None) -> _Feature:
         return _Feature(*parse.no_fids(1), shared=True)
     field = batch.schema.field(index)
     values, splits = parse.fids_of(field, batch.column(index))
-    marked = (field.metadata or {}).get(SHARED_KEY) == b"1"
+    marked = (field.metadata or {}).get(record_batch.SHARED_KEY) == b"1"
     if marked and batch.num_rows and _all_equal(values, splits):
         return _Feature(values[: splits[1]], splits[:2], shared=True)
     return _Feature(values, splits, shared=False)

@@ -80,7 +80,8 @@ void ExportArray(int64_t length, int64_t null_count, std::vector<Buffer> buffers
   owned.release();
 }
 
-void ExportField(const std::string& name, ColumnType type, int32_t id, bool nullable, ArrowSchema* schema) {
+void ExportField(const std::string& name, ColumnType type, int32_t id, bool nullable, ArrowSchema* schema,
+                 bool is_shared) {
   std::vector<ArrowSchema> children;
   std::string format = FormatOf(type.value);
   if (type.depth > 0) {
@@ -89,8 +90,9 @@ void ExportField(const std::string& name, ColumnType type, int32_t id, bool null
     children.emplace_back();
     ExportField("item", inner, 0, true, &children[0]);
   }
-  Export(std::make_unique<OwnedSchema>(std::move(format), name, MetadataOf(type.kind, id), std::move(children)),
-         nullable, schema);
+  std::string metadata = MetadataOf(type.kind, id, is_shared);
+  Export(std::make_unique<OwnedSchema>(std::move(format), name, std::move(metadata), std::move(children)), nullable,
+         schema);
 }
 
 void ExportStruct(std::vector<ArrowSchema> children, ArrowSchema* schema) {

@@ -16,7 +16,8 @@ namespace millrace::records {
 void ExportArray(int64_t length, int64_t null_count, std::vector<Buffer> buffers, std::vector<ArrowArray> children,
                  ArrowArray* array);
 
-void ExportField(const std::string& name, ColumnType type, int32_t id, bool nullable, ArrowSchema* schema);
+void ExportField(const std::string& name, ColumnType type, int32_t id, bool nullable, ArrowSchema* schema,
+                 bool is_shared = false);
 
 // The schema of a record batch. Children are moved.
 void ExportStruct(std::vector<ArrowSchema> children, ArrowSchema* schema);

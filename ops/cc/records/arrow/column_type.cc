@@ -10,6 +10,7 @@ namespace {
 
 constexpr char kKindKey[] = "millrace.kind";
 constexpr char kIdKey[] = "millrace.id";
+constexpr char kSharedKey[] = "millrace.shared";
 constexpr const char* kKindNames[] = {"", "fid", "fid_v1", "raw"};
 constexpr const char* kFormats[] = {"l", "i", "f", "g", "b", "z", "u"};
 constexpr const char* kValueNames[] = {"int64", "int32", "float", "double", "bool", "binary", "string"};
@@ -72,10 +73,11 @@ std::string NameOf(ColumnType type) {
   return name + " of kind " + kKindNames[static_cast<size_t>(type.kind)];
 }
 
-std::string MetadataOf(Kind kind, int32_t id) {
+std::string MetadataOf(Kind kind, int32_t id, bool is_shared) {
   std::vector<std::pair<std::string_view, std::string>> pairs;
   if (kind != Kind::kPlain) pairs.emplace_back(kKindKey, kKindNames[static_cast<size_t>(kind)]);
   if (id != 0) pairs.emplace_back(kIdKey, std::to_string(id));
+  if (is_shared) pairs.emplace_back(kSharedKey, "1");
   std::string bytes;
   if (pairs.empty()) return bytes;
   WriteInt32(static_cast<int32_t>(pairs.size()), &bytes);

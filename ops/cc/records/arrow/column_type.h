@@ -36,8 +36,8 @@ const char* FormatOf(Value value);
 // As a message names it: "list<list<int64>> of fids".
 std::string NameOf(ColumnType type);
 
-// The metadata of a field: its kind, and its number unless that is 0; empty for none.
-std::string MetadataOf(Kind kind, int32_t id);
+// The metadata of a field: its kind, its number unless that is 0, and whether rows share its values; empty for none.
+std::string MetadataOf(Kind kind, int32_t id, bool is_shared);
 
 // False when no record has such a column. `id` is 0 where the metadata gives none.
 bool ParseField(const ArrowSchema& field, ColumnType* type, int32_t* id);

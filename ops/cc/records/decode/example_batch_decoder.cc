@@ -29,6 +29,9 @@ class ExampleBatchDecoder : public RecordDecoder {
     for (int32_t row = 0; row < batch_size_ && data_source_key_ != 0; ++row) {
       if (!rows_.PutDataSourceKey(data_source_key_, row)) return false;
     }
+    // Only now: a refused record says nothing of the rows that are kept.
+    for (NamedColumn* const named : shared_) named->is_shared = true;
+    for (NamedColumn* const named : individual_) named->is_individual = true;
     return true;
   }
 
@@ -43,6 +46,8 @@ class ExampleBatchDecoder : public RecordDecoder {
   bool ReadFields(Span record) {
     lists_.clear();
     raw_lists_.clear();
+    shared_.clear();
+    individual_.clear();
     batch_size_ = 0;
     data_source_key_ = 0;
     WireReader reader(record);
@@ -117,6 +122,7 @@ class ExampleBatchDecoder : public RecordDecoder {
                             " features in a batch of " + std::to_string(batch_size_));
     }
     if (is_shared && !CheckSpare(is_raw, *named)) return false;
+    if (named->role == Role::kFeature) (is_shared ? shared_ : individual_).push_back(named);
     if (is_shared && named->role == Role::kFeature) return PutShared(list, is_raw, named);
     for (int32_t row = 0; row < batch_size_; ++row) {
       if (!Put(features_[is_shared ? 0 : static_cast<size_t>(row)], list, is_raw, row, named)) return false;
@@ -164,6 +170,7 @@ class ExampleBatchDecoder : public RecordDecoder {
 
   RecordRows& rows_;
   std::vector<Span> lists_, raw_lists_, features_;
+  std::vector<NamedColumn*> shared_, individual_;  // features that the record has
   int32_t batch_size_ = 0;
   uint32_t data_source_key_ = 0;
   LineIdRow line_id_;

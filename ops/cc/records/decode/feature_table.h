@@ -24,6 +24,8 @@ struct NamedColumn {
   std::string name;
   Role role = Role::kFeature;
   int32_t id = 0;
+  bool is_shared = false;          // a record had one value list for all its rows
+  bool is_individual = false;      // a record had one value list per row
   int64_t record = -1;             // the last record that had it
   size_t next = 0;                 // what followed it in that record
   std::unique_ptr<Column> column;  // null until the type is known

@@ -20,9 +20,9 @@ constexpr ColumnType kBytesType = {Value::kBytes, 1, Kind::kPlain};
 
 // The columns of a batch, in order.
 struct BatchExport {
-  void Add(const std::string& name, int32_t id, bool nullable, Column* column) {
+  void Add(const std::string& name, int32_t id, bool nullable, Column* column, bool is_shared = false) {
     fields.emplace_back();
-    ExportField(name, column->type(), id, nullable, &fields.back());
+    ExportField(name, column->type(), id, nullable, &fields.back(), is_shared);
     arrays.emplace_back();
     column->Export(&arrays.back());
   }
@@ -269,7 +269,7 @@ void RecordRows::Export(ArrowSchema* schema, ArrowArray* array) {
   for (const auto& named : table_.columns()) {
     if (named->column == nullptr) continue;
     named->column->PadTo(start_);
-    batch.Add(named->name, named->id, true, named->column.get());
+    batch.Add(named->name, named->id, true, named->column.get(), named->is_shared && !named->is_individual);
   }
   label_.PadTo(start_);
   weight_.PadTo(start_);

@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 
 from millrace.protos import sharded_batch_pb2 as pb
 from millrace.protos import transform_config_pb2 as config_pb
+from millrace.protos.record_pb2 import INDIVIDUAL, SHARED, ExampleBatch
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v1, fid_v2
 from millrace.transforms.batch.provenance import with_provenance
+from millrace.transforms.codecs.record_codec import decode_records
 from millrace.transforms.feed.shards import shard_of
 from millrace.transforms.steps.sharding.shard_layout import ShardLayout
 from millrace.transforms.steps.sharding.sharded_batch import ShardedFids
-from millrace.transforms.steps.sharding.sharded_fids import SHARED_KEY, ShardFids, shard_fids
+from millrace.transforms.steps.sharding.sharded_fids import ShardFids, shard_fids
 from millrace.transforms.steps.step import StepContext
 from tests.conformance.covers import covers
 from tests.reference import sharding_reference as reference
+from tests.reference.record_comparison import block_of
 
 A10, A11 = int(fid_v2(1, 10)), int(fid_v2(1, 11))
 B20, B21 = int(fid_v2(2, 20)), int(fid_v2(2, 21))
@@ -39,7 +42,7 @@ def _batch(columns: dict[str, Rows], shared: tuple[str, ...] = ()) -> pa.RecordB
     """Of {feature: fids of each row}."""
     fields = [
         record_batch.fid_field(name).with_metadata(
-            {**record_batch.FID_METADATA, **({SHARED_KEY: b"1"} if name in shared else {})}
+            {**record_batch.FID_METADATA, **({record_batch.SHARED_KEY: b"1"} if name in shared else {})}
         )
         for name in columns
     ]
@@ -119,12 +122,49 @@ def test_a_unique_fid_has_one_embedding_a_feature_and_shard() -> None:
     assert sharded.emb_size.tolist() == [7, 4, 2, 2]
 
 
+def _example_batch(lists: dict[str, list[list[int]]], rows: int) -> ExampleBatch:
+    """Of {feature: fids of each row, or of all rows where there is one list}."""
+    batch = ExampleBatch(batch_size=rows)
+    for name, fids_of_rows in lists.items():
+        kind = INDIVIDUAL if len(fids_of_rows) == rows else SHARED
+        named = batch.named_feature_list.add(name=name, type=kind)
+        for fids in fids_of_rows:
+            named.feature.add().fid_v2_list.value.extend(fids)
+    return batch
+
+
+def _decoded(*batches: ExampleBatch) -> pa.RecordBatch:
+    rows, dead_letters = decode_records(block_of([batch.SerializeToString() for batch in batches]), "example_batch")
+    assert dead_letters.num_rows == 0
+    return rows
+
+
 @covers("data:v32")
-def test_a_shared_feature_has_one_entry_and_an_absent_one_an_empty_one() -> None:
-    batch = _batch({"a": [[A10, A11], [A11]], "b": [[B20, B21]] * 2}, shared=("b",))
-    sharded = shard_fids(batch, CONFIGS, 2, unique=True)
+def test_a_shared_feature_has_one_entry_from_the_record_to_the_trainer() -> None:
+    """The rows come from a record; an absent feature has one empty entry."""
+    rows = _decoded(_example_batch({"a": [[A10, A11], [A11]], "b": [[B20, B21]]}, rows=2))
+    sharded = shard_fids(rows, CONFIGS, 2, unique=True)
     assert sharded.nfl_offset.tolist() == [0, 2147483650, 2147483651, 5]
     assert sharded.feature_offset.tolist() == [0, 2, 3, 5, 5]
+
+
+def test_rows_of_records_that_share_other_values_keep_their_own() -> None:
+    sharing = [_example_batch({"b": [[fid]]}, rows=2) for fid in (B20, B21)]
+    own = _example_batch({"b": [[B20], [B21]]}, rows=2)
+    lacking = _example_batch({"a": [[A10]]}, rows=2)
+    only_b = _configs({"b": ("t1", [2])})
+    for records, expected in (
+        ([sharing[0], sharing[0]], [[B20]]),
+        ([sharing[0], sharing[1]], [[B20], [B20], [B21], [B21]]),
+        ([sharing[0], own], [[B20], [B20], [B20], [B21]]),
+        ([sharing[0], lacking], [[B20], [B20], [], []]),
+    ):
+        together = _decoded(*records)
+        merged = record_batch.concat([_decoded(record) for record in records])
+        for rows in (together, merged):
+            sharded = shard_fids(rows, only_b)
+            entries = np.split(sharded.fids_of("t1", 0), sharded.feature_offset[1:-1])
+            assert [entry.tolist() for entry in entries] == expected
 
 
 def test_a_feature_that_calls_itself_shared_but_differs_between_rows_is_not() -> None:
@@ -155,8 +195,8 @@ def test_the_offsets_of_the_layout_example() -> None:
 
 @covers("dist:28", part="offsets; the product has no layouts and no gradients by offset")
 def test_the_offsets_of_the_layout_example_with_a_shared_feature() -> None:
-    columns: dict[str, Rows] = {"fa": [[10, 11], [10, 13]], "fb": [[21, 20]] * 2, "fc": [[7, 8, 9, 12], [5]]}
-    sharded = shard_fids(_batch(columns, shared=("fb",)), TABLES_OF_27, 2, unique=True)
+    lists = {"fa": [[10, 11], [10, 13]], "fb": [[21, 20]], "fc": [[7, 8, 9, 12], [5]]}
+    sharded = shard_fids(_decoded(_example_batch(lists, rows=2)), TABLES_OF_27, 2, unique=True)
     assert sharded.feature_offset.tolist() == [0, 2, 4, 6, 10, 11]
     assert sharded.nfl_offset.tolist() == [0, 0x80000002, 3, 6]
 
