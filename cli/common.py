@@ -89,7 +89,9 @@ def add_kafka_flags(parser: argparse.ArgumentParser) -> None:
         help="Kafka brokers (default: $MILLRACE_KAFKA, else the broker of `millrace dev`)",
     )
     parser.add_argument(
-        "--kafka-properties", metavar="FILE", help="librdkafka settings (TLS, SASL), one key=value a line; never logged"
+        "--kafka-properties",
+        metavar="FILE",
+        help="librdkafka settings (TLS, SASL), one key=value per line; never logged",
     )
     parser.add_argument("--topic-prefix", type=topic_prefix, default="", metavar="PREFIX", help="before every topic")
 

@@ -1,4 +1,4 @@
-"""Beam's Flink job server with an embedded Flink, and a pool of Python workers that can die alone."""
+"""Beam's Flink job server with an embedded Flink, and a pool of Python workers that a test can kill one by one."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.daemon import free_port
 from millrace.runtime.memory import WORKER_ENVIRONMENT
 
-_START_SECONDS = 120.0
-# Flink serialises with reflection over these packages.
+_START_SECONDS = 120.0  # a JVM with all of Flink, on a busy machine
+# Flink's serialisers reach into these packages by reflection, which Java forbids unless told otherwise.
 _OPENED_PACKAGES = ("java.util", "java.lang", "java.time", "java.nio")
 
 
@@ -23,8 +23,8 @@ class FlinkJobServer:
     Args:
       folder: log, artifacts and temporary files; created when needed.
       master: "[local]" for the embedded Flink, or `host:port` of a cluster.
-      heap: maximum of the Java heap, in Java's spelling.
-      progress: told in a few words what happens.
+      heap: most memory of the Java heap, as Java spells it.
+      progress: called with a few words on each step of the start.
     """
 
     def __init__(self, folder: Path, master: str = "[local]", heap: str = "3g", progress: Progress = print) -> None:
@@ -81,12 +81,12 @@ class FlinkJobServer:
 
 
 class WorkerPool:
-    """Starts Beam Python workers beside the runner: killing one is a failure that Flink recovers from.
+    """Starts Beam's Python workers in processes of their own; Flink recovers when one of them is killed.
 
     Submit with `--environment_type=EXTERNAL --environment_config=<address>`.
 
     Args:
-      folder: its log and that of the workers; created when needed.
+      folder: logs of the pool and of the workers; created when needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class WorkerPool:
         self.folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
-        # It starts workers with the `python` on PATH and must find the same packages.
+        # The pool starts workers with the `python` on PATH, which must be this one with these packages.
         environment = WORKER_ENVIRONMENT | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             "PYTHONPATH": ":".join(path for path in sys.path if path),
@@ -113,7 +113,7 @@ class WorkerPool:
         """Pids of the workers that run now."""
         if self._process is None or not self._process.running():
             return []
-        # A child belongs to the thread that started it: the pool starts workers from its gRPC threads.
+        # Linux lists a child under the thread that started it, and the pool starts workers from its gRPC threads.
         threads = Path(f"/proc/{self._process.pid}/task").glob("*/children")
         return sorted(int(pid) for children in threads for pid in children.read_text("ascii").split())
 

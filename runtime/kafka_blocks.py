@@ -1,4 +1,4 @@
-"""Blocks of Kafka records from chosen partitions, and where to start and stop reading them."""
+"""Reads blocks of Kafka records from given partitions, and finds the offsets to read from and to."""
 
 import json
 import time
@@ -11,10 +11,11 @@ from typing import NoReturn
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_client import KafkaConnection, make_consumer, partitions_of, watermark_offsets
+from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer, partitions_of, watermark_offsets
 
+# A broker that has just started answers within this time.
 _REQUEST_SECONDS = 10.0
-_BEYOND_END = 1 << 62
+_BEYOND_END = 1 << 62  # above every offset
 _START_CHOICES = "earliest, latest, group, time:MILLISECONDS or a JSON object of offsets"
 
 
@@ -22,18 +23,22 @@ class KafkaReadError(RuntimeError):
     """A partition cannot be read any more."""
 
 
-Positions = dict[tuple[str, int], int]
-"""{(topic, partition): next offset}."""
+Partition = tuple[str, int]
+"""(topic, number of the partition)."""
+
+Positions = dict[Partition, int]
+"""{partition: next offset}."""
 
 
 @dataclass
 class Block:
-    """Records of one topic, in offset order within each partition; the lists have equal length.
+    """Records of one topic, in offset order within each partition; all lists have the same length.
 
     Attributes:
-      timestamps_ms: Kafka record timestamps, 0 where the record has none.
-      values: record values; None for a tombstone.
-      append_times: whether the timestamps are those of the broker, not of the producers.
+      values: bytes of the records; None for a tombstone.
+      partitions, offsets: where each record lies.
+      timestamps_ms: time stamps in ms since the epoch, 0 for a record without one.
+      append_times: whether the broker wrote the time stamps, not the producers.
     """
 
     topic: str
@@ -45,11 +50,11 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
+        """Bytes of all values."""
         return sum(map(len, filter(None, self.values)))
 
     def slice(self, start: int, stop: int | None = None) -> "Block":
-        """The records at these places."""
+        """The records from place `start` up to `stop`, or to the end."""
         at = slice(start, stop)
         return Block(
             self.topic,
@@ -61,7 +66,7 @@ class Block:
         )
 
     def by_partition(self) -> dict[int, "Block"]:
-        """{partition: its records}."""
+        """{number of the partition: its records}."""
         numbers = dict.fromkeys(self.partitions)
         if len(numbers) == 1:
             return dict.fromkeys(numbers, self)
@@ -80,7 +85,7 @@ class Block:
 
 
 def join_blocks(blocks: Sequence[Block]) -> Block:
-    """The records of all blocks, of which there is at least one, in this order; all are of one topic."""
+    """The records of all blocks, at least one and all of one topic, in this order."""
     some = [block for block in blocks if block.values] or blocks[:1]
     if len(some) == 1:
         return some[0]
@@ -95,9 +100,9 @@ def join_blocks(blocks: Sequence[Block]) -> Block:
 
 
 class BlockReader:
-    """Reads partitions from explicit offsets on, several topics through one client; never joins a consumer group.
+    """Reads partitions, of several topics if need be, from given offsets on; never joins a consumer group.
 
-    Only committed records are given: neither those of aborted transactions nor those of open ones.
+    It gives committed records only: none of an aborted transaction, and none of one that is still open.
 
     Args:
       start: {(topic, partition): first offset to read}.
@@ -111,9 +116,11 @@ class BlockReader:
             connection,
             group_id,
             auto_offset_reset="error",
-            queued_max_messages_kbytes=16_384,
-            fetch_queue_backoff_ms=10,  # of a second by default, in which a fast reader empties the queue
-            reconnect_backoff_max_ms=1000,
+            queued_max_messages_kbytes=16_384,  # bounds the client's memory; the default is 64 MiB
+            # How long the client pauses when its queue is full. With the default, 1 s, a fast reader empties the queue
+            # and then waits.
+            fetch_queue_backoff_ms=10,
+            reconnect_backoff_max_ms=1000,  # back within a second after a broker restarts; the default is 10 s
         )
         self._next: Positions = {}
         self.assign(start)
@@ -129,22 +136,22 @@ class BlockReader:
         self._consumer.incremental_assign([TopicPartition(*key, offset) for key, offset in start.items()])
 
     def pause(self, partitions: Collection[tuple[str, int]]) -> None:
-        """Reads nothing of these until `resume`; what the client has fetched of them already it will fetch again."""
+        """Reads nothing of these until `resume`; the client then fetches again what it had fetched of them already."""
         self._consumer.pause([TopicPartition(*key) for key in partitions])
 
     def resume(self, partitions: Collection[tuple[str, int]]) -> None:
-        """Reads these again, on from where they were paused."""
+        """Reads these again, from where they were paused."""
         self._consumer.resume([TopicPartition(*key) for key in partitions])
 
     def read(self, max_records: int, seconds: float) -> list[Block]:
-        """What is there, one block a topic, waiting at most `seconds` for `max_records`; [] when nothing is.
+        """Up to `max_records` records, one block per topic, after at most `seconds`; [] when there are none.
 
         Raises:
-          KafkaReadError: the offset is gone (retention) or the topic was deleted.
+          KafkaReadError: an offset does not exist any more (retention), or a topic was deleted.
         """
         messages: Sequence[Message] = self._consumer.consume(max_records, seconds)
         if any(map(Message.error, messages)):
-            messages = [message for message in messages if not self._is_event(message)]
+            messages = [message for message in messages if not self._is_passing(message)]
         blocks = [_block(topic, chosen) for topic, chosen in _by_topic(messages)]
         for block in blocks:
             for partition, offset in dict(zip(block.partitions, block.offsets, strict=True)).items():
@@ -152,14 +159,14 @@ class BlockReader:
         return blocks
 
     def positions(self) -> Positions:
-        """Next offsets, also past control records and gaps that `read` never returned."""
+        """The next offsets, after control records and gaps that `read` passed over."""
         known = self._consumer.position([TopicPartition(*key) for key in self._next])
         return {
             (each.topic, each.partition): max(each.offset, self._next[each.topic, each.partition]) for each in known
         }
 
     def lags(self) -> dict[tuple[str, int], int | None]:
-        """Records of each partition that were not read yet, as of the last answer of its broker; None before that."""
+        """{partition: records that were not read yet}, as of its broker's last answer; None before the first answer."""
         lags: dict[tuple[str, int], int | None] = {}
         for key, position in self.positions().items():
             _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
@@ -167,7 +174,7 @@ class BlockReader:
         return lags
 
     def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
-        """{topic: its partitions}, [] for one that does not exist; {} when no broker answers within `seconds`."""
+        """{topic: its partition numbers}, [] for a topic that does not exist; {} if no broker answers in `seconds`."""
         found = {}
         try:
             for topic in topics:
@@ -178,7 +185,7 @@ class BlockReader:
         return found
 
     def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
-        """The oldest offset that is there; None when no broker answers within `seconds`."""
+        """The oldest offset that exists; None when no broker answers within `seconds`."""
         try:
             low, _ = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=seconds)
         except KafkaException:
@@ -186,7 +193,7 @@ class BlockReader:
         return int(low)
 
     def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
-        """Records `positions` for the group without waiting; a failure shows at the next restart only."""
+        """Commits `positions` to the group without waiting; a failure only shows when a later reader starts there."""
         self._consumer.commit(
             offsets=[TopicPartition(*key, offset) for key, offset in positions.items()], asynchronous=True
         )
@@ -194,12 +201,12 @@ class BlockReader:
     def close(self) -> None:
         self._consumer.close()
 
-    def _is_event(self, message: Message) -> bool:
-        """Whether `message` is news of the client instead of a record; raises KafkaReadError for bad news."""
+    def _is_passing(self, message: Message) -> bool:
+        """Whether `message` is an error that passes, not a record; raises KafkaReadError for one that does not."""
         error = message.error()
         if error is None:
             return False
-        if not error.retriable() and error.code() not in _PASSING:
+        if not is_passing(error):
             self._fail(message.topic(), message.partition(), error)
         return True
 
@@ -210,14 +217,12 @@ class BlockReader:
         if error.code() in _OUT_OF_RANGE:
             offset = self._next.get((topic or "", partition or 0))
             raise KafkaReadError(
-                f"{place}: offset {offset} is out of range: retention removed it, or the topic was made anew; "
+                f"{place}: offset {offset} is out of range: retention removed it, or the topic was created anew; "
                 "start from earliest or from another offset"
             )
         raise KafkaReadError(f"{place}: {error.str()}")
 
 
-# Broker restarts and lost connections: librdkafka reconnects by itself.
-_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._PARTITION_EOF}
 _GONE = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
@@ -244,10 +249,15 @@ def _block(topic: str, messages: Sequence[Message]) -> Block:
 def resolve_start(
     connection: KafkaConnection, topic: str, start: str, group_id: str, field_name: str = "--start"
 ) -> dict[int, int]:
-    """{partition: first offset} for `start`: earliest, latest, group, time:MILLISECONDS or {"0": 17, ...}.
+    """The offsets that a position means.
 
-    `group` is the group's committed offset, or the earliest one where there is none. Offsets that retention has
-    already removed become the earliest.
+    Args:
+      start: earliest, latest, time:MILLISECONDS (the first record of that time or later), group (the committed offsets,
+        earliest where there is none) or {"0": 17, ...}.
+      field_name: setting that an error names.
+
+    Returns: {partition: offset}; an offset that retention has removed becomes the earliest.
+    Raises: UserError for a topic or partition that does not exist, a wrong position, or a broker that refuses.
     """
     partitions = partitions_of(connection, topic)
     consumer = make_consumer(connection, group_id)
@@ -274,7 +284,7 @@ def resolve_start(
 def resolve_topics(
     connection: KafkaConnection, topics: Collection[str], start: str, group_id: str, field_name: str = "start"
 ) -> Positions:
-    """`resolve_start` of several topics."""
+    """`resolve_start` for several topics."""
     return {
         (topic, partition): offset
         for topic in topics
@@ -283,7 +293,7 @@ def resolve_topics(
 
 
 def _committed(consumer: Consumer, topic: str, partitions: list[int]) -> dict[int, int]:
-    # Right after its start a broker may still be loading the group's coordinator.
+    # A broker that has just started may still be loading the offsets of the group.
     give_up = time.monotonic() + _REQUEST_SECONDS
     while True:
         try:
@@ -302,7 +312,7 @@ def _at_time(consumer: Consumer, topic: str, partitions: list[int], start: str, 
         raise UserError(field_name, start, "not a number of milliseconds", f"choose {_START_CHOICES}") from None
     asked = [TopicPartition(topic, partition, time_ms) for partition in partitions]
     found = consumer.offsets_for_times(asked, timeout=_REQUEST_SECONDS)
-    # A negative offset: no record is as young as that, so start at the end.
+    # A negative offset says that every record is older.
     return {each.partition: each.offset if each.offset >= 0 else _BEYOND_END for each in found}
 
 

@@ -1,4 +1,4 @@
-"""Kafka connection settings and clients; only this package touches confluent-kafka."""
+"""Kafka connections and clients; only this folder imports confluent-kafka to make one."""
 
 import configparser
 import logging
@@ -16,15 +16,15 @@ from millrace.runtime.deadline import Deadline, wait_until
 from millrace.runtime.errors import UserError
 
 MAX_MESSAGE_BYTES = 8_000_000
-"""What a producer sends at most, uncompressed."""
+"""The largest message that a producer sends, before compression. Train blocks are cut to fit (`encode_blocks`)."""
 
-_REQUEST_SECONDS = 10.0
-_RETRY_SECONDS = 0.1
-_CHECK_SECONDS = 5.0  # what a user waits for "no broker answers"
+_REQUEST_SECONDS = 10.0  # a broker that is up answers within this time, even while it chooses leaders
+_RETRY_SECONDS = 0.1  # choosing a leader takes a few of these
+_CHECK_SECONDS = 5.0  # how long a user waits until told that no broker answers
 
 
 class _NowAndThen(logging.Filter):
-    """Passes one record of a kind in `seconds`: without a broker, a client repeats itself twenty times a second."""
+    """Passes one log record of each kind per `seconds`; a client without a broker logs twenty of them per second."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _NowAndThen(logging.Filter):
 _Client = TypeVar("_Client", Producer, Consumer, AdminClient)
 _SECRET = re.compile("password|secret|token|oauthbearer|\\.pem$|jaas")
 
-# What librdkafka has to say goes to the process's log, with its role, instead of straight to stderr.
+# What librdkafka logs goes through the process's own log, which names the process, and not directly to stderr.
 _client_log = logging.getLogger("kafka")
 _client_log.addFilter(_NowAndThen())
 
@@ -61,7 +61,7 @@ def _read_properties(path: str) -> dict[str, str]:
         problem = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError("--kafka-properties", path, f"cannot be read ({problem})", "name a readable file") from error
     except configparser.Error as error:
-        # The parser's own message quotes the line, which may hold a password.
+        # No text of the parser here: it quotes the line, which may hold a password.
         raise UserError("--kafka-properties", path, "has a line that is not key=value", "correct it") from error
     return dict(parser["client"])
 
@@ -86,7 +86,7 @@ class KafkaConnection:
 
 
 def _client(kind: Callable[..., _Client], connection: KafkaConnection, config: Mapping[str, object]) -> _Client:
-    """A client; UserError, without the values of secrets, when it refuses a setting."""
+    """Makes a client; UserError, without the values of secrets, when it refuses a setting."""
     try:
         return kind(dict(config), logger=_client_log)
     except KafkaException as error:
@@ -95,7 +95,7 @@ def _client(kind: Callable[..., _Client], connection: KafkaConnection, config: M
             connection.properties_file,
             _without_secrets(error.args[0].str(), config),
             "correct it; librdkafka's CONFIGURATION.md lists every setting",
-        ) from None  # the cause would show what is hidden here
+        ) from None  # the cause holds the secrets that are hidden here
 
 
 def _without_secrets(text: str, config: Mapping[str, object]) -> str:
@@ -106,7 +106,7 @@ def _without_secrets(text: str, config: Mapping[str, object]) -> str:
 
 
 def make_producer(connection: KafkaConnection, **overrides: str | int | float) -> Producer:
-    """An idempotent producer (`acks=all`, lz4); `overrides` use `_` for `.`: `linger_ms=5`."""
+    """An idempotent producer (`acks=all`, lz4); `overrides` are settings with `_` for `.`, such as `linger_ms=5`."""
     config = connection.client_config() | {
         "enable.idempotence": True,
         "compression.type": "lz4",
@@ -118,7 +118,10 @@ def make_producer(connection: KafkaConnection, **overrides: str | int | float) -
 
 
 def make_consumer(connection: KafkaConnection, group_id: str = "millrace", **overrides: str | int | float) -> Consumer:
-    """A consumer for manual assignment: no auto-commit, no offset store, earliest on a lost offset."""
+    """A consumer for manual assignment: commits nothing by itself, and goes on at the earliest offset after a lost one.
+
+    `overrides` are settings with `_` for `.`.
+    """
     config = connection.client_config() | {
         "group.id": group_id,
         "enable.auto.commit": False,
@@ -133,7 +136,7 @@ def make_consumer(connection: KafkaConnection, group_id: str = "millrace", **ove
 
 
 def flush_or_raise(producer: Producer, seconds: float = 30.0) -> None:
-    """Waits until every message is acknowledged; raises UndeliveredError otherwise."""
+    """Waits until every message is acknowledged; raises UndeliveredError if that takes longer than `seconds`."""
     left = producer.flush(seconds)
     if left:
         raise UndeliveredError(f"{left} messages were not acknowledged within {seconds:g} s")
@@ -151,12 +154,12 @@ def check_broker(connection: KafkaConnection, field_name: str = "--kafka", secon
         if error.code() in _REFUSALS:
             refusals.append(error)
 
-    # log_level 0: the error below says it all; the client would repeat it on stderr at every attempt.
+    # log_level 0: the client would log at every attempt what the error below says once.
     admin = _client(AdminClient, connection, connection.client_config() | {"log_level": 0, "error_cb": on_error})
     try:
         admin.list_topics(timeout=seconds)
     except KafkaException as error:
-        admin.poll(0)  # hands over what was told in the background
+        admin.poll(0)  # calls on_error with what the client noticed in the background
         if refusals:
             raise _refused(connection, refusals[-1], field_name) from error
         raise UserError(
@@ -192,14 +195,14 @@ def ensure_topic(
 ) -> None:
     """Creates `topic` unless it exists, and waits until its partitions have leaders."""
     new_topic = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {})
-    admin = make_admin(connection)  # kept: the future is cancelled when its client is collected
+    admin = make_admin(connection)  # a variable: the future is cancelled when its client is collected as garbage
     future = admin.create_topics([new_topic], request_timeout=_REQUEST_SECONDS)[topic]
     try:
         future.result()
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise
-    # The broker that answers the next request may not know the new topic yet.
+    # Another broker, which may answer the next request, may not know the new topic yet.
     wait_until(lambda: _has_leaders(admin, topic), _REQUEST_SECONDS, f"topic {topic} is ready")
 
 
@@ -236,7 +239,7 @@ def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, 
 
 
 def watermark_offsets(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """(first offset, next offset) now; a partition whose leader has only just been chosen is asked again."""
+    """(first offset, next offset) now; asks again while the partition has no leader."""
     deadline = Deadline(_REQUEST_SECONDS)
     while True:
         try:
@@ -251,6 +254,17 @@ def watermark_offsets(consumer: Consumer, topic: str, partition: int) -> tuple[i
 _NO_LEADER_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 
+def is_passing(error: KafkaError) -> bool:
+    """Whether a reader may read on after this error: the end of a partition, or a broker that restarts or is away.
+
+    librdkafka reconnects and retries by itself, and reports what it waits for as an error.
+    """
+    return error.retriable() or error.code() in _PASSING
+
+
+_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._PARTITION_EOF}
+
+
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "ConfigResource",
@@ -260,6 +274,7 @@ __all__ = [
     "check_broker",
     "ensure_topic",
     "flush_or_raise",
+    "is_passing",
     "make_admin",
     "make_consumer",
     "make_producer",

@@ -1,4 +1,4 @@
-"""A bounded range of a topic, read once with keys and headers: for tools, which belong to no consumer group."""
+"""Reads a bounded range of a topic once, with keys and headers, for tools; joins no consumer group."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,16 +8,19 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_blocks import KafkaReadError, resolve_start
-from millrace.runtime.kafka_client import KafkaConnection, make_consumer
+from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer
 
+# Longer than a broker takes to restart; a read fails after this time without an answer.
 _SILENT_SECONDS = 30.0
 _GROUP = "millrace-records"
 
 
 @dataclass(frozen=True)
 class TopicRange:
-    """Attributes:
-    offsets: {partition: (first offset, offset behind the last)}.
+    """Offsets of a topic.
+
+    Attributes:
+      offsets: {partition: (first offset, offset after the last)}.
     """
 
     connection: KafkaConnection
@@ -41,23 +44,24 @@ def resolve_range(
     """The range between two positions, of one partition or all.
 
     Args:
-      start: as `resolve_start` takes it.
-      until: the same, or `end`: as it is now.
+      start: a position, as `resolve_start` takes it.
+      until: the same, or `end`, which is the end as it is now.
+      partition: None for all partitions.
 
-    Raises: UserError for a topic or partition that does not exist and for a wrong position.
+    Raises: UserError for a topic or partition that does not exist, and for a wrong position.
     """
     first = resolve_start(connection, topic, start, group, "--start")
-    behind = resolve_start(connection, topic, "latest" if until == "end" else until, group, "--until")
+    after = resolve_start(connection, topic, "latest" if until == "end" else until, group, "--until")
     if partition is not None and partition not in first:
         raise UserError("--partition", partition, f"{topic} has no such partition", f"choose one of {sorted(first)}")
     chosen = first if partition is None else {partition: first[partition]}
-    return TopicRange(connection, topic, {each: (at, max(at, behind[each])) for each, at in chosen.items()})
+    return TopicRange(connection, topic, {each: (at, max(at, after[each])) for each, at in chosen.items()})
 
 
 def read_messages(wanted: TopicRange, max_records: int = 4096) -> Iterator[list[Message]]:
     """The committed records of the range, in offset order within each partition.
 
-    Raises: KafkaReadError when the brokers fall silent or an offset is gone.
+    Raises: KafkaReadError when no broker answers for 30 s, or an offset does not exist any more.
     """
     left = {partition: end for partition, (start, end) in wanted.offsets.items() if start < end}
     consumer = make_consumer(
@@ -68,7 +72,7 @@ def read_messages(wanted: TopicRange, max_records: int = 4096) -> Iterator[list[
         heard = time.monotonic()
         while left:
             messages = consumer.consume(max_records, 0.1)
-            records, done = _sorted_out(messages, left)
+            records, done = _records_and_ends(messages, left)
             if records:
                 yield records
             if done:
@@ -81,15 +85,15 @@ def read_messages(wanted: TopicRange, max_records: int = 4096) -> Iterator[list[
         consumer.close()
 
 
-def _sorted_out(messages: Sequence[Message], left: Mapping[int, int]) -> tuple[list[Message], set[int]]:
-    """(records of the range, partitions of which no more is to come)."""
+def _records_and_ends(messages: Sequence[Message], left: Mapping[int, int]) -> tuple[list[Message], set[int]]:
+    """Returns (records of the range, partitions whose range was read to its end)."""
     records, done = [], set()
     for message in messages:
         partition, error = message.partition(), message.error()
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF:
                 done.add(partition)
-            elif not error.retriable() and error.code() not in _PASSING:
+            elif not is_passing(error):
                 raise KafkaReadError(f"{message.topic()}[{partition}]: {error.str()}")
         elif partition in left:
             if message.offset() < left[partition]:
@@ -97,7 +101,3 @@ def _sorted_out(messages: Sequence[Message], left: Mapping[int, int]) -> tuple[l
             if message.offset() + 1 >= left[partition]:
                 done.add(partition)
     return records, done & left.keys()
-
-
-# Broker restarts and lost connections: librdkafka reconnects by itself.
-_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}

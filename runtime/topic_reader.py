@@ -1,4 +1,4 @@
-"""Reads partitions of one topic in order, by manual assignment, through restarts of the brokers."""
+"""Reads partitions of one topic in order, without a consumer group, and waits out restarts of the brokers."""
 
 import logging
 import time
@@ -10,10 +10,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from millrace.runtime.kafka_client import KafkaConnection, make_consumer
 
 _LOG = logging.getLogger(__name__)
+# A reader sleeps no longer than this: its loop has other work between two reads.
 _POLL_SECONDS = 0.02
-_END_REQUEST_SECONDS = 1.0
-_LOG_EVERY_SECONDS = 10.0
-# librdkafka backs off to 10 s by default; a reader that feeds live predictions must be back sooner than that.
+_END_REQUEST_SECONDS = 1.0  # a loop may wait so long for a broker; the request is repeated later
+_LOG_EVERY_SECONDS = 10.0  # otherwise every read would report a lost broker
+# The default is 10 s at most; a reader of deltas must be back sooner, as what it reads is served within a second.
 _RECONNECT_MS, _RECONNECT_MAX_MS = 250, 1000
 
 
@@ -29,10 +30,10 @@ class Record:
 
 
 class TopicReader:
-    """A consumer of given partitions without a group: nothing is committed, every reader sees every record.
+    """Reads every record of given partitions; commits nothing.
 
-    Lost brokers and a topic that does not exist yet are waited out: `read` returns nothing and logs a warning now and
-    then. An offset that retention has removed goes on at the earliest one that is left.
+    No error ends it. While brokers are away or the topic does not exist, `read` returns nothing and logs a warning
+    every 10 s. After an offset that retention has removed it goes on at the earliest one that exists.
 
     Args:
       start: {partition: offset of the first record to read}.
@@ -59,7 +60,7 @@ class TopicReader:
         return dict(self._positions)
 
     def read(self, max_records: int = 500, seconds: float = _POLL_SECONDS) -> list[Record]:
-        """The next records, as soon as there is one; [] after `seconds` without any."""
+        """Up to `max_records` next records, as soon as there is one; [] after `seconds` without any."""
         records = []
         for message in self._consumer.consume(max_records, seconds):
             error = message.error()
@@ -77,7 +78,7 @@ class TopicReader:
         return records
 
     def reached_end(self) -> bool:
-        """Whether every partition was read up to where it ended when this was first asked with a broker at hand."""
+        """Whether every partition was read up to the end that it had at the first call that a broker answered."""
         for partition in self._positions:
             if partition not in self._ends:
                 try:
@@ -97,4 +98,4 @@ class TopicReader:
         now = time.monotonic()
         if now >= self._quiet_until:
             self._quiet_until = now + _LOG_EVERY_SECONDS
-            _LOG.warning("reading %s: %s; trying on", self.topic, problem)
+            _LOG.warning("reading %s: %s; trying again", self.topic, problem)

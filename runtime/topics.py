@@ -1,11 +1,11 @@
-"""Names of the Kafka topics: the one place that spells them."""
+"""Names of all Kafka topics; no other module spells them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Topics:
-    """Topic names under one prefix (`prefix="eu."` gives `eu.events.impressions`)."""
+    """Topic names with one prefix: `prefix="eu."` gives `eu.events.impressions`."""
 
     prefix: str = ""
 
@@ -23,7 +23,7 @@ class Topics:
 
     @property
     def routed_actions(self) -> str:
-        """Actions that did not join, with the reason."""
+        """Actions that did not join, each with the reason."""
         return f"{self.prefix}feed.routed-actions"
 
     @property

@@ -1,4 +1,4 @@
-"""`millrace feed backfill`: stored events to training rows in hourly folders."""
+"""`millrace feed backfill`: makes training rows of stored events, in a folder per hour or file pattern."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from millrace.cli.common import add_command, stop_on_signals
-from millrace.cli.feed.command import add_common_flags, add_row_flags, add_source_flags, feed_options
+from millrace.cli.feed.flags import add_common_flags, add_row_flags, add_source_flags, feed_options
 from millrace.runtime.errors import UserError
 
 _EXAMPLE = """\
@@ -18,9 +18,10 @@ millrace feed backfill --task millrace.examples.feed_ranking:FeedRanking --worke
     --action-files '/tmp/feed/{DATE(2026013100, 2026013123)}/actions*'"""
 
 _DESCRIPTION = """\
-Makes training rows of stored events, hour by hour or file by file: the same graph as the live feed, bounded. Each unit
-appears in the output folder when all of it is there, with the marker _SUCCESS; started again, the command does what is
-not done yet. _SUCCESS in the output folder itself says that all units are there."""
+Makes training rows of stored events with the graph of the live feed, in units: one per hour of a topic, or one per
+expansion of a file pattern. The folder of a unit appears in the output folder when it is complete, with the marker
+_SUCCESS. Started again, the command runs the units that are not complete. _SUCCESS in the output folder itself says
+that all units are complete."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,10 +29,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(accepts_unknown=True)
     add_row_flags(parser)
     source = add_source_flags(parser)
-    source.add_argument("--from", dest="first", metavar="YYYYMMDDHH", help="first hour of the topics' records, UTC")
-    source.add_argument("--to", dest="end", metavar="YYYYMMDDHH", help="hour after the last one")
-    source.add_argument("--output-parquet", type=Path, required=True, metavar="DIR", help="folder of the rows")
-    parser.add_argument("--workers", type=int, default=1, help="units at the same time, one process each (default: 1)")
+    source.add_argument("--from", dest="first", metavar="YYYYMMDDHH", help="first hour to read from the topics, in UTC")
+    source.add_argument("--to", dest="end", metavar="YYYYMMDDHH", help="hour after the last one to read")
+    source.add_argument(
+        "--output-parquet", type=Path, required=True, metavar="DIR", help="folder that holds the folders of the units"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="units that run at the same time, one process each (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print the counters as JSON")
     parser.add_argument(
         "--runner",
@@ -67,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         counters = run_backfill(backfill, stop, tell)
     except FeedFailedError as error:
-        logger.error("a unit failed, what is done stays done: %s", error)
+        logger.error("a unit failed; complete units stay: %s", error)
         return 1
     if arguments.json:
         print(json.dumps(counters, sort_keys=True))
@@ -79,5 +84,5 @@ def _run(arguments: argparse.Namespace) -> int:
 def _needed(arguments: argparse.Namespace, name: str) -> str:
     flag = {"first": "--from", "end": "--to"}[name]
     if not getattr(arguments, name):
-        raise UserError(flag, "", "missing", "give the hour as YYYYMMDDHH, or event files")
+        raise UserError(flag, "", "missing", "give the hour as YYYYMMDDHH, or name event files")
     return str(getattr(arguments, name))

@@ -1,8 +1,8 @@
-"""Backfill: a feed over stored events, cut into units, each of which is there whole or not at all.
+"""Backfill: makes rows of stored events in units, each of which is complete or absent in the output.
 
-A unit is an hour of Kafka records, by their time stamps, or one expansion of a file pattern. It is a bounded feed of
-its own, the same graph as the live one, whose files appear under their final name only when all are there: the folder
-is written beside, marked, and renamed. What is there already is not done again.
+A unit is one hour of Kafka records, by their time stamps, or one expansion of a file pattern. It is a bounded feed of
+its own, with the graph of the live feed. Its folder is written under a temporary name, marked as complete, and then
+renamed. A unit that is complete is not run again.
 """
 
 import concurrent.futures
@@ -37,13 +37,13 @@ __all__ = ["Backfill", "Unit", "file_units", "hour_units", "parse_hour", "run_ba
 
 _LOGGER = logging.getLogger(__name__)
 _HOUR_FORMAT = "%Y%m%d%H"
-_MAX_UNITS = 24 * 366 * 10
-_POLL_SECONDS = 0.2
+_MAX_UNITS = 24 * 366 * 10  # ten years of hours: more is a mistake in --from or --to
+_POLL_SECONDS = 0.2  # how soon a stop is noticed while units run in other processes
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One bounded feed; `name` is its folder below the output."""
+    """One bounded feed; `name` is its folder inside the output folder."""
 
     name: str
     options: FeedOptions
@@ -54,9 +54,9 @@ class Backfill:
     """A backfill.
 
     Args:
-      units: what to do, in order.
-      output: folder of all units.
-      workers: processes that work on units at the same time.
+      units: bounded feeds, in the order in which they run.
+      output: folder that holds the folders of all units.
+      workers: units that run at the same time, each in a process of its own.
     """
 
     units: tuple[Unit, ...]
@@ -71,7 +71,7 @@ class Backfill:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with features, labels and recipe: rows of different ones do not belong together."""
+        """A hash of features, labels and recipe, since rows of different ones may not share a folder."""
         options = self.units[0].options
         return hashlib.sha256(options.config.to_json().encode() + b"\0" + options.recipe).hexdigest()[:16]
 
@@ -87,14 +87,17 @@ def parse_hour(text: str, flag: str) -> datetime:
 
 
 def hour_units(options: FeedOptions, first: datetime, end: datetime) -> Iterator[Unit]:
-    """One unit for each hour in [first, end): the impressions stamped then, and the actions that can join them.
+    """One unit per hour in [first, end): the impressions of that hour, and all actions that can join them.
 
     Args:
-      options: a feed from Kafka; where it starts and stops is replaced.
+      options: a feed from Kafka; each unit replaces its `start` and `until`.
+      first, end: hours, in UTC.
+
+    Raises: UserError for an empty or too long range, an unreachable broker or a missing topic.
     """
     source = options.source
     if not isinstance(source, KafkaSettings):
-        raise TypeError(f"hours are cut from topics, got {source!r}")
+        raise TypeError(f"source must be Kafka topics, got {source!r}")
     if not first < end:
         raise UserError("--to", end.strftime(_HOUR_FORMAT), "not after --from", "choose a later hour")
     if (end - first) // timedelta(hours=1) > _MAX_UNITS:
@@ -113,8 +116,8 @@ def hour_units(options: FeedOptions, first: datetime, end: datetime) -> Iterator
             "impressions": _offsets(source, source.topics.impressions, end_ms),
             "actions": _offsets(source, source.topics.actions, end_ms + reach_ms),
         }
-        cut = replace(source, start=json.dumps(start), until=json.dumps(until))
-        yield Unit(f"dt={hour:%Y%m%d}/hour={hour:%H}", replace(options, source=cut))
+        of_hour = replace(source, start=json.dumps(start), until=json.dumps(until))
+        yield Unit(f"dt={hour:%Y%m%d}/hour={hour:%H}", replace(options, source=of_hour))
         hour = after
 
 
@@ -124,33 +127,35 @@ def _offsets(source: KafkaSettings, topic: str, time_ms: int) -> dict[str, int]:
 
 
 def file_units(options: FeedOptions) -> Iterator[Unit]:
-    """One unit for each expansion of a file pattern; patterns that match no file are left out.
+    """One unit per expansion of a file pattern; an expansion that matches no file gives none.
 
-    The actions of a unit are those of its own and the next expansion. Files are numbered through, so that every row has
-    a provenance of its own.
+    The actions of a unit are those of its own expansion and of the next one, in which late actions may lie. Files are
+    numbered over all units, so that no two rows have the same provenance.
 
     Args:
       options: a feed from event files, or from files of records.
+
+    Raises: UserError for patterns of impressions and actions that expand to different numbers of patterns.
     """
     source, first_file = options.source, 0
     if isinstance(source, RecordFiles):
         for index, pattern in enumerate(expand_pattern(source.pattern, "--record-files")):
             if count := _count_files(pattern):
-                cut: FileSettings | RecordFiles = replace(source, pattern=pattern, first_file=first_file)
-                yield Unit(f"unit-{index:05d}", replace(options, source=cut))
+                of_pattern = replace(source, pattern=pattern, first_file=first_file)
+                yield Unit(f"unit-{index:05d}", replace(options, source=of_pattern))
                 first_file += count
         return
     if not isinstance(source, FileSettings) or not isinstance(source.actions, str):
-        raise TypeError(f"patterns name files, got {source!r}")
+        raise TypeError(f"source must be files, got {source!r}")
     impressions = expand_pattern(source.impressions, "--impression-files")
     actions = expand_pattern(source.actions, "--action-files")
     if len(impressions) != len(actions):
-        problem = f"stands for {len(actions)} patterns, --impression-files for {len(impressions)}"
+        problem = f"expands to {len(actions)} patterns, --impression-files to {len(impressions)}"
         raise UserError("--action-files", source.actions, problem, "use the same placeholders in both")
     for index, pattern in enumerate(impressions):
         if count := _count_files(pattern):
-            cut = FileSettings(pattern, tuple(actions[index : index + 2]), first_file)
-            yield Unit(f"unit-{index:05d}", replace(options, source=cut))
+            files = FileSettings(pattern, tuple(actions[index : index + 2]), first_file)
+            yield Unit(f"unit-{index:05d}", replace(options, source=files))
             first_file += count
 
 
@@ -161,20 +166,22 @@ def _count_files(pattern: str) -> int:
 def run_backfill(
     backfill: Backfill, stop: threading.Event, on_unit: Callable[[str, int, int], None] = lambda *_: None
 ) -> dict[str, int]:
-    """Does the units that are not done yet; returns {counter: value} of all units, those done before included.
+    """Runs the units that are not complete yet.
 
     Args:
-      on_unit: called with (name, units done, units in all) after each unit.
+      stop: set it to end after the units that run now; a unit of this process is given up.
+      on_unit: called with (name, complete units, all units) after each unit.
 
+    Returns: {counter: value}, summed over all complete units, those of earlier runs included.
     Raises:
       UserError: the output belongs to another backfill, or a setting is wrong.
-      FeedFailedError: a unit failed; what is done stays done.
+      FeedFailedError: a unit failed; complete units stay.
     """
     _check_output(backfill)
     open_units = [unit for unit in backfill.units if not _done(backfill, unit)]
     done = len(backfill.units) - len(open_units)
     if done:
-        _LOGGER.info("%d of %d units are done already", done, len(backfill.units))
+        _LOGGER.info("%d of %d units are complete already", done, len(backfill.units))
     for name in _run_all(backfill, open_units, stop):
         done += 1
         on_unit(name, done, len(backfill.units))
@@ -190,7 +197,7 @@ def run_backfill(
 
 
 def _run_all(backfill: Backfill, units: list[Unit], stop: threading.Event) -> Iterator[str]:
-    """Names of the units as they end."""
+    """Runs `units`; gives the name of each as it ends."""
     if backfill.workers == 1 or len(units) < 2:
         for unit in units:
             if stop.is_set() or not _run_unit(backfill, unit, stop):
@@ -217,24 +224,24 @@ def _run_all(backfill: Backfill, units: list[Unit], stop: threading.Event) -> It
 
 
 def _run_apart(backfill: Backfill, unit: Unit) -> None:
-    """A unit in a process of the pool; it cannot be stopped, only killed."""
+    """Runs a unit in a process of the pool, where `stop` cannot reach it: it ends, or is killed."""
     _run_unit(backfill, unit, threading.Event())
 
 
 def _run_unit(backfill: Backfill, unit: Unit, stop: threading.Event) -> bool:
-    """Writes the unit's folder beside and renames it; False when it was stopped."""
-    pa.set_cpu_count(1)  # a worker is a core: who has more takes more workers
+    """Writes the folder of a unit under a temporary name, then renames it; returns False when it was stopped."""
+    pa.set_cpu_count(1)  # one core per worker: more workers use more cores
     final = backfill.output / unit.name
-    beside = final.with_name(f".{final.name}.unfinished")
-    for rest in (beside, final):
+    unfinished = final.with_name(f".{final.name}.unfinished")
+    for rest in (unfinished, final):  # of a run that was killed
         shutil.rmtree(rest, ignore_errors=True)
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    counters = run_feed(replace(unit.options, parquet=beside), stop)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    counters = run_feed(replace(unit.options, parquet=unfinished), stop)
     if stop.is_set():
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         return False
-    mark_success(beside, {"fingerprint": backfill.fingerprint, "counters": counters})
-    os.rename(beside, final)
+    mark_success(unfinished, {"fingerprint": backfill.fingerprint, "counters": counters})
+    os.rename(unfinished, final)
     sync_folder(final.parent)
     return True
 

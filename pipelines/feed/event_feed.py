@@ -1,4 +1,4 @@
-"""The training feed: events in, training batches out; one graph, streaming or bounded by choice of source.
+"""The feed of events: joins impressions and actions to train blocks; one graph, unbounded or bounded by its source.
 
 impressions, actions -> decode -> shard by request -> join -> fids, labels, sampling -> shard by user -> train topic
                            `-> dead letters                                                         `-> or Parquet
@@ -73,11 +73,11 @@ def _read(
 
 
 class _DecodeDoFn(beam.DoFn):
-    """Raw blocks of either topic to (join shard, rows) and dead letters.
+    """Raw blocks of either topic to (feed shard, rows) and dead letters; fails when most of a partition is unreadable.
 
-    One step for both topics: two would need a Flatten, which costs Prism a bundle of its own.
+    It is one step for both topics, since two would need a Flatten, which costs a bundle of its own on Prism.
 
-    Fails when most of a partition cannot be read. Counters: `impression_rows`, `actions`, `dead_letters_<reason>`.
+    Counters: `impression_rows`, `actions`, `dead_letters_<reason>`.
     """
 
     def __init__(

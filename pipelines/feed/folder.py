@@ -1,4 +1,4 @@
-"""Files in and out of a bounded feed: JSON-lines events, Parquet batches."""
+"""The output folder of a bounded feed: Parquet files, and a marker that says that all of them are there."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from millrace.transforms.feed.rows_folder import SUCCESS
 class WriteParquetDoFn(beam.DoFn):
     """(name, batch) to `<folder>/<name>.parquet` on this machine's disk; gives the names.
 
-    Each file is written beside its place and renamed, so a retried bundle writes the same file again.
+    Each file is written under a temporary name and renamed. A bundle that is retried replaces its files by equal ones.
 
     Args:
       rows: whether the batches are canonical rows, which their files then say; dead letters and actions are none.
@@ -46,5 +46,5 @@ def prepare_folder(folder: Path, field_name: str) -> None:
 
 
 def mark_success(folder: Path, summary: dict[str, object]) -> None:
-    """Writes the marker, with `summary` as JSON: every file is there."""
+    """Writes the marker, which holds `summary` as JSON, once every file is there."""
     write_text(folder / SUCCESS, json.dumps(summary, sort_keys=True) + "\n")

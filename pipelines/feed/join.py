@@ -1,7 +1,8 @@
-"""JoinEvents: impressions with the actions on them, as a keyed step of a pipeline.
+"""JoinEvents: joins impressions with the actions on them, as one keyed step of a pipeline.
 
-Streaming, a shard's `transforms.feed.join.JoinIndex` is a machine of `pipelines.feed.shard_state`, with the stage that
-makes train rows of its rows, if there is one. Bounded, the shards are grouped and joined at once by event time.
+Unbounded, the `transforms.feed.join.JoinIndex` of each feed shard is a machine of `millrace.pipelines.feed.machine`,
+with the stage that makes train rows after it, if there is one. Bounded, all events of a shard are grouped and joined at
+once, by event time.
 """
 
 import time
@@ -32,8 +33,8 @@ ROUTED_ACTIONS = "routed_actions"
 _NAMESPACE = telemetry.namespace("pipelines", "join_events")
 _COUNTED = telemetry.counter("feed_join", "What became of rows and actions in the join.", ("outcome",))
 _PENDING = telemetry.gauge("feed_join_pending_rows", "Rows that wait for an action.", ("shard",))
-_HELD = telemetry.gauge("feed_join_bytes", "Memory that a join holds.", ("shard",))
-_SPILLED = telemetry.gauge("feed_join_spilled_bytes", "What a join holds in files instead.", ("shard",))
+_HELD = telemetry.gauge("feed_join_bytes", "Bytes that a join holds in memory.", ("shard",))
+_SPILLED = telemetry.gauge("feed_join_spilled_bytes", "Bytes that a join holds in files.", ("shard",))
 
 _IMPRESSIONS, _ACTIONS = b"I", b"A"
 
@@ -45,13 +46,14 @@ class JoinEvents(beam.PTransform):
     `transforms.feed.event_schemas.ROUTED_ACTION_SCHEMA`. The input must carry its type, `tuple[int, pa.RecordBatch]`.
 
     Args:
-      config: window, lateness, label actions and what else rules the join.
-      streaming: with state and timers; otherwise the input is bounded and grouped by shard.
-      timer_seconds: how often a shard looks for windows that have closed.
+      config: window, lateness, label actions and the other settings of the join.
+      streaming: join with state and timers; otherwise the input is bounded and grouped by shard.
+      timer_seconds: how often an idle shard looks for windows that have closed.
       then: takes each output in the same step, for the reason that `millrace.pipelines.feed.fused_steps` gives; what
         it gives is the output.
-      rows_stage: makes the stage that all rows of a shard pass in order of leaving; its state is kept with the join's.
-      max_pending_rows: rows that a shard holds in memory; the oldest beyond that lie in files of `spill_folder`.
+      rows_stage: makes the stage that the joined rows of a shard pass, in the order in which they leave; its state is
+        kept with that of the join.
+      max_pending_rows: most rows that a shard holds in memory; older ones lie in files of `spill_folder`.
       spill_folder: on a local disk; default: the system's folder of temporary files.
       clock: seconds since the epoch.
       feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
@@ -150,7 +152,7 @@ class JoinMachine:
 
 
 class JoinBoundedDoFn(beam.DoFn):
-    """The bounded join of a group of a shard, with the arguments of `JoinEvents`."""
+    """Joins all events of a shard at once, with the arguments of `JoinEvents`."""
 
     def __init__(
         self, config: FeedConfig, rows_stage: Callable[[], RowsStage] | None = None, then: beam.DoFn | None = None

@@ -26,9 +26,9 @@ from millrace.runtime.memory import share_heaps, trim_heaps
 __all__ = ["FeedFailedError", "run_feed"]
 
 _LOGGER = logging.getLogger(__name__)
-_POLL_SECONDS = 0.1
-_STOP_SECONDS = 10.0
-_TRIM_SECONDS = 10.0
+_POLL_SECONDS = 0.1  # how soon a stop or the end of the job is noticed
+_STOP_SECONDS = 10.0  # how long a cancelled job may take to end; the process ends it afterwards
+_TRIM_SECONDS = 10.0  # rare enough to cost nothing, often enough that free memory does not pile up
 
 
 class FeedFailedError(RuntimeError):
@@ -45,8 +45,9 @@ def run_feed(
 
     Args:
       on_ready: called once, when the workers have begun to read.
+      progress: called with a few words on each step of the start.
 
-    Returns: {counter: value} of the pipeline, as far as the runner tells.
+    Returns: {counter: value} of the pipeline; {} where the runner does not tell.
     Raises:
       UserError: a setting is wrong, or a broker or a runner cannot be reached.
       FeedFailedError: the pipeline failed.
@@ -71,7 +72,7 @@ def run_feed(
                     on_ready()
         finally:
             job.stop()
-        counters = job.counters()  # while the runner is there to tell
+        counters = job.counters()  # while the runner still runs
     if job.error is not None and not stop.is_set():
         raise FeedFailedError(_one_line(job.error)) from job.error
     if options.parquet is not None and not stop.is_set():
@@ -82,7 +83,7 @@ def run_feed(
 def _parsed(runner: str, flags: Sequence[str]) -> pipeline_options.PipelineOptions:
     """Beam's options; UserError for a flag that Beam does not know.
 
-    Flink's own flags are known to its job server only, which takes them as they are.
+    Only Flink's job server knows the flags of Flink, so any flag may be one of them.
     """
     if runner != "flink":
         parser = pipeline_options._BeamArgumentParser(allow_abbrev=False)
@@ -110,7 +111,7 @@ class _Job:
         return not self._thread.is_alive()
 
     def reading(self) -> bool:
-        """Whether workers read: those of this process say so, of others only the job's state is known."""
+        """Whether workers read. Those of this process say so; of others only the state of the job is known."""
         if FIRST_POLL.is_set():
             return True
         portable = self._pipeline.options.view_as(pipeline_options.PortableOptions)
@@ -122,7 +123,7 @@ class _Job:
         self._stopping = True
         if self.ended or self._result is None:
             return
-        # Workers that lose their runner complain at length; this end is wanted.
+        # Workers whose runner ends log long tracebacks, though this end is wanted.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         with contextlib.suppress(Exception):
             self._result.cancel()
@@ -132,10 +133,10 @@ class _Job:
         """Committed counters of this project's steps; {} where the runner does not tell."""
         try:
             found = self._result.metrics().query()["counters"]
-        except Exception:  # a cancelled job may be gone
+        except Exception:  # the runner may have forgotten a cancelled job
             return {}
         ours = [each for each in found if each.key.metric.namespace.startswith("millrace.")]
-        sums: Counter[tuple[str, str]] = Counter()  # several steps may count alike: there are three sinks
+        sums: Counter[tuple[str, str]] = Counter()  # several steps may have a counter of one name, such as three sinks
         for each in ours:
             sums[each.key.metric.namespace, each.key.metric.name] += each.result or 0
         return {name: count for (_, name), count in sums.items()}
@@ -146,13 +147,13 @@ class _Job:
             state = self._result.wait_until_finish() or self._result.state  # a dry run has nothing to wait for
             if state not in (PipelineState.DONE, PipelineState.CANCELLED) and not self._stopping:
                 raise RuntimeError(f"the job ended in state {state}")
-        except Exception as error:  # whatever it is, the main thread reports it
+        except Exception as error:  # the main thread reports it
             self.error = error
 
 
 def _one_line(error: Exception) -> str:
-    """The last line that says something: Beam's messages carry whole tracebacks of workers."""
+    """The last line that is not empty: messages of Beam hold whole tracebacks of workers."""
     if isinstance(error, grpc.Call):
-        return f"the runner is gone ({error.details()}); its log is in the work folder"
+        return f"the runner has ended ({error.details()}); its log is in the work folder"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Settings of a training feed, grouped by concern; plain dataclasses that a launcher fills from its flags."""
+"""Settings of a training feed, grouped by concern: plain dataclasses, checked at construction."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +15,16 @@ RUNNERS = ("prism", "flink", "direct", "dataflow")
 
 @dataclass(frozen=True)
 class Tuning:
-    """What trades latency against processor time.
+    """Settings that trade latency and memory against processor time.
 
     Args:
-      join_shards: keys of the join; each costs a bundle a poll, more than one lets a join use more than one core.
-      feed_shards: partitions of a train topic that the feed creates; an existing topic decides for itself.
+      join_shards: feed shards of the join. Each costs a bundle per poll; more than one let a join use several cores.
+      feed_shards: partitions of a train topic that the feed creates; an existing topic keeps its own number.
       splits: Kafka readers.
-      poll_seconds: rest of an idle reader.
+      poll_seconds: how long an idle reader waits before it asks again.
       timer_seconds: how often an idle join looks for impressions whose window has closed.
-      max_pending_rows: rows that a join shard holds in memory; the oldest beyond that lie in files; None: no limit.
-      spill_folder: of these files, on a local disk; None: the system's folder of temporary files.
+      max_pending_rows: most rows that a join shard holds in memory; older ones lie in files; None: no limit.
+      spill_folder: folder of these files, on a local disk; None: the system's folder of temporary files.
       max_drop_ratio: the feed fails when a larger share of a partition's newest records cannot be read; 1: never.
     """
 
@@ -47,16 +47,17 @@ class Tuning:
         if self.max_pending_rows is not None and self.max_pending_rows < 1:
             raise UserError("--max-pending-rows", self.max_pending_rows, "out of range", "choose 1 or more")
         if not 0.0 < self.max_drop_ratio <= 1.0:
-            raise UserError("--max-drop-ratio", self.max_drop_ratio, "out of range", "choose more than 0, to 1")
+            raise UserError("--max-drop-ratio", self.max_drop_ratio, "out of range", "choose more than 0, at most 1")
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """How records are written.
+    """The format of records.
 
     Args:
-      name: one of `transforms.codecs.record_codec.FORMATS`; of files also `parquet`, `avro` and `arrow` containers.
-      frames: headers of the frames in a Kafka value, or of framed files; None: a value is one record.
+      name: one of `transforms.codecs.record_codec.FORMATS`; for files also the containers `parquet`, `avro`, `arrow`.
+      frames: headers of the frames in a Kafka value or in a file. None: a Kafka value is one record, and the frames of
+        a file have `FILE_FRAMES`.
     """
 
     name: str
@@ -65,13 +66,13 @@ class RecordFormat:
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    """Where events come from and train blocks go to.
+    """Kafka topics that a feed reads, and to which its train blocks go.
 
     Args:
-      records: records of this topic and format are read in place of events, and not joined.
       start: earliest, latest, group, time:MILLISECONDS, or JSON {"impressions": {"0": 17}, "actions": {...}}.
-      until: None reads on for ever; `end` stops at the ends seen at the start; time: and JSON as in `start`.
-      group: consumer group that progress is committed to and that `start=group` begins from.
+      until: None reads on for ever; `end` stops at the ends as they are at the start; time: and JSON as in `start`.
+      group: consumer group that offsets are committed to and that `start=group` begins from.
+      records: (topic, format) of records that are read in place of events, and not joined; None: events.
     """
 
     connection: KafkaConnection
@@ -117,10 +118,10 @@ class FeedOptions:
     Args:
       config: features, labels, window and sampling.
       source: Kafka topics or files.
-      parquet: folder for Parquet files in place of the train topic; bounded feeds only.
+      parquet: folder for Parquet files in place of the train topic; for bounded feeds only.
       runner: one of `RUNNERS`.
-      beam_flags: passed to Beam as they are; they beat the defaults of `millrace.pipelines.feed.runners`.
-      work_folder: logs and checkpoints of runners that this process starts.
+      beam_flags: passed to Beam as they are; they replace the defaults of `millrace.pipelines.feed.runners`.
+      work_folder: folder for logs and checkpoints of runners that this process starts.
       recipe: steps between labels and train blocks, a serialized `TransformConfig`.
     """
 
@@ -152,18 +153,19 @@ class FeedOptions:
 
     @property
     def reads_records(self) -> bool:
-        """Whether rows come from records, and not from a join of events."""
+        """Whether rows are read as records, and not made by a join of events."""
         source = self.source
         return isinstance(source, RecordFiles) or (isinstance(source, KafkaSettings) and source.records is not None)
 
     @property
     def in_one_process(self) -> bool:
-        """Whether readers, state and runner live and die together: Prism, with its workers in this process."""
+        """Whether readers, state and runner live and end together: on Prism with its workers in this process."""
         elsewhere = any(flag.startswith("--environment_type") for flag in self.beam_flags)
         return self.streaming and self.runner == "prism" and not elsewhere
 
     @property
     def streaming(self) -> bool:
+        """Whether the feed reads on for ever."""
         return isinstance(self.source, KafkaSettings) and self.source.until is None
 
 

@@ -1,4 +1,4 @@
-"""Decides, before a pipeline is built, from where to where a feed reads; every wrong topic and position shows here."""
+"""Decides from where to where a feed reads, before its pipeline is built, and refuses wrong topics and positions."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from millrace.runtime.kafka_blocks import Positions, resolve_start
 from millrace.runtime.kafka_client import check_broker, ensure_topic, partitions_of
 from millrace.runtime.topics import Topics
 
-# What a timer, a bundle and a flush to Kafka may take beyond the join's window.
+# How long a timer, a bundle and a flush to Kafka may take together, after the join's window has closed.
 _COMMIT_MARGIN_SECONDS = 5.0
 _KINDS = ("impressions", "actions")
 _RECORDS = "records"
@@ -17,18 +17,18 @@ _RECORDS = "records"
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """Where a feed reads and how many feed shards it writes.
+    """From where to where a feed reads, and to how many partitions it writes.
 
     Attributes:
       start, end: {(topic, partition): offset}; `end` is None for an unbounded feed, both are empty for files.
-      feed_shards: partitions of the train topic.
-      commit_delay_seconds: how far committed offsets trail: what the join may still hold is read again.
+      train_partitions: partitions of the train topic.
+      commit_delay_seconds: how far committed offsets trail, so that a restart reads again what the join may hold.
     """
 
     topics: Topics = field(default_factory=Topics)
     start: Positions = field(default_factory=dict)
     end: Positions | None = None
-    feed_shards: int = 1
+    train_partitions: int = 1
     commit_delay_seconds: float = 0.0
 
 
@@ -42,16 +42,16 @@ def plan_reads(options: FeedOptions) -> ReadPlan:
     end = None if source.until is None else _positions(source, "--until", source.until)
     if end is not None:
         end = {key: max(offset, start[key]) for key, offset in end.items()}
-    feed_shards = 1
+    train_partitions = 1
     if options.parquet is None:
         train = source.topics.train(options.config.model)
         ensure_topic(source.connection, train, options.tuning.feed_shards)
         ensure_topic(source.connection, source.topics.dead_letter)
         if options.config.routed_actions and source.records is None:
             ensure_topic(source.connection, source.topics.routed_actions)
-        feed_shards = len(partitions_of(source.connection, train))
+        train_partitions = len(partitions_of(source.connection, train))
     delay = options.config.window_seconds + options.tuning.timer_seconds + _COMMIT_MARGIN_SECONDS
-    return ReadPlan(source.topics, start, end, feed_shards, delay)
+    return ReadPlan(source.topics, start, end, train_partitions, delay)
 
 
 def _positions(source: KafkaSettings, flag: str, text: str) -> Positions:
@@ -68,7 +68,7 @@ def _positions(source: KafkaSettings, flag: str, text: str) -> Positions:
 
 
 def _by_kind(flag: str, text: str) -> dict[str, str]:
-    """What `text` says for each topic: JSON has one object a topic, any other text means both."""
+    """The position of each kind: JSON has one object per kind, any other text is the position of both."""
     if not text.startswith("{"):
         return dict.fromkeys(_KINDS, text)
     try:

@@ -1,6 +1,6 @@
-"""The feed of records that somebody has joined already: decode, recipe, train blocks.
+"""The feed of records, which somebody has joined already: decodes them, runs the recipe, writes train blocks.
 
-records -> decode -> (by shard, when the recipe has state) recipe, train blocks -> train topic or Parquet
+records -> decode -> recipe, train blocks (per feed shard, when the recipe has state) -> train topic or Parquet
              `-> dead letters
 """
 
@@ -62,7 +62,11 @@ def _read(
     feed_id: str | None,
     features: Collection[str] | None,
 ) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
-    """((shard, rows), dead letters); a source may leave out all but these `features`."""
+    """Returns (collection of (feed shard, rows), collection of dead letters).
+
+    Args:
+      features: the features that are used later: a source may leave out all others; None: it reads all.
+    """
     source = options.source
     if isinstance(source, KafkaSettings):
         assert source.records is not None
@@ -97,7 +101,7 @@ def _file_source(source: RecordFiles, features: Collection[str] | None) -> beam.
 
 
 class _DecodeRecordsDoFn(beam.DoFn):
-    """Raw blocks to (shard, rows) and dead letters; fails when most of a partition cannot be read.
+    """Raw blocks to (feed shard, rows) and dead letters; fails when most of a partition is unreadable.
 
     Counters: `record_rows`, `dead_letters_<reason>`.
     """
@@ -125,7 +129,7 @@ class _ToShardDoFn(beam.DoFn):
 
 
 class _StageDoFn(beam.DoFn):
-    """(shard, rows) to (shard, train rows), without state."""
+    """(feed shard, rows) to (feed shard, train rows), by a recipe without state."""
 
     def __init__(self, factory: RowsStageFactory) -> None:
         self._factory = factory
@@ -147,7 +151,7 @@ class _StageDoFn(beam.DoFn):
 
 
 class _RunGrouped(beam.PTransform):
-    """All rows of a shard through one stage, in the order of their sources."""
+    """Groups all rows of a feed shard, and runs `run` on each group."""
 
     def __init__(self, run: FusedSteps) -> None:
         super().__init__()
@@ -158,6 +162,8 @@ class _RunGrouped(beam.PTransform):
 
 
 class _GroupedStageDoFn(beam.DoFn):
+    """(feed shard, all its rows) to (feed shard, train rows), by one stage in the order of the rows' provenance."""
+
     def __init__(self, factory: RowsStageFactory) -> None:
         self._factory = factory
 

@@ -1,6 +1,6 @@
-"""What a feed makes of rows: labels and fids of joined rows, the recipe's steps, train blocks without nulls.
+"""Makes train rows: adds labels and fids to joined rows, runs the steps of the recipe, and fills nulls.
 
-One object for streaming, where it is part of a shard's machine (`pipelines.feed.machine`), and for bounded runs.
+Unbounded feeds use a stage as part of a feed shard's machine (`millrace.pipelines.feed.machine`), bounded ones alone.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ class RowsStageFactory:
     Args:
       config: features, heads, sampling, audit.
       recipe: a serialized `TransformConfig`.
-      joined: rows come from the join of events and have neither fids nor labels yet.
+      joined: whether rows come from the join of events and have neither fids nor labels yet.
 
     Raises: UserError for a recipe that cannot work, or that gives a trainer no rows.
     """
@@ -74,11 +74,11 @@ class RowsStageFactory:
 
 
 class TrainRowsStage:
-    """Rows to train rows; a `millrace.pipelines.feed.machine.RowsStage`.
+    """Makes train rows of rows; a `millrace.pipelines.feed.machine.RowsStage`.
 
     Counters (`millrace.pipelines.training_feed`): `rows_emitted_positive`, `rows_emitted_negative`,
-    `rows_dropped_negative_sampling`, `rows_dropped_recipe` (rows of which not even a copy 0 is left), `labels_missing`,
-    `labels_cut`; and those of the recipe's steps.
+    `rows_dropped_negative_sampling`, `rows_dropped_recipe` (not counting copies that the recipe made),
+    `labels_missing`, `labels_cut`; and those of the recipe's steps.
     """
 
     def __init__(self, config: FeedConfig, chain: TransformChain, joined: bool) -> None:
@@ -113,7 +113,7 @@ class TrainRowsStage:
         return {**counts, **self._chain.take_counts()}
 
     def publish(self) -> None:
-        """Passes the counts since the last call on to Beam and to this process's endpoint."""
+        """Passes the counts since the last call on to Beam's metrics and to `/metrics` of this process."""
         self._steps.add()
         counts, self._counts = self._counts, Counter()
         for label in ("positive", "negative"):
@@ -132,5 +132,5 @@ def _features_of(config: FeedConfig) -> list[str]:
 
 
 def _originals(rows: pa.RecordBatch) -> int:
-    """Rows that are no copies of another row."""
+    """Counts the rows that are not copies of another row."""
     return int(np.count_nonzero(record_batch.numpy_column(rows, record_batch.SOURCE_ROW) < ROWS_PER_RECORD))

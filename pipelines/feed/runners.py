@@ -1,4 +1,4 @@
-"""Starts and stops what runs a pipeline: Prism, Flink's job server, nothing (Direct), or Dataflow far away."""
+"""Starts and stops what runs a pipeline: Prism or Flink's job server; Direct and Dataflow need no process of ours."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,24 +11,25 @@ from millrace.runtime.daemon import free_port
 from millrace.runtime.errors import UserError
 from millrace.runtime.flink_server import FlinkJobServer
 
-_PRISM_SECONDS = 30.0
+_PRISM_SECONDS = 30.0  # Prism listens within a second; a busy machine may take longer
 _SETUP_FILE = Path(__file__).resolve().parents[2] / "setup.py"  # of a checkout; an installed package has none
 
-# Beam flags by runner; a user's own flag of the same name beats each of them.
-# A cache of state would hold, and measure at each write, the log of a shard, which nobody reads (`shard_state`).
+# Beam flags by runner; a flag of the user replaces the one of the same name.
+# No cache of state: it would keep the log of each shard, which is hardly ever read (`shard_state`), and measure it at
+# each write.
 _COMMON = {"max_cache_memory_usage_mb": "0"}
 _DIRECT = {"runner": "apache_beam.runners.portability.fn_api_runner.FnApiRunner"}
-# Beam asks Prism for the job's states with this time-out, 300 s by default: no feed would outlive it.
+# Beam waits for the job to end with this time-out. The default of 300 s would end every longer feed.
 _TEN_YEARS_SECONDS = "315360000"
 _PRISM = {"runner": "PrismRunner", "environment_type": "LOOPBACK", "job_server_timeout": _TEN_YEARS_SECONDS}
 _FLINK = {
     "runner": "PortableRunner",
     "environment_type": "LOOPBACK",
     "parallelism": "1",
-    "max_bundle_time_mills": "100",
-    "checkpointing_interval": "1000",
-    "number_of_execution_retries": "20",
-    "execution_retry_delay": "500",
+    "max_bundle_time_mills": "100",  # a bundle adds this much to the latency of a row at most
+    "checkpointing_interval": "1000",  # ms; a restart reads again what came in this time
+    "number_of_execution_retries": "20",  # brokers that restart, and workers that are killed, must not end a feed
+    "execution_retry_delay": "500",  # ms
     "state_backend": "filesystem",
 }
 _DATAFLOW = {"runner": "DataflowRunner", "experiments": "use_runner_v2"}
@@ -41,15 +42,17 @@ _DATAFLOW_PACKAGES = {"sdk_container_image", "setup_file", "extra_package", "ext
 def started(
     runner: str, streaming: bool, flags: Sequence[str], folder: Path, progress: Progress = print
 ) -> Iterator[list[str]]:
-    """Beam flags with which to submit a pipeline; what it takes to run it runs meanwhile and is stopped afterwards.
+    """Yields the Beam flags to submit a pipeline with, while the runner is up; stops the runner afterwards.
 
-    A job server named by the user's `--job_endpoint` is used as it is.
+    With `--job_endpoint` among the flags of the user, that job server is used and none is started.
 
     Args:
-      flags: the user's own Beam flags (`--name=value` or `--name value`).
-      folder: for logs and checkpoints; created when needed.
+      runner: one of `millrace.pipelines.feed.options.RUNNERS`.
+      flags: Beam flags of the user (`--name=value` or `--name value`).
+      folder: folder for logs and checkpoints; created when needed.
+      progress: called with a few words on each step of the start.
 
-    Raises: UserError when the runner does not start or lacks a flag.
+    Raises: UserError when the runner does not start, or lacks a flag.
     """
     folder.mkdir(parents=True, exist_ok=True)
     given = names_of(flags)
@@ -73,7 +76,7 @@ def started(
 
 
 def names_of(flags: Sequence[str]) -> set[str]:
-    """Names of the flags, without dashes and values."""
+    """The names of flags, without dashes and values."""
     return {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
 
 
@@ -99,10 +102,10 @@ def _dataflow_defaults(given: set[str]) -> dict[str, str]:
 
 @contextmanager
 def _prism(folder: Path, progress: Progress) -> Iterator[str]:
-    """A Prism of our own on a free port; yields its job endpoint."""
+    """Runs Prism on a free port; yields its job endpoint."""
     port = free_port()
     command = [str(prism_binary(progress)), f"--job_port={port}", "--serve_http=false", "--log_level=warn"]
-    # Of a worker that was killed Prism does not always take notice: it would schedule bundles for ever.
+    # Prism does not always notice that its worker was killed, and would then schedule bundles for ever.
     process = ChildProcess(
         "prism", [*command, "--idle_shutdown_timeout=60s"], folder, ready=False, ends_with_parent=True
     )

@@ -1,14 +1,17 @@
-"""A state machine a shard, behind a runner's state: the shell of every keyed step that must be fast and exact.
+"""One state machine per feed shard, persisted through the runner's state: for keyed steps that must be fast and exact.
 
-The key is the number of one of a few shards, so that state, timers and bundles cost a few round trips a second however
-many users there are. A shard's machine lives in this process. What a runner keeps is a log: every block that the
-machine took, every time it was told that time has passed, and now and then, in place of all that, the whole machine. An
-epoch in state, a random number of the last bundle, tells whether the machine in memory is the one that the runner
-committed: if not (a retried bundle, a restart, another worker), it is built again from the log, which is read at no
-other time. Replaying gives the same machine because a machine is deterministic and the log holds the clock.
+The key of the state is the number of a feed shard, of which there are few. So state, timers and bundles cost a few
+round trips to the runner per second, however many users there are.
 
-Prism keeps its state in memory and never retries a bundle, but may show a bundle the state from before the last one:
-there the machine in memory is the truth, and nothing is logged.
+A shard's machine lives in memory. The runner's state holds a log of what the machine was told: every batch of rows and
+every `CLOSE`, with the time of each. When the log has grown larger than the machine, a snapshot of the machine replaces
+it. State also holds an epoch, a random number that each bundle draws anew. If the machine in memory has the epoch that
+the runner committed, it is used as it is. If not (a retried bundle, a restart, another worker), it is built again from
+the log, which is read at no other time. Replaying gives the same machine, because a machine is deterministic and the
+log holds its clock.
+
+Prism keeps state in memory and never retries a bundle, but may show a bundle the state from before the last one. There
+the machine in memory is used always, and nothing is logged.
 """
 
 import struct
@@ -43,9 +46,9 @@ from millrace.transforms.beam import coder  # noqa: F401 (the coder is registere
 
 _SNAPSHOT = b"S"
 _HEADER = struct.Struct("<cqq")  # kind, number (a bag has no order), processing time in ms
-# Below this size a log is not worth replacing.
+# A log below this size is not replaced by a snapshot: replaying it takes a fraction of a second.
 _LOG_BYTES = 1 << 20
-_NEVER_MS = 1 << 62
+_NEVER_MS = 1 << 62  # later than any time
 
 
 @dataclass
@@ -53,8 +56,11 @@ class _Shard:
     """A shard's machine in memory.
 
     Attributes:
+      epoch: what this bundle writes to the state.
       entries: number of the next log entry.
-      log_bytes: what was logged since the last snapshot, which has `base_bytes`.
+      log_bytes: bytes that were logged since the last snapshot.
+      base_bytes: bytes of that snapshot.
+      timer_ms: when the timer fires that was set; None while none is.
     """
 
     machine: Machine
@@ -70,18 +76,18 @@ def _always_rows(_rows: pa.RecordBatch) -> bytes:
 
 
 class ShardStateDoFn(beam.DoFn):
-    """(shard, rows) to (shard, the rows that leave its machine), and tagged outputs of side rows.
+    """(feed shard, rows) to (feed shard, the rows that leave its machine), and side rows to their tagged outputs.
 
     Args:
       machine_factory: makes a shard's machine; called in the worker.
-      namespace: of the counter `index_loads`, the times that a machine was built from its log.
-      timer_seconds: how often a shard looks for what has to leave.
+      namespace: metric namespace of `index_loads`, which counts how often a machine was built from its log.
+      timer_seconds: how often an idle shard looks for rows that have to leave.
       then: takes each output in the same step, for the reason that `millrace.pipelines.feed.fused_steps` gives; what
         it gives is the output.
-      kind_of: what rows a machine is told to have come.
+      kind_of: returns the `kind` of a batch of rows, for `Machine.apply`.
       clock: seconds since the epoch.
-      feed_id: where runner, readers and this step live and die together (Prism), the feed whose readers are told how
-        far it has come (`millrace.pipelines.kafka.pace`); nothing is logged then.
+      feed_id: the feed, where its runner, its readers and this step live and end in one process (Prism). Readers are
+        told how far this step has come (`millrace.pipelines.kafka.pace`), and nothing is logged. None elsewhere.
     """
 
     _LOG = BagStateSpec("log", coders.BytesCoder())
@@ -129,7 +135,7 @@ class ShardStateDoFn(beam.DoFn):
             self._read_at[number] = max(read_at, self._read_at.get(number, read_at))
         shard = self._shard(number, log, epoch)
         yield from self._apply(number, shard, log, self._kind_of(rows), rows)
-        # A runner with elements at hand may not come to its timers.
+        # A runner fires no timers while it has elements to process.
         if (shard.machine.next_close_ms or _NEVER_MS) <= self._now_ms():
             yield from self._apply(number, shard, log, CLOSE, None)
         self._arm(shard, timer)
@@ -167,14 +173,14 @@ class ShardStateDoFn(beam.DoFn):
         now_ms = self._now_ms()
         left = shard.machine.apply(kind, now_ms, rows)
         if self._feed_id is None:
-            _note(shard, log, kind, now_ms, record_batch.encode_ipc(rows) if rows is not None else b"")
+            _log_entry(shard, log, kind, now_ms, record_batch.encode_ipc(rows) if rows is not None else b"")
         if left.num_rows:
             yield from self._then.process((number, left))
         for tag, side in shard.machine.take_side().items():
             yield beam.pvalue.TaggedOutput(tag, side)
 
     def _shard(self, number: int, log: BagRuntimeState, epoch: ReadModifyWriteRuntimeState) -> _Shard:
-        """The shard as the runner committed it; it belongs to this bundle until the bundle ends."""
+        """The shard in the state that the runner committed; it belongs to this bundle until the bundle ends."""
         shard = self._open.get(number)
         if shard is None and self._feed_id is not None:
             shard = self._open[number] = SHARDS.lend(self._run_id, number) or _Shard(self._factory(None))
@@ -197,8 +203,8 @@ class ShardStateDoFn(beam.DoFn):
             timer.set(Timestamp(micros=shard.timer_ms * 1000))
 
 
-def _note(shard: _Shard, log: BagRuntimeState, kind: bytes, now_ms: int, body: bytes) -> None:
-    """Logs what was just applied, or the whole machine once the log has outgrown it."""
+def _log_entry(shard: _Shard, log: BagRuntimeState, kind: bytes, now_ms: int, body: bytes) -> None:
+    """Logs what was applied just now, or a snapshot of the machine once the log is larger than the last snapshot."""
     entry = _HEADER.pack(kind, shard.entries, now_ms) + body
     shard.entries += 1
     shard.log_bytes += len(entry)
@@ -212,7 +218,7 @@ def _note(shard: _Shard, log: BagRuntimeState, kind: bytes, now_ms: int, body: b
 
 
 def _load(factory: MachineFactory, entries: Iterable[bytes]) -> _Shard:
-    """Replays a log; what left then has left, and was counted."""
+    """Builds a shard from its log, and drops the rows and counts of the replay: they were given before."""
     shard = _Shard(factory(None))
     for entry in sorted(entries, key=_entry_number):
         kind, number, now_ms = _HEADER.unpack_from(entry)

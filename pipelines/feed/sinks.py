@@ -1,4 +1,4 @@
-"""Where a feed's rows, dead letters and routed actions go: topics, or Parquet files of a bounded feed."""
+"""Writes the rows, dead letters and routed actions of a feed: to topics, or to Parquet files of a bounded feed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +21,12 @@ from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
 _CONTENT_TYPE = (("content-type", record_batch.CONTENT_TYPE.encode("ascii")),)
-# A block is worth its overhead from some hundred rows on; a bundle with more rows than this gives several blocks.
+# A bundle with more rows than this gives several train blocks, to bound memory; a row of a larger block costs no less.
 _BUNDLE_ROWS = 20_000
 
 
 class Sinks(NamedTuple):
-    """DoFns that write: (shard, train rows), dead letters, and actions that did not join."""
+    """DoFns that write (feed shard, train rows), dead letters, and actions that did not join."""
 
     rows: FusedSteps
     dead_letters: FusedSteps
@@ -38,11 +38,11 @@ def sinks_of(options: FeedOptions, plan: ReadPlan) -> Sinks:
     if options.parquet is not None:
         return _files(options, options.parquet)
     if not isinstance(options.source, KafkaSettings):
-        raise TypeError(f"a feed to topics reads topics, got {options.source!r}")
+        raise TypeError(f"a feed that writes to topics must read topics, got {options.source!r}")
     connection, topics = options.source.connection, plan.topics
     train = WriteToKafkaDoFn(connection, topics.train(options.config.model))
     return Sinks(
-        FusedSteps(_TrainBlocksDoFn(options.config, plan.feed_shards), train),
+        FusedSteps(_TrainBlocksDoFn(options.config, plan.train_partitions), train),
         FusedSteps(_DeadLetterRecordsDoFn(), WriteToKafkaDoFn(connection, topics.dead_letter)),
         FusedSteps(_BlockRecordsDoFn(), WriteToKafkaDoFn(connection, topics.routed_actions)),
     )
@@ -58,6 +58,8 @@ def _files(options: FeedOptions, folder: Path) -> Sinks:
 
 
 class _DeadLetterRecordsDoFn(beam.DoFn):
+    """Dead letters to one message each, with the reason and the source in headers."""
+
     def process(self, dead: pa.RecordBatch) -> Iterator[KafkaRecord]:
         headers = dead_letter.kafka_headers(dead)
         for value, header in zip(dead.column("value").to_pylist(), headers, strict=True):
@@ -65,7 +67,7 @@ class _DeadLetterRecordsDoFn(beam.DoFn):
 
 
 class _NameDeadLettersDoFn(beam.DoFn):
-    """Dead letters to (file name, dead letters): named after the first, so a retried bundle names them alike."""
+    """Dead letters to (file name, dead letters), named after the first, so that a retry writes the same file."""
 
     def process(self, dead: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
         topic, partition, offset = (dead.column(name)[0].as_py() for name in ("topic", "partition", "offset"))
@@ -73,10 +75,10 @@ class _NameDeadLettersDoFn(beam.DoFn):
 
 
 class _TrainBlocksDoFn(beam.DoFn):
-    """(join shard, train rows) to train blocks, one per bundle and feed shard where they are not too large."""
+    """(feed shard, train rows) to train blocks: one per bundle and partition of the train topic, or a few."""
 
-    def __init__(self, config: FeedConfig, feed_shards: int) -> None:
-        self._feed_shards = feed_shards
+    def __init__(self, config: FeedConfig, partitions: int) -> None:
+        self._partitions = partitions
         self._user_slot = fid_sharding.user_slot(config)
 
     def start_bundle(self) -> None:
@@ -98,14 +100,14 @@ class _TrainBlocksDoFn(beam.DoFn):
             return
         batch = record_batch.concat(self._held)
         self._held, self._held_rows = [], 0
-        shards = fid_sharding.by_user(batch, self._feed_shards, self._user_slot)
-        for shard, rows in shards.items():
+        parts = fid_sharding.by_user(batch, self._partitions, self._user_slot)
+        for partition, rows in parts.items():
             for _, data in record_batch.encode_blocks(rows):
-                yield KafkaRecord(data, str(shard).encode("ascii"), shard, _CONTENT_TYPE)
+                yield KafkaRecord(data, str(partition).encode("ascii"), partition, _CONTENT_TYPE)
 
 
 class _TrainFilesDoFn(beam.DoFn):
-    """(join shard, all its train rows) to (file name, train rows)."""
+    """(feed shard, all its train rows) to (file name, train rows)."""
 
     def __init__(self, shards: int) -> None:
         self._shards = shards
@@ -115,7 +117,7 @@ class _TrainFilesDoFn(beam.DoFn):
 
 
 class _NameBySourceDoFn(beam.DoFn):
-    """(shard, some train rows) to (file name, train rows): named after the first row, so a retry names them alike."""
+    """(feed shard, train rows) to (file name, train rows), named after the first row, for the same reason."""
 
     def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[tuple[str, pa.RecordBatch]]:
         partition, offset, row = (int(part[0]) for part in provenance_of(element[1].slice(0, 1)))
@@ -123,7 +125,7 @@ class _NameBySourceDoFn(beam.DoFn):
 
 
 class _BlockRecordsDoFn(beam.DoFn):
-    """Batches to messages of one Arrow IPC stream."""
+    """Batches to messages, each one Arrow IPC stream."""
 
     def process(self, batch: pa.RecordBatch) -> Iterator[KafkaRecord]:
         for _, data in record_batch.encode_blocks(batch):
@@ -131,7 +133,7 @@ class _BlockRecordsDoFn(beam.DoFn):
 
 
 class _NameByContentDoFn(beam.DoFn):
-    """Batches to (file name, batch): a hash of the bytes, so a retried bundle names them alike."""
+    """Batches to (file name, batch), named by a hash of its bytes, so that a retried bundle writes the same file."""
 
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
         digest = siphash24(pa.array([record_batch.encode_ipc(batch)], pa.binary()))

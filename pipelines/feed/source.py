@@ -1,4 +1,4 @@
-"""What every feed does with its topics: reads them where the plan says, and watches what cannot be read."""
+"""Reads the topics or the event files of a feed, and watches how many records are unreadable."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +19,10 @@ _DEAD = telemetry.counter("feed_dead_letters", "Records that could not be read."
 
 
 def read_topics(options: FeedOptions, plan: ReadPlan, feed_id: str | None) -> beam.PTransform:
-    """Reads the topics of a feed from Kafka, `feed_id` as of `ReadFromKafka`."""
+    """Reads the topics of a feed as `plan` says; `feed_id` as of `ReadFromKafka`."""
     source, tuning = options.source, options.tuning
     if not isinstance(source, KafkaSettings):
-        raise TypeError(f"topics are read from Kafka, got {source!r}")
+        raise TypeError(f"source must be Kafka topics, got {source!r}")
     return ReadFromKafka(
         source.connection,
         plan.start,
@@ -38,11 +38,12 @@ def read_topics(options: FeedOptions, plan: ReadPlan, feed_id: str | None) -> be
 class ReadEventFiles(beam.PTransform):
     """JSON-lines files to raw blocks (`raw_block.raw_schema`): partition = number of the file, offset = line number.
 
-    A file that cannot be read to its end fails the run: its events must not be missing without notice.
+    A file that cannot be read to its end fails the run, since no event may be missing without notice.
 
     Args:
-      pattern: of the paths (`file_patterns`); compressed files are known by their names.
+      pattern: of paths (`millrace.pipelines.files.patterns`); the end of a name tells its compression.
       topic: the topic whose events these are.
+      field_name: setting that an error names.
       first_file: number of the first file.
 
     Raises: UserError when no file matches.
@@ -67,10 +68,10 @@ class _RefuseDoFn(beam.DoFn):
 
 
 class DeadLetterWatch:
-    """Counts a feed's dead letters by reason, and fails when most of a partition cannot be read.
+    """Counts the dead letters of a feed by reason, and fails when most of a partition is unreadable.
 
     Args:
-      namespace: of the Beam counters `dead_letters_<reason>`.
+      namespace: metric namespace of the Beam counters `dead_letters_<reason>`.
       max_drop_ratio: as of `DropRatioGuard`.
     """
 

@@ -1,8 +1,9 @@
-"""Records of several Kafka partitions in the order of their time stamps, within a slack, while any of them lags.
+"""Gives the records of several Kafka partitions in the order of their time stamps while any partition lags.
 
-A reader that catches up is given what its brokers answer first: minutes of one partition, then minutes of another. A
-step that counts time from the arrival of a row, such as the join, would see impressions whose actions come long after
-their window. So what is ahead of a partition that has more to read is held back. At the ends nothing is.
+A reader that catches up gets what its brokers answer first: minutes of one partition, then minutes of another. The join
+counts a window from the arrival of a row, so it would see impressions whose actions arrive long after the window. So a
+record waits here while it is ahead of a partition that has more to read. Once every partition is read to its end,
+nothing waits.
 """
 
 import time
@@ -12,34 +13,39 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from millrace.runtime.kafka_blocks import Block, join_blocks
+from millrace.runtime.kafka_blocks import Block, Partition, join_blocks
 
 DEFAULT_ALIGN_MS = 500
+"""How far a record may be ahead: far less than a window of the join, and more than a read of a busy partition spans."""
 
 SILENT_SECONDS = 5.0
-"""A partition that gives nothing for so long while others wait for it holds them back no more, until it gives again.
+"""After the others have waited this long in vain for a partition, they wait for it no more until it gives again.
 
-The next time they wait half as long, and so on until it is seen at its end: an open transaction hides an end.
+The next time they wait half as long, and so on until the partition is seen at its end. An open transaction hides the
+end of a partition for as long as it is open; without the halving the others would wait each time it gives a little.
 """
 
+# A partition is paused when it holds this many full blocks, or as many bytes as the client buffers. More would only be
+# memory: what is held is given before anything else is read.
 _HELD_BLOCKS = 4
-_HELD_BYTES = 16 << 20  # a partition; as much as the client buffers
-# What passes between two reads counts for no more: a reader that is not asked does not wait.
-_MOST_BETWEEN_READS = 1.0
-_NEVER_MS = 1 << 62
-
-Partition = tuple[str, int]
+_HELD_BYTES = 16 << 20
+# The time between two reads counts as waiting up to this many seconds: a reader that nobody asks does not wait.
+_MAX_WAIT_SECONDS = 1.0
+_NEVER_MS = 1 << 62  # later than any time stamp
 
 
 @dataclass
 class _Partition:
-    """What is held of a partition, and how far it has come.
+    """The records that are held of a partition, and how far it has come.
 
     Attributes:
-      times: of the records of `block`, in ms: the newest time up to there, so that they ascend.
-      newest_ms: time of the newest record that was read; 0 before the first.
-      ended_ms: when it was last seen at its end; what comes after that is no older, as a rule.
-      waited: seconds that others have waited for it.
+      block: the records that are held.
+      times: for each of them, in ms, the newest time stamp up to it; so they ascend.
+      nbytes: bytes of the values that are held.
+      newest_ms: the newest time stamp that was read; 0 before the first record.
+      ended_ms: when the partition was last seen at its end; a record after that is seldom older.
+      at_end: whether it was at its end when this was last asked.
+      waited: seconds that other partitions have waited for it.
       patience: seconds that they wait at most.
     """
 
@@ -53,7 +59,8 @@ class _Partition:
     patience: float = SILENT_SECONDS
 
     def take(self, block: Block, now_ms: int) -> None:
-        # A producer may claim a time to come, for which the other partitions would have to wait.
+        """Holds records that were read just now."""
+        # A producer may write a time stamp of the future; the other partitions would have to wait until then.
         times = np.minimum(np.asarray(block.timestamps_ms, np.int64), now_ms)
         times = np.maximum(np.maximum.accumulate(times), self.newest_ms)
         self.times = np.concatenate([self.times, times])
@@ -61,8 +68,8 @@ class _Partition:
         self.nbytes += block.nbytes
         self.newest_ms = int(times[-1])
 
-    def look(self, at_end: bool, waited: float, now_ms: int) -> bool:
-        """Notes that others have `waited` seconds more; returns whether they do so no longer, for the first time."""
+    def note_wait(self, at_end: bool, waited: float, now_ms: int) -> bool:
+        """Notes that others have waited `waited` seconds more; returns whether they now give up for the first time."""
         self.at_end = at_end
         if at_end:
             self.ended_ms, self.waited, self.patience = now_ms, 0.0, SILENT_SECONDS
@@ -78,7 +85,7 @@ class _Partition:
         return self.patience == SILENT_SECONDS / 2
 
     def cut(self, count: int) -> Block:
-        """Takes the first records out."""
+        """Takes the first `count` records out."""
         head, self.block = self.block.slice(0, count), self.block.slice(count)
         self.times = self.times[count:]
         self.nbytes -= head.nbytes
@@ -86,15 +93,17 @@ class _Partition:
 
     @property
     def held(self) -> int:
+        """Records that are held."""
         return len(self.times)
 
     @property
     def silent(self) -> bool:
+        """Whether others have given up waiting for it."""
         return self.waited >= self.patience
 
     @property
     def reached_ms(self) -> int:
-        """What comes next is no older; `_NEVER_MS` when nobody has to wait for it."""
+        """No record that comes next is older, as a rule; `_NEVER_MS` when nobody has to wait for this partition."""
         if self.at_end or self.silent:
             return _NEVER_MS
         return max(self.newest_ms, self.ended_ms)
@@ -103,11 +112,13 @@ class _Partition:
 class PartitionAligner:
     """Holds records back that are more than `align_ms` ahead of a partition that has more to read.
 
-    What is given in one go spans any time, but leaves nothing older behind. A partition of which nothing is known yet
-    has more to read.
+    One call of `give` may span any time, but no record that stays is older than one that is given. A partition that has
+    not answered yet counts as one that has more to read.
 
     Args:
-      max_records: of a topic that are given in one go, unless more have the same time.
+      partitions: (topic, partition), as in `add`.
+      align_ms: in ms of record time stamps.
+      max_records: most records of a topic per block and per call of `give`; more when more have the same time stamp.
       clock: seconds, monotonic.
       wall_clock: seconds since the epoch.
     """
@@ -128,7 +139,7 @@ class PartitionAligner:
         self.add(partitions)
 
     def add(self, partitions: Iterable[Partition]) -> None:
-        """Takes these partitions into account as well."""
+        """Aligns these partitions as well."""
         for topic, number in partitions:
             self._partitions[topic, number] = _Partition(Block(topic))
 
@@ -137,24 +148,24 @@ class PartitionAligner:
         return self._partitions[key].held
 
     def take(self, blocks: Iterable[Block], lags: Mapping[Partition, int | None]) -> list[Partition]:
-        """Takes what was read just now.
+        """Takes the blocks that were read just now.
 
         Args:
-          lags: how many records each partition has beyond what was read; None, or left out, when nobody knows.
+          lags: how many records each partition has that were not read; None, or left out, when that is unknown.
 
         Returns:
-          Partitions that have become silent (`SILENT_SECONDS`) for the first time since they were at their end.
+          Partitions that others give up waiting for (`SILENT_SECONDS`), the first time since they were at their end.
         """
         now, now_ms = self._clock(), int(self._wall_clock() * 1000)
-        waited = min(now - self._last_take, _MOST_BETWEEN_READS) if self._any_held() else 0.0
+        waited = min(now - self._last_take, _MAX_WAIT_SECONDS) if self._any_held() else 0.0
         self._last_take = now
         for block in blocks:
             for number, part in block.by_partition().items():
                 self._partitions[block.topic, number].take(part, now_ms)
-        return [key for key, each in self._partitions.items() if each.look(lags.get(key) == 0, waited, now_ms)]
+        return [key for key, each in self._partitions.items() if each.note_wait(lags.get(key) == 0, waited, now_ms)]
 
     def give(self) -> list[Block]:
-        """The oldest records that are held, in blocks of one topic; [] when all that is held has to wait."""
+        """Takes out the oldest records that need not wait, as blocks of one topic each; [] when there are none."""
         until_ms = self._until_ms()
         parts = defaultdict(list)
         for (topic, _), each in self._partitions.items():
@@ -164,14 +175,14 @@ class PartitionAligner:
         return [piece for blocks in parts.values() for piece in self._pieces(join_blocks(blocks))]
 
     def throttle(self) -> tuple[Collection[Partition], Collection[Partition]]:
-        """The partitions to read no further for now, of which much is held, and those to go on with."""
+        """Returns (partitions to pause, because much of them is held; partitions to resume)."""
         full = {key for key in self._partitions if self._fill(key) > 1.0} - self._paused
         drained = {key for key in self._paused if self._fill(key) <= 0.5}
         self._paused = (self._paused | full) - drained
         return full, drained
 
     def _until_ms(self) -> int:
-        """The records up to then are given next: all that need not wait, or the oldest of them."""
+        """The time stamp up to which records are given next: all that need not wait, or `max_records` of a topic."""
         limit = min((each.reached_ms for each in self._partitions.values()), default=_NEVER_MS) + self._align_ms
         times = defaultdict(list)
         for (topic, _), each in self._partitions.items():
@@ -183,6 +194,7 @@ class PartitionAligner:
             yield block.slice(start, start + self._max_records)
 
     def _fill(self, key: Partition) -> float:
+        """How much of what a partition may hold it holds; more than 1.0 is too much."""
         each = self._partitions[key]
         return max(each.held / (_HELD_BLOCKS * self._max_records), each.nbytes / _HELD_BYTES)
 
@@ -195,5 +207,5 @@ def _count_until(partition: _Partition, limit_ms: int) -> int:
 
 
 def _nth_time(times: np.ndarray, n: int) -> int:
-    """The time of the `n`th record from the oldest; `_NEVER_MS` when there are fewer."""
+    """The time of the `n`th record, counted from the oldest; `_NEVER_MS` when there are fewer."""
     return int(np.partition(times, n - 1)[n - 1]) if len(times) >= n else _NEVER_MS

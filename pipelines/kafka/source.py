@@ -50,7 +50,7 @@ DEFAULT_METADATA_SECONDS = 10.0
 _BLOCKS_PER_BUNDLE = 4
 # A bounded read fails when an offset of its range has not come for this long: longer than a broker takes to restart.
 _QUIET_SECONDS = 30.0
-# Records per range of a bounded read: some seconds of work, so that a runner can spread the ranges of one partition.
+# Records per range of a bounded read: about a second of work, so that a runner can spread a partition over workers.
 _RANGE_RECORDS = 100_000
 
 

@@ -1,4 +1,4 @@
-"""Event time of what a Kafka reader gives: time stamp policies, and a watermark that no idle partition holds back."""
+"""Event time of the blocks of a Kafka reader: time stamp policies, and a watermark that idle partitions do not stop."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -8,23 +8,22 @@ from typing import Literal, get_args
 import numpy as np
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
-from millrace.runtime.kafka_blocks import Block, KafkaReadError
+from millrace.runtime.kafka_blocks import Block, KafkaReadError, Partition
 
 TimestampPolicy = Literal["record_time", "log_append_time", "processing_time"]
-"""Whose clock says when a record happened: its producer's, its broker's, or that of the reader."""
+"""Whose clock dates a record: that of its producer, of its broker, or of the reader."""
 
 POLICIES: tuple[str, ...] = get_args(TimestampPolicy)
 
+# Longer than the longest pause of a live producer, as a rule; shorter than a user waits for a window to close.
 _IDLE_SECONDS = 2.0
-
-Partition = tuple[str, int]
 
 
 def record_times(block: Block, policy: TimestampPolicy, now: float) -> dict[int, Timestamp]:
     """{partition: time of its oldest record in `block`}.
 
-    A producer may claim any time at all; a time to come would hold the watermark there for ever, so that `now` is the
-    most. A record without a time counts as one of 1970.
+    A producer may write any time stamp. One of the future would lift the watermark for ever, so `now` is the latest.
+    A record without a time stamp counts as one of 1970.
 
     Args:
       now: seconds since the epoch.
@@ -54,11 +53,11 @@ class _Partition:
 
 
 class PartitionWatermarks:
-    """The watermark of a split: the least of its active partitions' watermarks.
+    """The watermark of a split: the lowest watermark of its active partitions.
 
-    A partition's watermark is the oldest time of its last block. It is idle, and holds nothing back, when it was read
-    to its end and has given nothing for `idle_seconds`. Where all are idle the watermark follows the clock, that much
-    behind. It never goes back.
+    The watermark of a partition is the oldest time of its last block. A partition is idle, and holds the watermark of
+    the split back no more, when it was read to its end and has given nothing for `idle_seconds`. While all are idle the
+    watermark is the clock minus `idle_seconds`. It never goes back.
 
     Args:
       clock: seconds, monotonic.
@@ -78,22 +77,23 @@ class PartitionWatermarks:
         self.add(partitions)
 
     def add(self, partitions: Iterable[Partition]) -> None:
-        """Takes these partitions into account as well."""
+        """Counts these partitions as well."""
         for key in partitions:
             self._partitions[key] = _Partition(MIN_TIMESTAMP, self._clock())
 
     def read(self, topic: str, times: dict[int, Timestamp]) -> None:
-        """A block gave records; `times` as of `record_times`."""
+        """A block of `topic` was given; `times` is its `record_times`."""
         now = self._clock()
         for number, oldest in times.items():
             partition = self._partitions[topic, number]
             partition.watermark, partition.last_read = max(partition.watermark, oldest), now
 
     def caught_up(self, key: Partition, yes: bool) -> None:
-        """Whether the partition was read to its end."""
+        """Notes whether the partition was read to its end."""
         self._partitions[key].caught_up = yes
 
     def value(self) -> Timestamp:
+        """The watermark now."""
         silent_since = self._clock() - self._idle_seconds
         active = [
             each.watermark for each in self._partitions.values() if not each.caught_up or each.last_read >= silent_since

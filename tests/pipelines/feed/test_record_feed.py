@@ -154,7 +154,7 @@ def test_rows_of_one_partition_stay_in_one_shard_in_order() -> None:
     [
         (["--records", "xml", "--records-topic", "t"], "--records=xml: unknown; choose example"),
         (["--records", "example"], "give one of them"),
-        (["--records-topic", "t"], "say of which format"),
+        (["--records-topic", "t"], "name the format of the records of --records-topic"),
         (
             ["--records", "example", "--records-topic", "t", "--frames", "sort"],
             "--frames=sort: unknown; choose",
