@@ -1,4 +1,4 @@
-"""The graph of a feed, whatever it reads: the one door of this folder to a Beam pipeline."""
+"""Builds the graph of a feed, whatever it reads; `launch` needs no other module of this folder for it."""
 
 import uuid
 

@@ -1,4 +1,4 @@
-"""What reached the train topic, as a trainer takes it, against the ledger of what was sent."""
+"""Compares what a trainer would apply of a train topic with the ledger of what was sent."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from millrace.training.stream.position import SeenRows
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of
 
-_ROWS_A_RECORD = 64
+_ROWS_PER_RECORD = 64
 _PARTITION_BITS = 48
 
 
@@ -79,13 +79,13 @@ class TrainTopicAudit:
 
 
 def ledger_rows(ledger: Path) -> np.ndarray:
-    """int64 [rows]: one id a row that a broker acknowledged."""
+    """int64 [rows]: one id per row that a broker acknowledged."""
     rows = pq.read_table(ledger, columns=["partition", "offset", "row"])
     return _row_ids(*(rows[name].to_numpy().astype(np.int64) for name in rows.column_names))
 
 
 def count_dead_letters(kafka: KafkaConnection, topic: str) -> int:
-    """Records that have a dead letter; one that has several counts once."""
+    """Counts records that have a dead letter; one that has several counts once."""
     ends = {partition: high for partition, (_, high) in watermarks(kafka, topic).items()}
     consumer = make_consumer(kafka, f"audit-{topic}")
     consumer.subscribe([topic])
@@ -95,7 +95,7 @@ def count_dead_letters(kafka: KafkaConnection, topic: str) -> int:
         while left:
             messages = consumer.consume(left, 5.0)
             if not messages:
-                raise TimeoutError(f"{left} dead letters of {topic} do not come")
+                raise TimeoutError(f"{left} dead letters of {topic} have not come")
             places.update(_source(dict(message.headers())) for message in messages)
             left -= len(messages)
     finally:
@@ -108,4 +108,4 @@ def _source(headers: Mapping[str, bytes]) -> tuple[bytes, ...]:
 
 
 def _row_ids(partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return (partition.astype(np.int64) << _PARTITION_BITS) | (offset.astype(np.int64) * _ROWS_A_RECORD + row)
+    return (partition.astype(np.int64) << _PARTITION_BITS) | (offset.astype(np.int64) * _ROWS_PER_RECORD + row)

@@ -1,4 +1,4 @@
-"""`millrace feed` on a runner, as a process that can be killed, and what a fault does to it."""
+"""`millrace feed` on a runner, as a process that faults strike."""
 
 import os
 import signal
@@ -9,10 +9,11 @@ from pathlib import Path
 
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.flink_server import FlinkJobServer, WorkerPool
+from millrace.runtime.flink_server import FlinkJobServer
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 from tests.chaos.scenario import Runner
+from tests.fakes.worker_pool import WorkerPool
 
 TASK = ("--task", "millrace.examples.feed_ranking:FeedRanking")
 _START_SECONDS = 120.0
@@ -27,7 +28,7 @@ def millrace(folder: Path, name: str, *words: str) -> ChildProcess:
 
 
 class Feed:
-    """A feed that goes on where its predecessor was.
+    """A feed that, started again, goes on where it ended.
 
     Args:
       flags: of `millrace feed`, besides those of Kafka, runner and start.
@@ -54,7 +55,7 @@ class Feed:
         self.start()
 
     def kill_feed(self) -> None:
-        """SIGKILL of the process that submitted the job, and another one."""
+        """Kills the process that submitted the job (SIGKILL), and starts another one."""
         self._running().kill()
         self.start()
 
@@ -81,7 +82,7 @@ class Feed:
 
 
 class PrismFeed(Feed):
-    """Workers inside the feed; what it goes on from are the offsets that it committed."""
+    """On Prism workers run inside the feed; a new one goes on from the offsets that the last one committed."""
 
     def kill_worker(self) -> None:
         self.kill_feed()
@@ -100,7 +101,7 @@ class FlinkFeed(Feed):
         self._server: FlinkJobServer | None = None
 
     def kill_worker(self) -> None:
-        """SIGKILL of a Beam worker; returns when there is another one."""
+        """Kills a Beam worker (SIGKILL); returns when Flink has another one."""
         wait_until(lambda: bool(self._pool.worker_pids()), _START_SECONDS, "a worker")
         killed = self._pool.worker_pids()
         os.kill(killed[0], signal.SIGKILL)
@@ -119,7 +120,7 @@ class FlinkFeed(Feed):
         )  # fmt: skip
 
     def _restore_flags(self) -> tuple[str, ...]:
-        """The embedded Flink takes the checkpoint to begin from out of a configuration file."""
+        """Flags that name a configuration file, in which the embedded Flink finds the checkpoint to begin from."""
         done = sorted(self._checkpoints.glob("*/chk-*/_metadata"), key=lambda path: path.stat().st_mtime)
         if not done:
             return ()

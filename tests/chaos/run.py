@@ -32,7 +32,7 @@ _QUIET_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a scenario; `problem` is "" when it passed."""
+    """The outcome of a scenario; `problem` is "" when it passed."""
 
     scenario: Scenario
     audit: Audit | None
@@ -127,7 +127,7 @@ class _Run:
         self._server.restart()  # on the same port, which start() does not promise
 
     def _read_more(self, train: TrainTopicAudit) -> None:
-        """Waits for a row: Beam waits for ever for a worker on Flink that dies while it starts."""
+        """Waits for a row: on Flink, Beam waits for ever for a worker that is killed while it starts."""
         before = train.applied
         wait_until(lambda: train.read() > before, _READY_SECONDS, "rows")
 
@@ -138,7 +138,7 @@ class _Run:
             self._feed.check()
 
     def _drain(self, train: TrainTopicAudit) -> None:
-        """Returns when all rows are there, or nothing has come for long; then it waits for what comes too often."""
+        """Waits for all rows, or `_DRAIN_SECONDS`; then reads on for rows that come more than once."""
         rows, deadline = len(ledger_rows(self._ledger)), Deadline(_DRAIN_SECONDS)
         while train.read() < rows and not deadline.expired():
             self._feed.check()

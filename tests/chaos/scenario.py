@@ -1,4 +1,4 @@
-"""What a seed means: a runner, a rate of events, and which faults strike when."""
+"""Draws a scenario from a seed: a runner, a rate of events, and the faults with their times."""
 
 import random
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _RATES = (200, 1500)
 
 
 class Fault(NamedTuple):
-    """Something that happens `after_seconds` of events since the last one, or since the start."""
+    """A fault that strikes after `after_seconds` of events since the last fault, or since the start."""
 
     after_seconds: float
     kind: FaultKind
@@ -25,7 +25,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run; `rate` is events a second, `seconds` what passes from the last fault to the end of the events."""
+    """One run; `rate` is in events per second, `seconds` passes from the last fault to the end of the events."""
 
     runner: Runner
     seed: int

@@ -1,4 +1,4 @@
-"""One scenario of `make chaos` a runner: whatever strikes the feed, a trainer applies every row exactly once."""
+"""One scenario of `make chaos` per runner: whatever strikes the feed, a trainer applies every row exactly once."""
 
 from pathlib import Path
 

@@ -12,10 +12,10 @@ import pytest
 from millrace.cli.loop import audit, figures
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import Deadline, wait_until
-from millrace.runtime.flink_server import WorkerPool
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
 from millrace.runtime.topics import Topics
 from millrace.training.state.checkpoint import read_audit
+from tests.fakes.worker_pool import WorkerPool
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
 

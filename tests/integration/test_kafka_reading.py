@@ -1,4 +1,4 @@
-"""Reading from a real broker: positions, ranges, transactions, new partitions, and what is gone."""
+"""Reading from a real broker: positions, ranges, transactions, new partitions, and offsets that are removed."""
 
 import doctest
 from collections.abc import Callable

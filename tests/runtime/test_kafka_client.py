@@ -1,6 +1,7 @@
-"""Kafka clients against a real broker."""
+"""Kafka clients, some of them against a real broker."""
 
 import pytest
+from confluent_kafka import KafkaError
 
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import (
@@ -8,6 +9,7 @@ from millrace.runtime.kafka_client import (
     UndeliveredError,
     ensure_topic,
     flush_or_raise,
+    is_passing,
     make_producer,
     partitions_of,
     watermarks,
@@ -31,6 +33,22 @@ def test_undelivered_messages_are_an_error_and_not_forgotten() -> None:
 
 def test_a_connection_does_not_show_its_properties_file() -> None:
     assert "secret" not in repr(KafkaConnection("a:1", "secret.properties"))
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"),
+    [
+        (KafkaError._TRANSPORT, True),
+        (KafkaError._ALL_BROKERS_DOWN, True),
+        (KafkaError._TIMED_OUT, True),
+        (KafkaError._PARTITION_EOF, True),
+        (KafkaError._AUTO_OFFSET_RESET, False),
+        (KafkaError._UNKNOWN_TOPIC, False),
+        (KafkaError._AUTHENTICATION, False),
+    ],
+)
+def test_a_reader_reads_on_only_after_errors_that_pass(code: int, passes: bool) -> None:
+    assert is_passing(KafkaError(code)) == passes
 
 
 @pytest.mark.service

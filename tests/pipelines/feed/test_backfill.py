@@ -1,4 +1,4 @@
-"""Backfills: units that are there whole or not at all, resumed where they stopped, the same with any workers."""
+"""Backfills: units are complete or absent, resumed after a stop, and the same with any number of workers."""
 
 import json
 import threading

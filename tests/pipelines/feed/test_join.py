@@ -60,7 +60,7 @@ def _provenance(rows: list[dict]) -> list[tuple[int, int, int]]:
 
 
 def _drive(runner: ShardRunner, disturb: Callable[[ShardRunner, list[pa.RecordBatch], bool], object]) -> list[dict]:
-    """Half a minute of 100 rows a step with clicks on some; returns all rows that left."""
+    """Half a minute of 100 rows per step with clicks on some; returns all rows that left."""
     rows: list[dict] = []
     for step in range(30):
         runner.now_ms += 100
