@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from millrace.cli import common
 
 if TYPE_CHECKING:
-    from millrace.pipelines.traffic.source import EventSource
+    from millrace.pipelines.traffic.source import TrafficSource
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -126,7 +126,7 @@ def _run_ratings(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _send(arguments: argparse.Namespace, source: "EventSource") -> int:
+def _send(arguments: argparse.Namespace, source: "TrafficSource") -> int:
     from millrace.pipelines.traffic.producer import EventProducer, ProducerConfig, describe, to_json
     from millrace.runtime.telemetry import MetricsEndpoint, setup_logging
 

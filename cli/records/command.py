@@ -17,7 +17,8 @@ _PLACES = {"DEST": "a path"}
 _EXAMPLES = {
     "head": """
 millrace records head topic:train.feed -n 3 --fids
-millrace records head '/data/{DATE(20260101, 20260107)}/part-*' --records instance --where rows.yaml""",
+millrace records head '/data/{DATE(20260101, 20260107)}/part-*' --records instance --where rows.yaml
+zcat part-3.jsonl.gz | millrace records head - --records json""",
     "stat": """
 millrace records stat topic:train.feed --limit 100000
 millrace records stat 'rows/*.parquet' --json""",
@@ -55,7 +56,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     parser = add_command(actions, name, description, _EXAMPLES[name], _run)
     for each in positionals:
-        parser.add_argument(each.lower(), metavar=each, help=_PLACES.get(each, "a path, a pattern or topic:NAME"))
+        parser.add_argument(each.lower(), metavar=each, help=_PLACES.get(each, "a path, a pattern, topic:NAME or -"))
     return parser
 
 

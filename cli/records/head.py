@@ -12,7 +12,7 @@ from rich.text import Text
 from millrace.cli.records.screen import console, count
 from millrace.cli.records.source import open_source, read_chain
 from millrace.pipelines.files.containers import DEAD_LETTER
-from millrace.pipelines.records.source import RecordSource, Refused
+from millrace.pipelines.records.source import DeadLetterCounts, RecordSource
 from millrace.runtime.errors import UserError
 from millrace.transforms.codecs.json_text import FidText, json_lines, json_values
 from millrace.transforms.recipe.chain import TransformChain
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         source = source.with_features(chain.required_features())
     as_table = arguments.format == "table"
     limit = arguments.limit or (_TABLE_ROWS if as_table else _JSON_ROWS)
-    refused = Refused()
+    refused = DeadLetterCounts()
     fids: FidText = "slots" if arguments.fids else "unsigned"
     shown = []
     for batch in _first_rows(source, chain, limit, refused):
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _first_rows(
-    source: RecordSource, chain: TransformChain | None, limit: int, refused: Refused
+    source: RecordSource, chain: TransformChain | None, limit: int, refused: DeadLetterCounts
 ) -> Iterator[pa.RecordBatch]:
     """`limit` rows at most; counts what could not be read until then."""
     with closing(source.parts()) as parts:

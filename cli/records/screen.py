@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from millrace.pipelines.records.source import Progress as Advance
+    from millrace.pipelines.records.source import ReadProgress
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _BAR_WIDTH = 30
@@ -19,12 +19,16 @@ _PIPE_WIDTH = 160
 
 
 @contextmanager
-def progress(description: str, total: int | None) -> "Iterator[Advance]":
-    """A line on stderr, if that is a terminal: how much of `total` is read, and how many rows those are."""
+def progress(description: str, total: int | None) -> "Iterator[ReadProgress]":
+    """A line on stderr, if that is a terminal: how much of `total` is read, and how many rows those are.
+
+    Args:
+      total: None or 0 where nobody knows it, as of standard input.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"))
     stderr = Console(file=sys.stderr)
     with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True, redirect_stdout=False) as bar:
-        line = bar.add_task(description, total=total, rows=0)
+        line = bar.add_task(description, total=total or None, rows=0)
         rows = before = 0
 
         def advance(done: int, more: int) -> None:

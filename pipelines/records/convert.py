@@ -12,7 +12,7 @@ from millrace.pipelines.files.containers import parquet_writer
 from millrace.pipelines.files.format import RecordSettings
 from millrace.pipelines.files.storage import publish
 from millrace.pipelines.files.writers import MoreColumnsError, needs_schema, with_one_schema, write_rows
-from millrace.pipelines.records.source import Progress, RecordSource, Refused
+from millrace.pipelines.records.source import DeadLetterCounts, ReadProgress, RecordSource
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter
 from millrace.transforms.recipe.chain import TransformChain
@@ -24,7 +24,7 @@ _SHARDED_FORMATS = ("arrow", "parquet", "json")
 class BadRecordsError(Exception):
     """Records that cannot be read, and no place to put them."""
 
-    def __init__(self, refused: Refused) -> None:
+    def __init__(self, refused: DeadLetterCounts) -> None:
         super().__init__(str(refused))
         self.refused = refused
 
@@ -35,7 +35,7 @@ class Converted:
 
     rows_read: int = 0
     rows_written: int = 0
-    refused: Refused = field(default_factory=Refused)
+    refused: DeadLetterCounts = field(default_factory=DeadLetterCounts)
 
 
 class Conversion:
@@ -52,7 +52,7 @@ class Conversion:
         source: RecordSource,
         make_chain: Callable[[], TransformChain | None],
         dead_letters: Path | None,
-        progress: Progress,
+        progress: ReadProgress,
     ) -> None:
         chain = make_chain()
         self._source = source if chain is None else source.with_features(chain.required_features())

@@ -8,20 +8,18 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from millrace.pipelines.records.source import Progress, RecordSource, Refused
+from millrace.pipelines.records.source import PROVENANCE, DeadLetterCounts, ReadProgress, RecordSource
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.hashes import mix64
 from millrace.transforms.batch.row_digest import row_digests, value_digests
 from millrace.transforms.codecs.json_text import json_lines
 
-PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
-
 _MAX_EXAMINED = 10_000
 _MAX_FOUND = 4 * _MAX_EXAMINED
 
 
-class Example(NamedTuple):
+class DifferingRow(NamedTuple):
     """A row that only one source has, or what changed of a row that both have; JSON texts, None where it is missing."""
 
     a: str | None
@@ -42,12 +40,12 @@ class Difference:
     """
 
     rows: tuple[int, int]
-    refused: tuple[Refused, Refused]
+    refused: tuple[DeadLetterCounts, DeadLetterCounts]
     only: tuple[int, int] = (0, 0)
     changed: int = 0
     columns: Counter[str] = field(default_factory=Counter)
     same_order: bool | None = None
-    examples: list[Example] = field(default_factory=list)
+    examples: list[DifferingRow] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
@@ -59,7 +57,7 @@ class _Digests(NamedTuple):
 
     keys: np.ndarray
     marks: np.ndarray
-    refused: Refused
+    refused: DeadLetterCounts
 
 
 class _Leftovers(NamedTuple):
@@ -89,13 +87,13 @@ class _Found(NamedTuple):
         return self.rows.take(pa.array(chosen, pa.int64()))
 
 
-class Comparison:
+class RecordDiff:
     """Args:
     key: columns that tell which rows belong together; without `PROVENANCE` among them, where rows come from is ignored.
     progress: is told each part that was read.
     """
 
-    def __init__(self, a: RecordSource, b: RecordSource, key: Sequence[str], progress: Progress) -> None:
+    def __init__(self, a: RecordSource, b: RecordSource, key: Sequence[str], progress: ReadProgress) -> None:
         self._sources, self._key, self._progress = (a, b), tuple(key), progress
 
     def run(self, limit: int) -> Difference:
@@ -117,7 +115,7 @@ class Comparison:
         return result
 
     def _digests(self, source: RecordSource) -> _Digests:
-        keys, marks, refused = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], Refused()
+        keys, marks, refused = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], DeadLetterCounts()
         for part in source.parts():
             self._progress(part.done, part.rows.num_rows)
             refused.add(part.dead)
@@ -147,7 +145,7 @@ class Comparison:
             found = self._find(source, leftovers, keys, side, np.union1d(changed, only))
             extra = found.take(np.flatnonzero((found.rank >= keys.changed[found.at]) & np.isin(found.at, only))[:limit])
             for text in json_lines(extra, "unsigned").to_pylist():
-                result.examples.append(Example(text, None) if side == 0 else Example(None, text))
+                result.examples.append(DifferingRow(text, None) if side == 0 else DifferingRow(None, text))
             sides.append(found)
             paired = (found.rank < keys.changed[found.at]) & np.isin(found.at, changed)
             pairs.append(np.where(paired, found.at * _MAX_FOUND + found.rank, -1 - side))
@@ -192,7 +190,7 @@ class Comparison:
                 result.columns[name] = int(differs[name].sum())
         for row in range(min(limit, a.num_rows)):
             changed = [*self._key, *(name for name in names if differs[name][row])]
-            result.examples.append(Example(_text(a, row, changed), _text(b, row, changed)))
+            result.examples.append(DifferingRow(_text(a, row, changed), _text(b, row, changed)))
 
 
 def _text(rows: pa.RecordBatch, row: int, names: Sequence[str]) -> str:

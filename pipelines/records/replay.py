@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException
 
 from millrace.pipelines.files.writers import Encode
 from millrace.pipelines.kafka.sink import KafkaRecord
-from millrace.pipelines.records.source import Part, Progress, RecordSource, TopicSource
+from millrace.pipelines.records.source import Part, ReadProgress, RecordSource, TopicSource
 from millrace.runtime.kafka_client import KafkaConnection, make_producer
 
 _DELIVERY_SECONDS = 60.0
@@ -33,7 +33,7 @@ class Replay:
       skipped: {why: records} that are not sent.
     """
 
-    def __init__(self, source: RecordSource, progress: Progress) -> None:
+    def __init__(self, source: RecordSource, progress: ReadProgress) -> None:
         self._source, self._progress = source, progress
         self.skipped: Counter[str] = Counter()
 

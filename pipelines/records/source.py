@@ -5,10 +5,12 @@ Memory is bounded by one batch, whatever the size of the source.
 
 import abc
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,7 +40,13 @@ from millrace.transforms.frames.framing import FrameOptions
 _NONE = record_batch.empty(pa.schema([]))
 _NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
 
-Progress = Callable[[int, int], None]
+STANDARD_INPUT = ("-", "/dev/stdin")
+"""Names of standard input."""
+
+PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
+"""The columns that say where a row came from."""
+
+ReadProgress = Callable[[int, int], None]
 """Is told how much of a source's `size` was read so far, and how many rows or records came with that."""
 
 
@@ -58,7 +66,7 @@ class Part(NamedTuple):
     block: pa.RecordBatch | None = None
 
 
-class Refused:
+class DeadLetterCounts:
     """Counts dead letters by reason, and keeps what was said of the first of each."""
 
     def __init__(self) -> None:
@@ -155,16 +163,39 @@ class FileSource(RecordSource):
         settings = StreamSettings(self.settings.compression)
         return functools.partial(read_records, framing=self.settings.framing, settings=settings)
 
+    def _open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        return open_file(path)
+
     def _read(self, read: ReadFile) -> Iterator[Part]:
         before = 0
         for (number, path), size in zip(self.files, self.sizes, strict=True):
             try:
-                with open_file(path) as file:
+                with self._open(path) as file:
                     for batch, dead in read(file, number, path):
                         yield Part(batch, dead, before + (min(size, file.tell()) if file.seekable() else 0))
             except OSError as error:
                 raise UserError("SOURCE", path, f"cannot be read ({error.strerror or error})", "name files") from error
             before += size
+
+
+@dataclass(frozen=True)
+class StandardInput(FileSource):
+    """What another program writes to this one. From a pipe it can be read once only, and must hold records.
+
+    Raises: UserError where that is not enough: a second pass would find nothing, and files of rows are read by parts.
+    """
+
+    _unread: Iterator[None] = field(default_factory=lambda: iter([None]))
+
+    def _open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        stream = sys.stdin.buffer
+        if stream.seekable():
+            stream.seek(0)
+        elif self.settings.framing is None:
+            raise UserError("SOURCE", path, f"a pipe cannot be read as {self.settings.format}", "name a file")
+        elif next(self._unread, self) is self:
+            raise UserError("SOURCE", path, "a pipe can be read once, and this takes two passes", "name a file")
+        return nullcontext(stream)
 
 
 @dataclass(frozen=True)
@@ -206,7 +237,9 @@ class TopicSource(RecordSource):
 
 
 def open_files(pattern: str, settings: RecordSettings) -> FileSource:
-    """The files that a pattern matches. UserError when there are none."""
+    """The files that a pattern matches, or standard input for `-`. UserError when there are none."""
+    if pattern in STANDARD_INPUT:
+        return StandardInput(pattern, settings, [(0, pattern)], [0])
     files = match_files(pattern, "SOURCE")
     sizes = [FileSystems.get_filesystem(path).size(path) for _, path in files]
     return FileSource(pattern, settings, files, sizes)

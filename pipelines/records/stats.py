@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.pipelines.records.source import Part, Refused
+from millrace.pipelines.records.source import PROVENANCE, DeadLetterCounts, Part
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import slot_v1, slot_v2
 from millrace.transforms.batch.list_columns import lengths, values_and_splits
@@ -71,7 +71,7 @@ def _word(value: object) -> str:
     return str(value)
 
 
-class Range:
+class ValueRange:
     """Smallest and largest of numbers."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class FeatureStats:
     def __init__(self, field: pa.Field) -> None:
         self.type = _type_name(field)
         self.rows = self.values = 0
-        self.distinct, self.range, self.slots = DistinctCount(), Range(), Range()
+        self.distinct, self.range, self.slots = DistinctCount(), ValueRange(), ValueRange()
         self.lengths = np.zeros(len(LENGTHS), np.int64)
         self._slot_of = {"fid": slot_v2, "fid_v1": slot_v1}.get(_kind(field))
 
@@ -155,7 +155,7 @@ class PartitionStats:
     """Offsets of one partition, or numbers of one file."""
 
     def __init__(self) -> None:
-        self.records, self.offsets, self.times = 0, Range(), Range()
+        self.records, self.offsets, self.times = 0, ValueRange(), ValueRange()
 
     def add(self, offsets: pa.Array, times_ms: pa.Array) -> None:
         self.records += len(offsets)
@@ -172,11 +172,11 @@ class RecordStats:
 
     def __init__(self) -> None:
         self.records = self.rows = self.bytes = 0
-        self.refused = Refused()
+        self.refused = DeadLetterCounts()
         self.features: dict[str, FeatureStats] = {}
         self.labels: list[ValueCounts] = []
         self.actions = ValueCounts()
-        self.times = {record_batch.REQ_TIME: Range(), record_batch.EVENT_TIME_MS: Range()}
+        self.times = {record_batch.REQ_TIME: ValueRange(), record_batch.EVENT_TIME_MS: ValueRange()}
         self.partitions: dict[int, PartitionStats] = {}
 
     def add(self, part: Part) -> None:
@@ -194,7 +194,7 @@ class RecordStats:
                 self._add_labels(column)
             elif field.name == record_batch.ACTIONS:
                 self.actions.add(_leaves(column))
-            elif field.name not in _PROVENANCE:
+            elif field.name not in PROVENANCE:
                 self.features.setdefault(field.name, FeatureStats(field)).add(column)
 
     def _add_block(self, block: pa.RecordBatch) -> None:
@@ -232,4 +232,3 @@ class RecordStats:
 
 
 _MAX_HEADS = 64
-_PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from millrace.pipelines.traffic.source import Draw
+from millrace.pipelines.traffic.source import PlannedImpressions
 from millrace.runtime.atomic_file import sync_folder, write_text
 from millrace.training.step.metrics import auc
 
-SCHEMA = pa.schema(
+LEDGER_SCHEMA = pa.schema(
     [
         pa.field("request_id", pa.string()),
         pa.field("user_id", pa.int64()),
@@ -69,7 +69,7 @@ class EventLedger:
     def request_id(self, impression: int) -> str:
         return f"{self._request_prefix}-{impression}"
 
-    def add(self, draw: Draw, timestamp_ms: int) -> int:
+    def add(self, draw: PlannedImpressions, timestamp_ms: int) -> int:
         """Notes impressions that are being sent; returns the number of the first one."""
         first = self.impressions
         count = len(draw.user_ids)
@@ -98,7 +98,7 @@ class EventLedger:
     def to_table(self) -> pa.Table:
         """Acknowledged rows in the order in which they were sent."""
         parts = [self._chunk_table(chunk) for chunk in self._chunks]
-        return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+        return pa.concat_tables(parts) if parts else LEDGER_SCHEMA.empty_table()
 
     def _chunk_table(self, chunk: _Chunk) -> pa.Table:
         count, shown = chunk.item_ids.shape
@@ -118,7 +118,7 @@ class EventLedger:
             pa.array(chunk.clicked.reshape(-1)),
             pa.array(chunk.observed),
         ]
-        table = pa.Table.from_arrays(columns, schema=SCHEMA)
+        table = pa.Table.from_arrays(columns, schema=LEDGER_SCHEMA)
         return table.filter(pa.array(partitions >= 0))
 
     def write(self, path: Path, summary: dict[str, object]) -> None:

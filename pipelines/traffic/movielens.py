@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from millrace.pipelines.traffic.source import RATE, Draw, PlannedActions
+from millrace.pipelines.traffic.source import RATE, PlannedActions, PlannedImpressions
 from millrace.training.movielens import Movie, read_movies, read_ratings
 
 # Mean time between seeing a movie and rating it, in the replay: below a second, so that any window takes the rating.
@@ -33,7 +33,7 @@ class MovieLensSource:
     def __len__(self) -> int:
         return len(self._ratings.users)
 
-    def draw(self, count: int, now_ms: int) -> Draw | None:
+    def draw(self, count: int, now_ms: int) -> PlannedImpressions | None:
         """The next ratings, half as many as `count` events and at least one; None after the last."""
         if self._next >= len(self):
             return None
@@ -53,7 +53,7 @@ class MovieLensSource:
             for movie, rated_at in zip(items.tolist(), self._ratings.seconds[chosen].tolist(), strict=True)
         ]
         unknown = np.full((rows, 1), np.nan)
-        return Draw(users, items[:, None], contexts, unknown, np.ones((rows, 1), bool), actions)
+        return PlannedImpressions(users, items[:, None], contexts, unknown, np.ones((rows, 1), bool), actions)
 
     def _context(self, movie: int, rated_at: int) -> str:
         return f'{{"rated_at":{rated_at}{self._movies.get(movie, "")}}}'

@@ -13,7 +13,7 @@ import numpy as np
 
 from millrace.pipelines.traffic import bad_records
 from millrace.pipelines.traffic.ledger import EventLedger, oracle_auc
-from millrace.pipelines.traffic.source import ACTIONS, Draw, EventSource
+from millrace.pipelines.traffic.source import ACTION_NAMES, PlannedImpressions, TrafficSource
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, make_producer
@@ -77,7 +77,7 @@ class EventProducer:
         self,
         connection: KafkaConnection,
         topics: Topics,
-        source: EventSource,
+        source: TrafficSource,
         config: ProducerConfig,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -161,7 +161,7 @@ class EventProducer:
             value = "" if np.isnan(row.value) else f',"value":{row.value:g}'
             event = (
                 f'{{"schema_version":1,"request_id":"{request_id}","item_id":{row.item_id},'
-                f'"action":"{ACTIONS[row.code]}","timestamp_ms":{now_ms}{value}}}'
+                f'"action":"{ACTION_NAMES[row.code]}","timestamp_ms":{now_ms}{value}}}'
             )
             self._produce(self._topics.actions, event, request_id, self._on_action)
             if row.in_time:
@@ -232,7 +232,7 @@ class EventProducer:
         return summary
 
 
-def impression_values(draw: Draw, requests: Sequence[str], now_ms: int) -> list[str]:
+def impression_values(draw: PlannedImpressions, requests: Sequence[str], now_ms: int) -> list[str]:
     """The JSON of each impression of `draw`."""
     items = ",".join(["%d"] * draw.item_ids.shape[1])
     form = '{"schema_version":1,"request_id":"%s","user_id":%d,"item_ids":[' + items + f'],"timestamp_ms":{now_ms}%s}}'
@@ -262,7 +262,7 @@ class _Agenda:
     def __len__(self) -> int:
         return len(self._columns[0])
 
-    def plan(self, draw: Draw, number: int, first: int, now_ms: int) -> None:
+    def plan(self, draw: PlannedImpressions, number: int, first: int, now_ms: int) -> None:
         """Adds the actions of the `number`-th draw, whose first impression is `first`."""
         actions, shown = draw.actions, draw.item_ids.shape[1]
         new = (

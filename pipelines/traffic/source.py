@@ -7,7 +7,7 @@ import numpy as np
 
 from millrace.pipelines.traffic.world import DEVICES, EventWorld
 
-ACTIONS = ("click", "like", "rate")
+ACTION_NAMES = ("click", "like", "rate")
 CLICK, LIKE, RATE = range(3)
 
 _HOUR_MS = 3_600_000
@@ -25,7 +25,7 @@ class PlannedActions:
 
     Attributes:
       rows: int64 [m], row in the draw: impression * k + item.
-      codes: int64 [m], index in `ACTIONS`.
+      codes: int64 [m], index in `ACTION_NAMES`.
       delays_ms: int64 [m] after the impression.
       values: float64 [m], NaN for none.
       in_time: bool [m], whether it arrives within the window.
@@ -39,7 +39,7 @@ class PlannedActions:
 
 
 @dataclass(frozen=True)
-class Draw:
+class PlannedImpressions:
     """n impressions of k items and what will happen to them.
 
     Attributes:
@@ -62,10 +62,10 @@ class Draw:
     duplicated: int = 0
 
 
-class EventSource(Protocol):
+class TrafficSource(Protocol):
     """Impressions on demand."""
 
-    def draw(self, count: int, now_ms: int) -> Draw | None:
+    def draw(self, count: int, now_ms: int) -> PlannedImpressions | None:
         """At most `count` (>= 1) impressions that happen at `now_ms`; None when there are no more."""
 
 
@@ -100,7 +100,7 @@ class GeneratedSource:
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng((self.world.config.seed, 1))
 
-    def draw(self, count: int, now_ms: int) -> Draw | None:
+    def draw(self, count: int, now_ms: int) -> PlannedImpressions | None:
         self._drift(now_ms)
         shown = self.world.show(count, now_ms // _HOUR_MS % 24)
         actions, lost, late, duplicated = self._plan(np.flatnonzero(shown.clicked))
@@ -108,7 +108,7 @@ class GeneratedSource:
             f'{{"device":"{DEVICES[device]}","hour":{hour}}}'
             for device, hour in zip(shown.devices.tolist(), shown.hours.tolist(), strict=True)
         ]
-        return Draw(
+        return PlannedImpressions(
             shown.user_ids, shown.item_ids, contexts, shown.p_click, shown.clicked, actions, lost, late, duplicated
         )
 

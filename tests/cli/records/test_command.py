@@ -1,6 +1,8 @@
 """`millrace records` on files: every format, good and bad records, and what two sources differ in."""
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -515,3 +517,47 @@ def test_head_prints_a_sharded_batch(rows: pa.RecordBatch, tmp_path: Path, capsy
     (found,) = lines(capsys)
     assert found["sharded.batch_size"] == [50]
     assert len(found["rows.__SOURCE_OFFSET__"]) == 50
+
+
+# Standard input
+
+
+class Pipe(io.BytesIO):
+    """Bytes that come once."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def give(monkeypatch: pytest.MonkeyPatch, data: io.BytesIO) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_records_come_from_standard_input(
+    name: str, rows: pa.RecordBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, Pipe(write(tmp_path / "part", rows).read_bytes()))
+    assert facts(capsys, "stat", name, "--records", "example")["rows"] == rows.num_rows
+    give(monkeypatch, Pipe(b'{"a": 1}\n\n{"a": 2}\n'))
+    assert facts(capsys, "convert", name, tmp_path / "rows.parquet", "--records", "json")["rows_written"] == 2
+
+
+def test_a_second_pass_over_a_pipe_is_refused_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early, late = (pa.record_batch({name: pa.array([[b"x" * 1_000_000]])}) for name in ("early", "late"))
+    values = write(tmp_path / "a", early).read_bytes() * 10 + write(tmp_path / "b", late).read_bytes()
+    arguments = ("convert", "-", tmp_path / "rows.parquet", "--records", "example")
+    give(monkeypatch, Pipe(values))
+    with pytest.raises(UserError, match="two passes"):
+        run(*arguments)
+    assert not (tmp_path / "rows.parquet").exists()
+    give(monkeypatch, io.BytesIO(values))
+    assert run(*arguments) == 0
+
+
+def test_files_of_rows_do_not_come_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, Pipe(b"PAR1"))
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        run("stat", "-", "--records", "parquet")
