@@ -98,6 +98,11 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--to", metavar="FORMAT", help="of DEST, where its name does not tell")
     parser.add_argument("--to-frames", metavar="HEADERS", help="of DEST's records (default: sort-id)")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="steps that rows go through, YAML or JSON")
+    parser.add_argument(
+        "--save-pools",
+        action="store_true",
+        help="at the end write the item pools of generate_negatives to its snapshot_folder",
+    )
     parser.add_argument("--dead-letters", type=Path, metavar="FILE", help="Parquet file of what cannot be read")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_source_flags(parser)

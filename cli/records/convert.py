@@ -28,9 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--records", DEAD_LETTER, "dead letters are no rows", "send them again with `records replay`")
     try:
         with progress("converting", source.size) as advance:
-            converted = Conversion(source, make_chain, arguments.dead_letters, advance).to_file(
-                arguments.dest, settings
-            )
+            conversion = Conversion(source, make_chain, arguments.dead_letters, advance)
+            converted = conversion.to_file(arguments.dest, settings)
+            if arguments.save_pools:
+                conversion.save_pools()
     except BadRecordsError as error:
         refused = f"{count(error.refused.counts.total())} cannot be read, so nothing was written: {error}"
         print(f"millrace records: {refused}; --dead-letters FILE sets them apart", file=sys.stderr)

@@ -188,6 +188,7 @@ class JoinBoundedDoFn(beam.DoFn):
         if self._stage is None or not rows.num_rows:
             return rows
         stage = self._stage()
+        stage.warm([rows])
         staged = stage.process(rows)
         stage.publish()
         return staged

@@ -4,7 +4,7 @@ A machine knows nothing of Beam. `millrace.pipelines.feed.shard_state` keeps one
 the runner's state; the join is one (`millrace.pipelines.feed.join.JoinMachine`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,6 +50,9 @@ MachineFactory = Callable[[bytes | None], Machine]
 
 class RowsStage(Protocol):
     """Makes rows of the rows that leave a machine, and may keep state between them."""
+
+    def warm(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Learns from all rows of a bounded run before the first one is processed, where the settings ask for it."""
 
     def process(self, rows: pa.RecordBatch) -> pa.RecordBatch: ...
 

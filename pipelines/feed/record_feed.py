@@ -169,7 +169,9 @@ class _GroupedStageDoFn(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
         stage = self._factory()
-        for batch in sorted(element[1], key=_first_source):
+        batches = sorted(element[1], key=_first_source)
+        stage.warm(batches)
+        for batch in batches:
             rows = stage.process(batch)
             if rows.num_rows:
                 yield element[0], rows

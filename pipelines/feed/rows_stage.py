@@ -4,7 +4,7 @@ Unbounded feeds use a stage as part of a feed shard's machine (`millrace.pipelin
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,12 @@ class TrainRowsStage:
         positives = int(positive_rows(rows.column(record_batch.LABEL)).sum())
         self._counts.update(positive=positives, negative=rows.num_rows - positives)
         return rows
+
+    def warm(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """A first pass over all rows of a bounded run, for recipes with a step that `warm`s; nothing is counted."""
+        if self._chain.warms:
+            joined = self._joined
+            self._chain.warm(rows_to_train_batch(rows, self._config)[0] if joined else rows for rows in batches)
 
     def save(self) -> bytes:
         return self._chain.save()

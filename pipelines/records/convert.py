@@ -59,6 +59,7 @@ class Conversion:
         self._make_chain, self._dead_letters = make_chain, dead_letters
         self._progress = progress
         self.result = Converted()
+        self._last_chain = chain
 
     def to_file(self, path: str, settings: RecordSettings) -> Converted:
         """Writes the rows to `path`, which appears whole or not at all.
@@ -79,6 +80,16 @@ class Conversion:
             except MoreColumnsError as found:
                 schema = found.schema
 
+    def save_pools(self) -> list[Path]:
+        """Writes the item pools that the conversion ended with to the folders that their steps name; returns the files.
+
+        Raises: UserError when no step names a folder.
+        """
+        paths = [] if self._last_chain is None else self._last_chain.write_snapshots()
+        if not paths:
+            raise UserError("--save-pools", "", "no step has a snapshot_folder", "name one in generate_negatives")
+        return paths
+
     def _run(self, write: Callable[[Iterator[pa.RecordBatch]], None]) -> None:
         self.result = Converted()
         if self._dead_letters is None:
@@ -93,7 +104,9 @@ class Conversion:
 
     def _rows(self, bury: Callable[[pa.RecordBatch], None]) -> Iterator[pa.RecordBatch]:
         result = self.result
-        chain = self._make_chain()
+        chain = self._last_chain = self._make_chain()
+        if chain is not None and chain.warms:
+            chain.warm(part.rows for part in self._source.parts() if part.rows.num_rows)
         for part in self._source.parts():
             self._progress(part.done, part.rows.num_rows)
             result.rows_read += part.rows.num_rows

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -152,6 +153,28 @@ class TransformChain:
     def fanout(self) -> int:
         """Rows that one row becomes at most."""
         return math.prod(step.fanout for step in self.steps)
+
+    @property
+    def warms(self) -> bool:
+        """Whether a bounded run shows the chain all rows by `warm` before it processes the first."""
+        return any(step.warms for step in self._stateful)
+
+    def warm(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Lets the steps that ask for it learn from all rows of a bounded run; nothing is counted."""
+        for batch in batches:
+            self.warm_batch(batch)
+
+    def warm_batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """`warm` of one batch; returns the rows that come out, in which nothing is generated."""
+        rows, _ = self._actions.numbered(batch)
+        for step in self.steps:
+            if step.gives_rows:
+                rows = step.warm(rows) if isinstance(step, StatefulStep) else step.process(rows, Counter())
+        return rows
+
+    def write_snapshots(self) -> list[Path]:
+        """Writes the pools of the steps that name a folder of snapshots; returns the files."""
+        return [path for step in self._stateful for path in step.write_snapshots()]
 
     def save(self) -> bytes:
         """What the steps learnt of the batches so far."""

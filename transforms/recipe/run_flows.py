@@ -1,5 +1,9 @@
 """The step that splits rows by data source, runs steps of their own on each flow, and merges the flows again."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 
@@ -9,6 +13,9 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.take_rows import take_rows
 from millrace.transforms.steps.filters.flows import flow_keys, named_flow, source_keys
 from millrace.transforms.steps.step import Counts, StatefulStep, StepContext, join_states, split_states
+
+if TYPE_CHECKING:
+    from millrace.transforms.recipe.chain import TransformChain
 
 _ORDER = "__FLOW_ORDER__"
 """Column that the rows have while they are in their flows: the number of the row in the batch that was split."""
@@ -57,24 +64,39 @@ run_flows:
         self._check_chains()
         self.fanout = max(chain.fanout for chain in self._chains)
         self.stateful = any(chain.stateful for chain in self._chains)
+        self.warms = any(chain.warms for chain in self._chains)
 
     def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
+        counts["rows_dropped"] += int(np.count_nonzero(np.isin(source_keys(batch), self._keys, invert=True)))
+        rows = self._each_flow(batch, lambda chain, rows: chain.process(rows))
+        for name, chain in zip(self._names, self._chains, strict=True):
+            self._count(name, chain.take_counts(), counts)
+        return rows
+
+    def warm(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return self._each_flow(batch, lambda chain, rows: chain.warm_batch(rows))
+
+    def _each_flow(
+        self, batch: pa.RecordBatch, run: Callable[["TransformChain", pa.RecordBatch], pa.RecordBatch]
+    ) -> pa.RecordBatch:
+        """The rows that `run` makes of each flow's, with its chain, merged in the order of the rows of `batch`."""
         keys = source_keys(batch)
         order = pa.array(np.arange(batch.num_rows))
         numbered = record_batch.with_column(batch, pa.field(_ORDER, order.type), order)
-        parts = []
-        for name, key, chain in zip(self._names, self._keys, self._chains, strict=True):
-            rows = np.flatnonzero(keys == key)
-            if len(rows):
-                parts.append(chain.process(named_flow(take_rows(numbered, rows), name)))
-                self._count(name, chain.take_counts(), counts)
-        counts["rows_dropped"] += int(np.count_nonzero(np.isin(keys, self._keys, invert=True)))
+        parts = [
+            run(chain, named_flow(take_rows(numbered, rows), name))
+            for name, key, chain in zip(self._names, self._keys, self._chains, strict=True)
+            if len(rows := np.flatnonzero(keys == key))
+        ]
         if not parts:
             return named_flow(batch.slice(0, 0), "")
         merged = record_batch.concat(parts)
         if len(parts) > 1:
             merged = take_rows(merged, np.argsort(record_batch.numpy_column(merged, _ORDER), kind="stable"))
         return merged.drop_columns([_ORDER])
+
+    def write_snapshots(self) -> list[Path]:
+        return [path for chain in self._chains for path in chain.write_snapshots()]
 
     def save(self) -> bytes:
         return join_states([chain.save() for chain in self._chains])

@@ -9,6 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -88,9 +89,22 @@ class StatefulStep(Step):
 
     Attributes:
       stateful: whether it does so with the settings that it has.
+      warms: whether a bounded run shows it all rows before the first one is processed.
     """
 
     stateful: bool = True
+    warms: bool = False
+
+    def warm(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Learns from `batch` in a pass over a bounded input that comes before all `process`, if the step `warms`.
+
+        Returns: the rows that the next step sees in that pass.
+        """
+        return batch
+
+    def write_snapshots(self) -> list[Path]:
+        """Writes what was learnt to files that another run starts from, where the settings name a folder for them."""
+        return []
 
     @abc.abstractmethod
     def save(self) -> bytes:

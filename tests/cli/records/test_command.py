@@ -448,6 +448,31 @@ def test_a_reader_that_leaves_ends_the_command(rows: pa.RecordBatch, tmp_path: P
     assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 2, "")
 
 
+# pools of items
+
+
+def test_convert_writes_the_pools_that_the_next_run_starts_from(
+    rows: pa.RecordBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, recipe, pools = write(tmp_path / "part", rows), tmp_path / "recipe.yaml", tmp_path / "pools"
+    pools.mkdir()
+    step = f"neg_num: 2, item_features: [item], start_num: 5, positive_label: 1, snapshot_folder: {pools}"
+    recipe.write_text(f"steps: [{{generate_negatives: {{{step}}}}}]")
+    arguments = ("convert", source, tmp_path / "out.arrow", "--records", "example", "--recipe", recipe)
+    first = facts(capsys, *arguments, "--save-pools")
+    second = facts(capsys, *arguments)
+    assert second["rows_written"] > first["rows_written"]
+    assert [path.name for path in pools.iterdir()] == ["model.ckpt-0_item_pool_0_0_1"]
+    recipe.write_text(f"steps: [{{generate_negatives: {{{step}, warm: true}}}}]".replace(str(pools), str(tmp_path)))
+    assert facts(capsys, *arguments)["rows_written"] == second["rows_written"]
+
+
+def test_convert_says_that_no_step_has_a_folder_for_its_pools(rows: pa.RecordBatch, tmp_path: Path) -> None:
+    source = write(tmp_path / "part", rows)
+    with pytest.raises(UserError, match="--save-pools=: no step has a snapshot_folder"):
+        run("convert", source, tmp_path / "out.arrow", "--records", "example", "--save-pools")
+
+
 # projection
 
 

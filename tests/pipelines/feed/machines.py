@@ -1,6 +1,6 @@
 """Small machines and stages for tests of `pipelines.feed.machine` and `pipelines.feed.shard_state`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -54,6 +54,9 @@ class Numbering:
 
     def __init__(self) -> None:
         self.seen = 0
+
+    def warm(self, batches: Iterable[pa.RecordBatch]) -> None:
+        pass
 
     def process(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         numbers = range(self.seen, self.seen + rows.num_rows)

@@ -156,6 +156,9 @@ class Numbering:
     def __init__(self) -> None:
         self._seen = 0
 
+    def warm(self, batches: Iterable[pa.RecordBatch]) -> None:
+        pass
+
     def process(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         numbers = np.arange(self._seen, self._seen + rows.num_rows)
         self._seen += rows.num_rows

@@ -79,6 +79,15 @@ def test_one_seed_gives_the_same_bytes_with_generated_negatives(world: World, tm
     assert len(derived) > 50
 
 
+def test_a_bounded_feed_fills_its_pools_in_a_first_pass_when_the_recipe_asks_for_it(
+    world: World, tmp_path: Path
+) -> None:
+    cold = _fed(tmp_path, world, "cold", "steps:" + _NEGATIVES)
+    warm = _fed(tmp_path, world, "warm", "steps:" + _NEGATIVES.replace("neg_num: 2", "neg_num: 2, warm: true"))
+    originals = [row for row in cold[record_batch.SOURCE_ROW].to_pylist() if row < ROWS_PER_RECORD]
+    assert cold.num_rows < warm.num_rows <= 3 * len(originals)
+
+
 def test_however_many_shards_join_the_rows_of_a_recipe_without_state_are_the_same(world: World, tmp_path: Path) -> None:
     one, three = (_fed(tmp_path, world, f"shards-{count}", _RECIPE, count) for count in (1, 3))
     assert _sorted(one).to_pylist() == _sorted(three).to_pylist()

@@ -105,6 +105,13 @@ def test_generated_negatives_of_stored_records_are_the_same_in_every_run(tmp_pat
     assert _items(first) == _items(again)
 
 
+def test_a_feed_of_stored_records_fills_its_pools_in_a_first_pass(tmp_path: Path) -> None:
+    _write(tmp_path / "part", random_rows(100), "example")
+    cold = _fed(tmp_path, "part", "example", _NEGATIVES, "cold")
+    warm = _fed(tmp_path, "part", "example", _NEGATIVES.replace("neg_num: 2", "neg_num: 2, warm: true"), "warm")
+    assert cold.num_rows < warm.num_rows
+
+
 def test_a_bad_record_is_one_dead_letter_and_its_neighbours_are_rows(tmp_path: Path) -> None:
     _write(tmp_path / "part", random_rows(50), "example", bad=b"\xff\xff\xff")
     fed = _fed(tmp_path, "part", "example", "steps: []")

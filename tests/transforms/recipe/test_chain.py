@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.data_source import data_source_key
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of, with_provenance
 from millrace.transforms.recipe.chain import STEPS, TransformChain, make_step
 from millrace.transforms.recipe.text import KINDS, parse_recipe
@@ -151,6 +152,29 @@ def test_what_a_chain_has_learnt_goes_on_where_it_was_saved() -> None:
     assert found == expected
     assert any(len(rows) > 30 for rows in found)
     assert first.stateful and not TransformChain.parse(_example("project")).stateful
+
+
+_WARM = """[
+  {filter_by_action: {has_actions: [1, 2]}},
+  {generate_negatives: {neg_num: 2, item_features: [item], start_num: 10, positive_label: 1, warm: true}}]"""
+
+
+@pytest.mark.parametrize(
+    "steps", [_WARM, f"[{{run_flows: {{flows: [{{data_source: pc, steps: {_WARM}}}]}}}}]"], ids=["chain", "flow"]
+)
+def test_a_first_pass_shows_each_step_the_rows_that_the_steps_before_it_let_through(steps: str) -> None:
+    rows = random_rows(300)
+    keys = pa.array([data_source_key("pc")] * 300, pa.uint32())
+    rows = record_batch.with_column(rows, pa.field("__DATA_SOURCE_KEY__", keys.type), keys)
+    cold, warm = (TransformChain.parse(f"steps: {steps}") for _ in range(2))
+    assert warm.warms
+    warm.warm([rows.slice(0, 125), rows.slice(125)])
+    assert not any(sum(counts.values()) for counts in warm.take_counts().values())
+    few, many = cold.process(rows), warm.process(rows)
+    assert many.num_rows > few.num_rows
+    counts = list(warm.take_counts().values())[-1]
+    assert [number for name, number in counts.items() if name.endswith("draws_missed")] == [0]
+    assert [number for name, number in counts.items() if name.endswith("items_added")] == [0]
 
 
 @pytest.mark.parametrize("state", [b"", b"[1]\nab", b"[3]\nabc", b"{}\n", b"\xff\n", b"[[]]\n"])

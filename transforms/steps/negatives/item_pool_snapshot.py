@@ -5,7 +5,6 @@ which they came, so that the pools that are restored let the same ones go first.
 snapshot is rare, and what a step saves with its state is `ItemPool.save`.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,42 +35,18 @@ class SnapshotName(NamedTuple):
     workers: int
 
 
-class PoolSnapshots:
-    """The snapshots of one worker's pools: restored at its start, saved every so many steps and at its end.
-
-    Args:
-      index: of this worker, of `workers`.
-      save_steps: steps of the model between two snapshots.
-      shards: files a snapshot; a channel goes to the file of its remainder.
-    """
-
-    def __init__(
-        self, pool: ItemPool, model_dir: Path, index: int = 0, workers: int = 1, save_steps: int = 1000, shards: int = 1
-    ) -> None:
-        self._pool, self._model_dir, self._index, self._workers = pool, model_dir, index, workers
-        self._save_steps, self._shards, self._saved = save_steps, shards, 0
-
-    def restore(self, step: int) -> list[Path]:
-        """Merges the snapshot that goes with the model's checkpoint of this step; see `restore`."""
-        self._saved = step
-        return restore(self._pool, self._model_dir, step, self._index)
-
-    def after_step(self, step: int) -> list[Path]:
-        """Saves if it is time to."""
-        return self.save(step) if step > self._saved + self._save_steps else []
-
-    def save(self, step: int) -> list[Path]:
-        self._saved = step
-        return write(self._pool, self._model_dir, step, self._index, self._workers, self._shards)
+def newest_files(folder: Path) -> list[Path]:
+    """The files of the newest step in `folder`, of all of its workers; none when the folder holds no snapshot."""
+    names = list(_names(folder))
+    step = max((name.step for name in names), default=-1)
+    workers = max((name.workers for name in names if name.step == step), default=0)
+    return [path for worker in range(workers) for path in snapshot_files(folder, step, worker)]
 
 
-def worker_of(tf_config: str) -> tuple[int, int]:
-    """(index, workers) of a `TF_CONFIG`: chiefs are counted first, other tasks not at all; (0, 1) without a cluster."""
-    config = json.loads(tf_config) if tf_config else {}
-    cluster, task = config.get("cluster", {}), config.get("task", {})
-    chiefs, workers = len(cluster.get("chief", [])), len(cluster.get("worker", []))
-    index = int(task.get("index", 0)) + (chiefs if task.get("type") == "worker" else 0)
-    return index, max(1, chiefs + workers)
+def write_next(pool: ItemPool, folder: Path) -> list[Path]:
+    """Writes a snapshot of one worker, of the step after the newest one in `folder`; returns its files."""
+    step = max((name.step for name in _names(folder)), default=-1) + 1
+    return write(pool, folder, step, index=0, workers=1)
 
 
 def write(pool: ItemPool, model_dir: Path, step: int, index: int, workers: int, shards: int = 1) -> list[Path]:
@@ -96,13 +71,13 @@ def restore(pool: ItemPool, model_dir: Path, step: int, index: int) -> list[Path
     Returns: the files, in order of their shards; nothing when there are none.
     Raises: ValueError naming a file that is damaged; the pool then holds what came before it.
     """
-    files = find(model_dir, step, index)
+    files = snapshot_files(model_dir, step, index)
     for path in files:
         pool.merge(read(path))
     return files
 
 
-def find(model_dir: Path, step: int, index: int) -> list[Path]:
+def snapshot_files(model_dir: Path, step: int, index: int) -> list[Path]:
     """The files that `restore` reads."""
     names = list(_names(model_dir))
     workers = max((name.workers for name in names if name.step == step), default=0)

@@ -1,6 +1,7 @@
 """Generated negatives: the user of a positive row with items that other rows showed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from millrace.transforms.batch.list_columns import (
 from millrace.transforms.batch.provenance import MAX_COPIES, derived_rows, provenance_of
 from millrace.transforms.batch.take_rows import take_rows, take_rows_of
 from millrace.transforms.steps.negatives.item_pool import DrawRule, Draws, ItemPool
+from millrace.transforms.steps.negatives.item_pool_snapshot import newest_files, read, write_next
 from millrace.transforms.steps.step import Counts, StatefulStep, StepContext, check_priority
 
 DEFAULT_CHANNEL = 3
@@ -70,6 +72,11 @@ class GenerateNegatives(StatefulStep):
     (index + 1) / size, 1 for the newest item of the pool, and times how often the item has been drawn; without
     `unbias_sampled_neg` it stays. That of a row that came in and is no positive is multiplied by
     `real_neg_instance_weight`.
+
+    The first rows of a run get few negatives, as long as the pools are small. With `warm` a bounded run (`records
+    convert`, `feed backfill` and other bounded feeds) reads all of its rows twice and fills the pools in the first
+    pass; a live feed has no end and does not. With `snapshot_folder` the pools start with what an earlier run knew:
+    `records convert --save-pools` writes a snapshot there. Every worker must be able to read the folder.
     """
 
     counters = {
@@ -93,7 +100,10 @@ generate_negatives:
         super().__init__(config, context)
         self._check()
         self.fanout = config.neg_num + 1
+        self.warms = config.warm
         self._pool = ItemPool(_given(config, "start_num", 500), _given(config, "max_item_num", 100_000))
+        self._folder = Path(config.snapshot_folder) if config.snapshot_folder else None
+        self._started = self._folder is None
 
     def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
         if not batch.num_rows:
@@ -111,22 +121,37 @@ generate_negatives:
         rows = self._weighted(rows, layout, roles.positive, draws)
         return with_copies(rows, layout.copy, self.fanout)
 
-    def warm(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Fills the pools from a first pass over a bounded input, so that its early rows get negatives too."""
-        for batch in batches:
-            if batch.num_rows:
-                self._learn(batch, self._roles(batch), np.zeros(batch.num_rows, bool), DrawRule(0), Counts())
+    def warm(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if self.warms and batch.num_rows:
+            self._learn(batch, self._roles(batch), np.zeros(batch.num_rows, bool), DrawRule(0), Counts())
+        return batch
+
+    def write_snapshots(self) -> list[Path]:
+        return [] if self._folder is None else write_next(self.pool, self._folder)
 
     def save(self) -> bytes:
-        return self._pool.save()
+        return self.pool.save()
 
     def restore(self, data: bytes) -> None:
         self._pool.restore(data)
+        self._started = True
 
     @property
     def pool(self) -> ItemPool:
-        """The pools, for snapshots."""
+        """The pools, which first take the items of the snapshot that they start from."""
+        if not self._started:
+            assert self._folder is not None
+            for path in newest_files(self._folder):
+                self._merge(path)
+            self._started = True
         return self._pool
+
+    def _merge(self, path: Path) -> None:
+        try:
+            contents = read(path)
+            self._pool.merge(contents._replace(items=item_columns(contents.items, self.config.item_features)))
+        except ValueError as error:
+            raise self.wrong("snapshot_folder", path, f"cannot be used ({error})", "remove the file") from error
 
     def _roles(self, batch: pa.RecordBatch) -> RowRoles:
         config = self.config
@@ -158,7 +183,7 @@ generate_negatives:
         if items.num_columns <= len(self.config.item_features):
             counts["item_features_missing"] += batch.num_rows
         random = (self.draw(batch, "items") * 2.0**53).astype(np.uint64)
-        draws = self._pool.process(items, roles.keys, roles.channels, roles.cacheable, draw, random, rule)
+        draws = self.pool.process(items, roles.keys, roles.channels, roles.cacheable, draw, random, rule)
         counts["items_added"] += draws.added
         counts["items_refused"] += draws.refused
         return draws
@@ -211,6 +236,10 @@ generate_negatives:
         share = _given(config, "origin_neg_in_pool_proba", 1.0)
         if not 0.0 <= share <= 1.0:
             raise self.wrong("origin_neg_in_pool_proba", share, "not a probability", "choose 0..1")
+        if config.snapshot_folder and not Path(config.snapshot_folder).is_dir():
+            raise self.wrong(
+                "snapshot_folder", config.snapshot_folder, "no such folder", "make it, or correct the path"
+            )
 
     def _check_actions(self) -> None:
         config = self.config

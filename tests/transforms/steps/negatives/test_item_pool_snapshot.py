@@ -1,6 +1,5 @@
 """Snapshot files of item pools: what is in them, which are read, damaged ones."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,14 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v1
 from millrace.transforms.steps.negatives import item_pool_snapshot
 from millrace.transforms.steps.negatives.item_pool import Contents, ItemPool
-from millrace.transforms.steps.negatives.item_pool_snapshot import PoolSnapshots, find, read, restore, worker_of, write
+from millrace.transforms.steps.negatives.item_pool_snapshot import (
+    newest_files,
+    read,
+    restore,
+    snapshot_files,
+    write,
+    write_next,
+)
 
 FIELDS = [
     pa.field("__ITEM_ID__", pa.int64()),
@@ -128,17 +134,17 @@ def test_a_worker_takes_the_files_of_its_remainder_at_the_newest_step(tmp_path: 
         "model.ckpt-20_item_pool_x_0_2",
         "model.ckpt-20",
     )
-    names = {index: [path.name for path in find(tmp_path, 20, index)] for index in range(4)}
+    names = {index: [path.name for path in snapshot_files(tmp_path, 20, index)] for index in range(4)}
     own = ["model.ckpt-18_item_pool_1_0_2", "model.ckpt-18_item_pool_1_1_2"]
     assert names == {0: ["model.ckpt-20_item_pool_0_0_2"], 1: own, 2: ["model.ckpt-20_item_pool_0_0_2"], 3: own}
 
 
 def test_older_names_are_the_last_resort(tmp_path: Path) -> None:
     touch(tmp_path, "model.ckpt-20_item_pool_0_0_2", "item_pool_0_0_3", "item_pool_1_0_3", "item_pool_1_1_3")
-    assert [path.name for path in find(tmp_path, 21, 4)] == ["item_pool_1_0_3", "item_pool_1_1_3"]
-    assert [path.name for path in find(tmp_path, 20, 1)] == ["item_pool_1_0_3", "item_pool_1_1_3"]
-    assert find(tmp_path, 21, 2) == []
-    assert find(tmp_path / "none", 21, 2) == []
+    assert [path.name for path in snapshot_files(tmp_path, 21, 4)] == ["item_pool_1_0_3", "item_pool_1_1_3"]
+    assert [path.name for path in snapshot_files(tmp_path, 20, 1)] == ["item_pool_1_0_3", "item_pool_1_1_3"]
+    assert snapshot_files(tmp_path, 21, 2) == []
+    assert snapshot_files(tmp_path / "none", 21, 2) == []
 
 
 def test_a_snapshot_is_merged_into_the_pool(tmp_path: Path) -> None:
@@ -195,21 +201,11 @@ def test_a_column_that_a_snapshot_has_no_place_for_is_named(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_snapshots_are_taken_every_so_many_steps(tmp_path: Path) -> None:
-    snapshots = PoolSnapshots(pool_of([1]), tmp_path, index=1, workers=2, save_steps=10)
-    assert snapshots.restore(100) == []
-    saved = [step for step in range(100, 140) if snapshots.after_step(step)]
-    assert saved == [111, 122, 133]
-    snapshots.save(140)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"model.ckpt-{step}_item_pool_1_0_2" for step in (111, 122, 133, 140)}
-
-
-@pytest.mark.parametrize(
-    ("task", "expected"),
-    [({"type": "chief", "index": 0}, (0, 3)), ({"type": "worker", "index": 1}, (2, 3)), ({}, (0, 3))],
-)
-def test_the_cluster_says_which_worker_this_is(task: dict[str, Any], expected: tuple[int, int]) -> None:
-    cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"]}
-    assert worker_of(json.dumps({"cluster": cluster, "task": task})) == expected
-    assert worker_of("") == (0, 1)
+def test_the_next_snapshot_is_of_the_step_after_the_newest_and_is_the_one_to_start_from(tmp_path: Path) -> None:
+    assert newest_files(tmp_path) == []
+    assert [path.name for path in write_next(pool_of([1]), tmp_path)] == ["model.ckpt-0_item_pool_0_0_1"]
+    write(pool_of([2]), tmp_path, 41, 0, 2)
+    write(pool_of([3]), tmp_path, 41, 1, 2)
+    assert [path.name[-5:] for path in newest_files(tmp_path)] == ["0_0_2", "1_0_2"]
+    assert write_next(pool_of([4]), tmp_path) == newest_files(tmp_path)
+    assert read(newest_files(tmp_path)[0]).keys.tolist() == [4]

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -279,10 +280,43 @@ def test_an_item_alone_in_its_pool_is_no_negative_of_itself() -> None:
 
 def test_a_first_pass_gives_early_rows_their_negatives() -> None:
     rows = stream_of([item_row(item) for item in range(20)])
-    warmed = step_of({"neg_num": 2, "start_num": 10})
-    warmed.warm(batches_of(rows, [7]))
+    warmed = step_of({"neg_num": 2, "start_num": 10, "warm": True})
+    for batch in batches_of(rows, [7]):
+        assert warmed.warm(batch) is batch
     assert warmed.pool.contents().drawn.tolist() == [0] * 20
     assert len(run(warmed, batches_of(rows, [4]))) == 60
+
+
+def test_pools_start_from_the_newest_snapshot_and_go_on_from_a_saved_state_without_it(tmp_path: Path) -> None:
+    settings = {"neg_num": 2, "start_num": 10, "snapshot_folder": str(tmp_path)}
+    first = step_of(settings)
+    rows = stream_of([item_row(item) for item in range(20)])
+    assert len(run(first, batches_of(rows, []))) == 20 + 2 * 10
+    first.write_snapshots()
+    second = step_of(settings)
+    assert len(run(second, batches_of(rows, []))) == 60
+    restored = step_of(settings)
+    restored.restore(second.save())
+    assert restored.pool.contents().pushed.tolist() == [2] * 20
+    unused = step_of(settings)
+    assert unused.save() == first.save()
+
+
+def test_a_snapshot_of_more_features_gives_those_of_the_item_alone(tmp_path: Path) -> None:
+    step = step_of({"item_features": ["genre", "price"], "snapshot_folder": str(tmp_path)})
+    run(step, batches_of(stream_of([item_row(item) for item in range(3)]), []))
+    step.write_snapshots()
+    fewer = step_of({"item_features": ["genre"], "snapshot_folder": str(tmp_path)})
+    assert fewer.pool.schema.names == ["__ITEM_ID__", "genre"]
+
+
+def test_a_snapshot_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="snapshot_folder=.*none: no such folder"):
+        step_of({"snapshot_folder": str(tmp_path / "none")})
+    (tmp_path / "item_pool_0_0_1").write_bytes(b"nothing")
+    step = step_of({"snapshot_folder": str(tmp_path)})
+    with pytest.raises(UserError, match="snapshot_folder=.*item_pool_0_0_1: cannot be used"):
+        step.save()
 
 
 def test_a_column_that_comes_or_goes_is_null_where_it_is_missing() -> None:
