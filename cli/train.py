@@ -1,8 +1,11 @@
 """`millrace train`: online from Kafka, or offline from Parquet or MovieLens files."""
 
 import argparse
+import datetime
 import json
+import signal
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,8 @@ from millrace.cli.common import (
 from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from millrace.training.online.options import OnlineOptions
+    from millrace.training.state.save_schedule import DailyWindow
     from millrace.training.task import Task
 
 _ONLINE = (
@@ -33,7 +38,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         subparsers,
         "train",
         "Trains a model: online from Kafka without end, or offline once through stored rows in order. Each row is "
-        "predicted before it is learned. A restart goes on from the newest checkpoint in --model-dir. "
+        "predicted before it is learned. A restart goes on from the newest checkpoint in --model-dir. SIGTERM ends an "
+        "online run after a last checkpoint; SIGUSR1 saves a checkpoint at once. "
         "`millrace events ratings my-ratings` writes ratings to try it with.",
         f"{_ONLINE}\n{_OFFLINE}",
         _run,
@@ -43,6 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     mode.add_argument("--online", action="store_true", help="learn from Kafka until SIGTERM")
     mode.add_argument("--offline", action="store_true", help="learn from --input")
     _add_online_flags(parser)
+    _add_saving_flags(parser)
     _add_offline_flags(parser)
     add_kafka_flags(parser)
     add_process_flags(parser)
@@ -51,19 +58,60 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_online_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("online")
     group.add_argument("--model-dir", type=Path, metavar="DIR", help="checkpoints, exports and progress go here")
-    group.add_argument("--export-seconds", type=_positive, default=20.0, metavar="S", help="between exports (20)")
-    group.add_argument("--checkpoint-seconds", type=_positive, default=20.0, metavar="S", help="between saves (20)")
-    group.add_argument("--max-wait-ms", type=_positive, default=50.0, metavar="MS", help="a row waits at most (50)")
-    group.add_argument("--audit", action="store_true", help="count how often each source row is applied")
+    group.add_argument(
+        "--max-wait-ms",
+        type=_positive,
+        default=50.0,
+        metavar="MS",
+        help="how long a row waits at most for others of its batch, in milliseconds (50)",
+    )
+    group.add_argument(
+        "--audit", action="store_true", help="count how often each source row is applied; the feed needs it too"
+    )
     group.add_argument("--create-topics", action="store_true", help="create the train topic if it is missing")
 
 
+def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("exports and checkpoints of an online run")
+    group.add_argument(
+        "--export-seconds", type=_positive, default=20.0, metavar="S", help="seconds between exports (20)"
+    )
+    period = group.add_mutually_exclusive_group()
+    period.add_argument("--checkpoint-seconds", type=_positive, metavar="S", help="seconds between checkpoints (20)")
+    period.add_argument("--checkpoint-steps", type=_whole, metavar="N", help="steps between checkpoints, not seconds")
+    group.add_argument(
+        "--checkpoint-window",
+        type=_hours,
+        metavar="HH:MM-HH:MM",
+        help="daily hours, UTC, in which --checkpoint-seconds holds; in the others --checkpoint-seconds-outside does",
+    )
+    group.add_argument(
+        "--checkpoint-seconds-outside",
+        type=_positive,
+        metavar="S",
+        help="seconds between checkpoints outside of --checkpoint-window",
+    )
+    group.add_argument(
+        "--keep-checkpoints", type=_whole, default=3, metavar="N", help="newest checkpoints that stay on disk (3)"
+    )
+    group.add_argument(
+        "--keep-checkpoint-every",
+        type=_positive,
+        metavar="S",
+        help="the first checkpoint of each S seconds stays for good as well (default: none does)",
+    )
+
+
 def _add_offline_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=_whole, metavar="N", help="most rows of a step (online 512, offline 256)")
-    parser.add_argument("--micro-batch", type=_whole, metavar="N", help="rows of one update (online 64, offline 32)")
+    parser.add_argument("--batch-size", type=_whole, metavar="N", help="rows of a step, at most (512, offline 256)")
+    parser.add_argument(
+        "--micro-batch", type=_whole, metavar="N", help="rows of an update within a step (64, offline 32)"
+    )
     group = parser.add_argument_group("offline")
     group.add_argument("--input", type=Path, metavar="PATH", help="Parquet file or folder, or a MovieLens folder")
-    group.add_argument("--delay-rows", type=_count, default=0, metavar="N", help="learn each row N rows late (0)")
+    group.add_argument(
+        "--delay-rows", type=_count, default=0, metavar="N", help="learn each row N rows after its prediction (0)"
+    )
     group.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -84,38 +132,69 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     from millrace.runtime.kafka_client import partitions_of
     from millrace.runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
 
+    options = _online_options(arguments)
     connection, names = kafka_connection(arguments), topics(arguments)
     if not arguments.create_topics:
         partitions_of(connection, names.train(task.name), "--topic-prefix")
     setup_logging("trainer", arguments.log_level)
-    stop = stop_on_signals()
+    stop, save_now = stop_on_signals(), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: save_now.set())
 
     with tensorflow_import():
-        from millrace.training.online_trainer import OnlineOptions, train_online
+        from millrace.training.online.trainer import train_online
         from millrace.training.step.train_step import limit_threads
 
     limit_threads()
-    options = OnlineOptions(
-        model_dir=arguments.model_dir,
-        audit=arguments.audit,
-        export_seconds=arguments.export_seconds,
-        checkpoint_seconds=arguments.checkpoint_seconds,
-        batch_size=arguments.batch_size or 512,
-        max_wait_seconds=arguments.max_wait_ms / 1000,
-        micro_batch=arguments.micro_batch or 64,
-        create_topics=arguments.create_topics,
-    )
     heartbeat = Heartbeat("the training loop")
     endpoint = MetricsEndpoint(arguments.metrics_port, heartbeat.reason)
     try:
         train_online(
             task, connection, names, options, stop,
             ready=lambda: announce_ready(arguments, metrics=endpoint.address, model=task.name),
-            heartbeat=heartbeat,
+            heartbeat=heartbeat, save_now=save_now,
         )  # fmt: skip
     finally:
         endpoint.close()
     return 0
+
+
+def _online_options(arguments: argparse.Namespace) -> "OnlineOptions":
+    from millrace.training.online.options import OnlineOptions
+
+    steps = arguments.checkpoint_steps
+    return OnlineOptions(
+        model_dir=arguments.model_dir,
+        audit=arguments.audit,
+        export_seconds=arguments.export_seconds,
+        checkpoint_seconds=None if steps else arguments.checkpoint_seconds or 20.0,
+        checkpoint_steps=steps,
+        checkpoint_window=_checkpoint_window(arguments),
+        keep_checkpoints=arguments.keep_checkpoints,
+        keep_checkpoint_every_seconds=arguments.keep_checkpoint_every,
+        batch_size=arguments.batch_size or 512,
+        max_wait_seconds=arguments.max_wait_ms / 1000,
+        micro_batch=arguments.micro_batch or 64,
+        create_topics=arguments.create_topics,
+    )
+
+
+def _checkpoint_window(arguments: argparse.Namespace) -> "DailyWindow | None":
+    from millrace.training.state.save_schedule import DailyWindow
+
+    hours, seconds = arguments.checkpoint_window, arguments.checkpoint_seconds_outside
+    if hours is None and seconds is None:
+        return None
+    if hours is None:
+        problem, remedy = "without a window there is no outside", "give --checkpoint-window with it"
+        raise UserError("--checkpoint-seconds-outside", f"{seconds:g}", problem, remedy)
+    given = "{:%H:%M}-{:%H:%M}".format(*hours)
+    if seconds is None:
+        problem, remedy = "the period outside of it is missing", "give --checkpoint-seconds-outside with it"
+        raise UserError("--checkpoint-window", given, problem, remedy)
+    if arguments.checkpoint_steps:
+        problem, remedy = "a window changes seconds, not steps", "give --checkpoint-seconds, not --checkpoint-steps"
+        raise UserError("--checkpoint-window", given, problem, remedy)
+    return DailyWindow(hours[0], hours[1], seconds)
 
 
 def _train_offline(arguments: argparse.Namespace, task: "Task") -> int:
@@ -166,3 +245,13 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
     return int(text)
+
+
+def _hours(text: str) -> tuple[datetime.time, datetime.time]:
+    try:
+        start, end = (datetime.datetime.strptime(part, "%H:%M").time() for part in text.split("-"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not HH:MM-HH:MM, for example 01:00-03:30") from error
+    if start == end:
+        raise argparse.ArgumentTypeError(f"'{text}' begins and ends at the same time")
+    return start, end

@@ -1,22 +1,24 @@
-"""When to save: every so many seconds or steps, on demand, and at the end."""
+"""When a save is due: every so many seconds or steps, on demand, again after a failure, and at the end."""
 
 import datetime
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+_RETRY_SECONDS = 5.0  # after a failure: long enough for a full disk not to fill the log, short against a usual period
+
 
 @dataclass(frozen=True)
-class Tide:
-    """A daily window [start, end) in UTC, over midnight when `end` is before `start`.
+class DailyWindow:
+    """The hours [start, end) of each day in UTC, over midnight when `end` is before `start`.
 
     Args:
-      every_seconds: the period outside the window.
+      seconds_outside: the period between saves outside of these hours.
     """
 
     start: datetime.time
     end: datetime.time
-    every_seconds: float
+    seconds_outside: float
 
     def __contains__(self, now: float) -> bool:
         """Whether `now`, in Unix seconds, lies in the window."""
@@ -28,56 +30,64 @@ class Tide:
 
 @dataclass
 class SaveSchedule:
-    """To be asked between steps. The step it is first asked at counts as saved: a trainer begins with what it restored.
+    """When to save. It is asked between steps; the first period begins when it is asked first.
+
+    The step of the first question counts as saved: a trainer begins with what it restored.
 
     Args:
-      every_seconds, every_steps: the period; exactly one of them.
-      tide: with `every_seconds`, a daily window outside of which another period holds.
-      enabled: False: periodic saves are off; forced ones and the one at the end are not.
+      every_seconds, every_steps: the period between the beginnings of two saves; exactly one of them.
+      window: daily hours in which `every_seconds` holds; outside of them the window's `seconds_outside` does.
       clock: Unix seconds.
+
+    Raises:
+      ValueError: both periods or none, or a window without `every_seconds`.
     """
 
     every_seconds: float | None = None
     every_steps: int | None = None
-    tide: Tide | None = None
-    enabled: bool = True
+    window: DailyWindow | None = None
     clock: Callable[[], float] = time.time
-    _forced: bool = field(default=False, init=False)
-    _saved_step: int | None = field(default=None, init=False)
-    _saved_at: float = field(default=0.0, init=False)
+    _step: int | None = field(default=None, init=False)
+    _begun_at: float = field(default=0.0, init=False)
+    _demand: tuple[float, float] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if (self.every_seconds is None) == (self.every_steps is None):
             given = f"{self.every_seconds} and {self.every_steps}"
             raise ValueError(f"exactly one of every_seconds and every_steps is needed, not {given}")
-        if self.tide is not None and self.every_seconds is None:
-            raise ValueError("a tide changes every_seconds, but every_steps is given")
+        if self.window is not None and self.every_seconds is None:
+            raise ValueError("a daily window changes every_seconds, but every_steps is given")
 
     def due(self, step: int) -> bool:
-        """Whether to save at `step`; `saved` is to be called when that is done."""
-        if self._saved_step is None:
-            self._begin_period(step)
-        return self._forced or (self.enabled and step != self._saved_step and self._period_is_over(step))
+        """Whether to save at `step`; if so, `begin_period` is to be called."""
+        if self._step is None:
+            self._step, self._begun_at = step, self.clock()
+        if self._demand is not None:
+            return self._is_over(*self._demand)
+        return step != self._step and self._period_is_over(step)
 
     def due_at_end(self, step: int) -> bool:
         """Whether the last step is still to be saved."""
-        return self._forced or step != self._saved_step
+        return self._demand is not None or step != self._step
 
-    def force(self) -> None:
-        """Makes a save due at once."""
-        self._forced = True
+    def force(self, seconds: float = 0.0) -> None:
+        """Makes a save due in so many seconds, whatever the period says and even at a step that was saved."""
+        self._demand = self.clock(), seconds
 
-    def saved(self, step: int) -> None:
-        """Begins the next period at `step`."""
-        self._begin_period(step)
-        self._forced = False
+    def failed(self) -> None:
+        """Makes the save that failed due again: in five seconds, or in a period if that is shorter."""
+        self.force(min(_RETRY_SECONDS, self.every_seconds or _RETRY_SECONDS))
 
-    def _begin_period(self, step: int) -> None:
-        self._saved_step, self._saved_at = step, self.clock()
+    def begin_period(self, step: int) -> None:
+        """A save of `step` begins: the period until the next one counts from now."""
+        self._step, self._begun_at, self._demand = step, self.clock(), None
 
     def _period_is_over(self, step: int) -> bool:
         if self.every_seconds is None:
-            return step >= (self._saved_step or 0) + (self.every_steps or 0)
-        now = self.clock()
-        seconds = self.every_seconds if self.tide is None or now in self.tide else self.tide.every_seconds
-        return now >= self._saved_at + seconds
+            return step >= (self._step or 0) + (self.every_steps or 0)
+        outside = self.window is not None and self.clock() not in self.window
+        return self._is_over(self._begun_at, self.window.seconds_outside if outside else self.every_seconds)
+
+    def _is_over(self, since: float, seconds: float) -> bool:
+        """Whether `seconds` have passed; they count as passed when the clock was set back in between."""
+        return not 0 <= self.clock() - since < seconds

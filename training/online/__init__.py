@@ -1,0 +1,1 @@
+"""The endless training run: its loop, its settings and what it reports."""

@@ -1,0 +1,40 @@
+"""Settings of the endless training run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from millrace.training.state.save_schedule import DailyWindow
+
+
+@dataclass(frozen=True)
+class OnlineOptions:
+    """Settings of `train_online`.
+
+    Args:
+      model_dir: folder of checkpoints/, exports/, events/ (TensorBoard), progress.jsonl and predictions.bin.
+      audit: count in an audit table how often each source row was applied; the feed must have the same setting.
+      export_seconds: between the beginnings of two exports.
+      checkpoint_seconds, checkpoint_steps: between the beginnings of two checkpoints; exactly one of them.
+      checkpoint_window: daily hours outside of which another period holds; with `checkpoint_seconds` only.
+      keep_checkpoints: newest checkpoints that stay on disk.
+      keep_checkpoint_every_seconds: the first checkpoint of each such period stays for good; None: none does.
+      delta_seconds: between two deltas.
+      batch_size: most rows of a step.
+      max_wait_seconds: how long the first row of a batch waits for more.
+      micro_batch: rows of one update within a step; 0: the whole batch.
+      create_topics: create the train topic when it is missing, instead of refusing to start.
+    """
+
+    model_dir: Path
+    audit: bool = False
+    export_seconds: float = 20.0
+    checkpoint_seconds: float | None = 20.0
+    checkpoint_steps: int | None = None
+    checkpoint_window: DailyWindow | None = None
+    keep_checkpoints: int = 3
+    keep_checkpoint_every_seconds: float | None = None
+    delta_seconds: float = 1.0
+    batch_size: int = 512
+    max_wait_seconds: float = 0.05
+    micro_batch: int = 64
+    create_topics: bool = False

@@ -1,0 +1,229 @@
+"""The endless loop of a trainer: read, predict, learn; and deltas, checkpoints and exports when they are due."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from millrace.ops.table_config import NEVER_DAYS
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
+from millrace.runtime.telemetry import Heartbeat, counter
+from millrace.runtime.topics import Topics
+from millrace.training.online.options import OnlineOptions
+from millrace.training.online.progress import Progress
+from millrace.training.publish.delta_publisher import DeltaPublisher
+from millrace.training.publish.event_publisher import EventPublisher
+from millrace.training.publish.exporter import ExportCut, Exporter
+from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
+from millrace.training.state.save_schedule import SaveSchedule
+from millrace.training.state.saver import Saver, SaveTimer
+from millrace.training.step.train_step import TrainStep, new_stores
+from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.layout import TrainLayout
+from millrace.training.stream.train_topic_reader import TrainTopicReader
+from millrace.training.task import Task
+
+_LOG = logging.getLogger(__name__)
+_ROWS = counter("rows_trained", "rows learned by this process")
+_DUPLICATE = counter("rows_duplicate", "rows refused because they were learned before")
+_TOO_OLD = counter("rows_too_old", "rows refused because they are older than what provenance remembers")
+_STEPS = counter("train_steps", "train steps of this process")
+_EXPORTS = counter("exports_published", "versions announced")
+_CHECKPOINTS = counter("checkpoints", "checkpoints whose manifest is in place")
+_EVICTED = counter("entries_evicted", "embedding entries removed since they were not updated for `expire_days`")
+
+_FIRST_EXPORT_SECONDS = 5.0  # after a restart: servers get back soon what they may have lost, once rows were learned
+_REPORT_SECONDS = 1.0  # between two lines of progress: what an eye can follow
+_IDLE_SECONDS = 0.02  # longest wait for a batch, so that deltas and saves are not late when no rows come
+_STOP_SECONDS = 60.0  # for one save at the end: a supervisor kills what takes longer
+_FLUSH_SECONDS = 5.0  # for the last delta at the end; entries that a broker did not take are in the checkpoint
+
+
+def train_online(
+    task: Task,
+    connection: KafkaConnection,
+    topics: Topics,
+    options: OnlineOptions,
+    stop: threading.Event,
+    ready: Callable[[], None] = lambda: None,
+    heartbeat: Heartbeat | None = None,
+    save_now: threading.Event | None = None,
+) -> None:
+    """Trains until `stop` is set; then saves and returns. Goes on from the newest checkpoint in `model_dir`.
+
+    Args:
+      ready: called once the first row can be learned.
+      heartbeat: beats with each turn of the loop.
+      save_now: setting it demands a checkpoint; the trainer clears it.
+
+    Raises:
+      UserError: the train topic is missing, or the checkpoint belongs to another declaration.
+    """
+    trainer = OnlineTrainer(task, connection, topics, options)
+    try:
+        ready()
+        trainer.run(stop, heartbeat or Heartbeat("the training loop"), save_now or threading.Event())
+    finally:
+        trainer.close()
+
+
+class _Every:
+    """Says every so many seconds that something is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._next = seconds, time.monotonic() + seconds
+
+    def due(self) -> bool:
+        """Whether the period is over; if so, the next one begins."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
+class OnlineTrainer:
+    """One model in training; `run` is the loop, everything else happens between its steps."""
+
+    def __init__(self, task: Task, connection: KafkaConnection, topics: Topics, options: OnlineOptions) -> None:
+        model_dir = options.model_dir
+        model_dir.mkdir(parents=True, exist_ok=True)
+        train_topic = topics.train(task.name)
+        if options.create_topics:
+            ensure_topic(connection, train_topic, partitions=4)
+        self._batches = BatchQueue(TrainLayout.of(task, options.audit), task.name)
+        store, audit_store = new_stores(task, self._batches.name, options.audit)
+        self._step = TrainStep(task, store, self._batches, audit_store, options.micro_batch)
+        self._checkpoints = Checkpoints(
+            model_dir, task.name, task.schema_fingerprint(),
+            options.keep_checkpoints, options.keep_checkpoint_every_seconds,
+        )  # fmt: skip
+        restored = self._checkpoints.restore(self._step)
+        self._position, self._checkpoint_name = restored.position, restored.name
+        self._step.step.get_concrete_function()  # traced now, so that the first rows do not wait for it
+        self._reader = TrainTopicReader(
+            connection, train_topic, self._batches, dict(self._position.offsets), self._position.seen,
+            options.batch_size, options.max_wait_seconds,
+        )  # fmt: skip
+        self._deltas = DeltaPublisher(connection, topics.deltas(task.name), task.name, store, self._step.dense)
+        self._events = EventPublisher(connection, topics, task.name)
+        self._exporter = Exporter(task, model_dir)
+        self._progress = Progress(model_dir, restored.prediction_rows)
+        self._steps = int(self._step.global_step.numpy())
+        self._event_time_ms = 0
+        self._base_version = max(self._exporter.versions(), default=0)
+        self._saving_thread = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._export_saver = self._new_export_saver(options)
+        self._checkpoint_saver = self._new_checkpoint_saver(options, restored.global_step if restored.name else None)
+        self._delta_timer, self._report_timer = _Every(options.delta_seconds), _Every(_REPORT_SECONDS)
+        _LOG.info(
+            "model %s goes on at step %d with %d rows applied", task.name, self._steps, self._position.rows_applied
+        )
+
+    def _new_export_saver(self, options: OnlineOptions) -> Saver[ExportCut]:
+        schedule = SaveSchedule(every_seconds=options.export_seconds)
+        schedule.begin_period(self._steps)
+        # A server may hold newer values than a restored trainer: learning the rest again sends most of them out anew,
+        # and an export soon after the start replaces them all. A model without any export gets one at once.
+        schedule.force(min(_FIRST_EXPORT_SECONDS, options.export_seconds) if self._base_version else 0.0)
+        return Saver(
+            "export", schedule, self._cut_export, self._write_export, self._saving_thread, guards=[SaveTimer("export")]
+        )
+
+    def _new_checkpoint_saver(self, options: OnlineOptions, saved_step: int | None) -> Saver[CheckpointCut]:
+        schedule = SaveSchedule(options.checkpoint_seconds, options.checkpoint_steps, options.checkpoint_window)
+        schedule.begin_period(self._steps)  # now: the first question comes after a first step may have been learned
+        return Saver(
+            "checkpoint", schedule, self._cut_checkpoint, self._write_checkpoint, self._saving_thread, saved_step,
+            guards=[SaveTimer("checkpoint")],
+        )  # fmt: skip
+
+    def run(self, stop: threading.Event, heartbeat: Heartbeat, save_now: threading.Event) -> None:
+        """Learns until `stop` is set, then publishes and saves what was learned."""
+        self._reader.start()
+        while not stop.is_set():
+            heartbeat.beat()
+            ticket = self._batches.next_ticket(_IDLE_SECONDS)
+            if ticket is not None:
+                self._learn(ticket)
+            self._deltas.poll()
+            if save_now.is_set():
+                save_now.clear()
+                self._checkpoint_saver.schedule.force()
+            self._do_what_is_due()
+        self._finish()
+
+    def close(self) -> None:
+        """Ends the threads; nothing is saved."""
+        self._reader.stop()
+        self._saving_thread.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+
+    def _learn(self, ticket: Ticket) -> None:
+        if ticket.rows:
+            logits = self._step.step().numpy()
+            self._position.applied(ticket.partition, ticket.offset, ticket.row)
+            self._steps += 1
+            self._event_time_ms = max(self._event_time_ms, ticket.event_time_ms)
+            self._progress.add(ticket, logits)
+            _ROWS.inc(ticket.rows)
+            _STEPS.inc()
+        self._position.passed(ticket.offsets, ticket.duplicates, ticket.too_old)
+        _DUPLICATE.inc(ticket.duplicates)
+        _TOO_OLD.inc(ticket.too_old)
+
+    def _do_what_is_due(self) -> None:
+        if self._delta_timer.due():
+            self._deltas.publish(self._steps, self._base_version, self._event_time_ms)
+        if self._report_timer.due():
+            self._progress.report(self._steps, self._position)
+        if self._deltas.has_lost_ids():
+            self._export_saver.schedule.force()
+        # One save at a time: both cut the same store, which takes one cut at a time.
+        if not self._export_saver.saving and not self._checkpoint_saver.saving:
+            _ = self._export_saver.start_if_due(self._steps) or self._checkpoint_saver.start_if_due(self._steps)
+
+    def _cut_checkpoint(self) -> CheckpointCut:
+        rows = self._progress.predictions.rows_when_flushed()
+        return self._checkpoints.cut(self._step, self._position, self._deltas.sequence, rows)
+
+    def _write_checkpoint(self, cut: CheckpointCut) -> None:
+        self._checkpoints.finish(cut)
+        self._checkpoint_name = cut.folder.name
+        _CHECKPOINTS.inc()
+        try:
+            self._reader.commit(cut.position.offsets)
+            self._evict()
+            self._events.checkpoint(cut.global_step, cut.folder)
+        except Exception:  # the checkpoint is durable: it must not be written again because nobody heard of it
+            _LOG.exception("checkpoint %s is saved, but not announced", cut.folder.name)
+
+    def _evict(self) -> None:
+        """Removes expired entries; the checkpoint leaves them out already."""
+        store = self._step.store
+        if any(table.expire_days < NEVER_DAYS or table.slot_expire_days for table in store.tables):
+            _EVICTED.inc(int(np.sum(store.evict())))
+
+    def _cut_export(self) -> ExportCut:
+        return self._exporter.cut(self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset)
+
+    def _write_export(self, cut: ExportCut) -> None:
+        start = time.monotonic()
+        export = self._exporter.write(cut, self._step)
+        self._events.export(export, self._checkpoint_name)
+        self._base_version = export.version
+        _EXPORTS.inc()
+        _LOG.info("version %d is exported in %.1f s", export.version, time.monotonic() - start)
+
+    def _finish(self) -> None:
+        self._reader.stop()
+        self._export_saver.wait(_STOP_SECONDS)
+        self._checkpoint_saver.wait(_STOP_SECONDS)
+        self._deltas.publish(self._steps, self._base_version, self._event_time_ms)
+        self._deltas.flush(_FLUSH_SECONDS)
+        self._progress.report(self._steps, self._position)
+        self._checkpoint_saver.save_at_end(self._steps, _STOP_SECONDS)
+        _LOG.info("stopped at step %d with %d rows applied", self._steps, self._position.rows_applied)
