@@ -21,6 +21,9 @@ from millrace.runtime.topics import Topics
 if TYPE_CHECKING:
     from millrace.transforms.frames.framing import FrameOptions
 
+# Help texts name the example recipes by their whole path, so that their commands work without a checkout.
+RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
+
 _ADDRESS = re.compile(r"[^\s:,]+:\d{1,5}")
 _NOTEBOOK_PACKAGES = ("matplotlib", "sklearn")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")

@@ -4,15 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from millrace import examples
-from millrace.cli.common import add_command
+from millrace.cli.common import RECIPES, add_command
 from millrace.runtime.errors import UserError
 
 _RATE = 1300.0  # events per second of the generated world: more than 1,000 even in a slow second
 _REPLAY_RATE = 2400.0  # events per second of a replay, two per rating: 100,000 ratings in 84 s
 _SECONDS = 100.0
-# Installed with the package, so that the example of the help works in any folder.
-_RECIPE = Path(examples.__file__ or "").with_name("recipes") / "full.yaml"
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "once, and reports what happened. Takes under three minutes and stops all that it started. The first run "
         "fetches the servers and builds the runner before. `millrace events ratings my-ratings` writes ratings for "
         "--data.",
-        f"millrace demo\nmillrace demo --runner flink\nmillrace demo --recipe {_RECIPE}\n"
+        f"millrace demo\nmillrace demo --runner flink\nmillrace demo --recipe {RECIPES}/full.yaml\n"
         "millrace demo --data my-ratings",
         _run,
     )

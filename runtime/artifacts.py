@@ -87,7 +87,7 @@ def maven_jars(name: str, progress: Progress = print) -> Path:
     def fetch(folder: Path) -> None:
         # Maven writes next to its pom's folder; read-only installations are possible.
         shutil.copy(pom, folder / "pom.xml")
-        command = [_find(_MAVEN), "-B", "-q", "-ntp", "-f", str(folder / "pom.xml")]
+        command = [_find(_MAVEN), "-B", "-q", "-ntp", "-Dstyle.color=never", "-f", str(folder / "pom.xml")]
         _run([*command, _COPY_DEPENDENCIES, f"-DoutputDirectory={folder}"], "maven", _MAVEN_SETS[name], {}, progress)
         if patches:
             command = [_find(_JAVAC), "-nowarn", "-cp", f"{folder}/*", "-d", str(folder / "classes")]

@@ -5,13 +5,13 @@ import logging
 import time
 from pathlib import Path
 
-from millrace.cli.common import add_command, announce_ready, stop_on_signals
+from millrace.cli.common import RECIPES, add_command, announce_ready, stop_on_signals
 from millrace.cli.feed.flags import add_common_flags, add_row_flags, add_source_flags, feed_options
 
-_EXAMPLE = """\
+_EXAMPLE = f"""\
 millrace feed --task millrace.examples.feed_ranking:FeedRanking --runner prism
 millrace feed --task millrace.examples.movies:MovieRanking --runner flink --parallelism=2
-millrace feed --task millrace.examples.feed_ranking:FeedRanking --recipe examples/recipes/full.yaml
+millrace feed --task millrace.examples.feed_ranking:FeedRanking --recipe {RECIPES}/full.yaml
 millrace feed --task millrace.examples.movies:MovieRanking --runner direct --output-parquet rows \\
   --start earliest --until end"""
 

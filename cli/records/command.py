@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from millrace.cli.common import add_command
+from millrace.cli.common import RECIPES, add_command
 from millrace.cli.records.source import SOURCES, add_source_flags
 
 _DESCRIPTION = f"""\
@@ -22,9 +22,9 @@ zcat part-3.jsonl.gz | millrace records head - --records json""",
     "stat": """
 millrace records stat topic:train.feed --limit 100000
 millrace records stat 'rows/*.parquet' --json""",
-    "convert": """
+    "convert": f"""
 millrace records convert instances.snappy --records instance rows.parquet --dead-letters bad.parquet
-millrace records convert rows.parquet examples.tfrecord.gz --to example --recipe examples/recipes/full.yaml""",
+millrace records convert rows.parquet examples.tfrecord.gz --to example --recipe {RECIPES}/full.yaml""",
     "replay": """
 millrace records replay topic:train.feed train.copy --start time:1767225600000 --rate 1000
 millrace records replay topic:feed.dead-letter --from-dead-letters --reason bad_timestamp""",
