@@ -1,6 +1,6 @@
-"""Scores batches with an exported model, through Beam's RunInference.
+"""Scores batches with an exported model, through Beam's RunInference; `ScoreRows` in Beam YAML.
 
-    scored = rows | RunInference(ExportHandler("model/exports/standalone/1764000000"))
+    scored = rows | ScoreRows("model/exports/standalone/1764000000")
 
 A batch comes back with one more column for each output of the model, `score.<output>`.
 """
@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.ml.inference.base import ModelHandler
+from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
@@ -24,7 +25,7 @@ _SIGNATURE = "serving_default"
 
 
 class _Kind(NamedTuple):
-    """How a column becomes an input: its Arrow type, and what a null is; the model takes these for missing values."""
+    """How a column becomes an input: its Arrow type, and the value that the model takes for a missing one (a null)."""
 
     type: pa.DataType
     missing: int | float | bytes
@@ -38,12 +39,12 @@ _KINDS = {
 
 
 class ExportedModel:
-    """A loaded export; letting go of it frees its tables.
+    """A loaded export; its tables are freed with it.
 
     Args:
       folder: a version, as `millrace export` writes it.
 
-    Raises: UserError when there is no export, or when an input or output is not one value a row.
+    Raises: UserError when there is no export, or when an input or output is not one value per row.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,6 +82,23 @@ class ExportedModel:
             scores = pa.array(values.numpy())
             batch = record_batch.with_column(batch, pa.field(f"{SCORE}{name}", scores.type), scores)
         return batch
+
+
+class ScoreRows(beam.PTransform):
+    """Batches with a column `score.<output>` for each output of an exported model.
+
+    Args:
+      export, columns: as of `ExportHandler`.
+
+    A batch without a column for an input, or with one of another type, fails the run.
+    """
+
+    def __init__(self, export: str, columns: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._handler = ExportHandler(export, columns)
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
+        return batches | "RunInference" >> RunInference(self._handler)
 
 
 class ExportHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ExportedModel]):
@@ -121,10 +139,10 @@ class ExportHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ExportedModel])
 
 
 def _check_columns(folder: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-    """UserError unless every input and output has one value a row, and inputs are of types that a column has."""
+    """UserError unless every input and output has one value per row, and inputs are of types that a column has."""
     for name, spec in [*inputs.items(), *outputs.items()]:
         if spec.shape.rank != 1:
-            problem = f"{name} has shape {spec.shape}, not one value a row"
+            problem = f"{name} has shape {spec.shape}, not one value per row"
             raise UserError("export", folder, problem, "export a model of flat columns")
     for spec in inputs.values():
         if spec.dtype.name not in _KINDS:

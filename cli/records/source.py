@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from millrace.transforms.recipe.chain import TransformChain
 
 SOURCES = """\
-A source is a path, which may hold wildcards, {DATE(20260101, 20260107)} and {INT(0, 9)}; topic:NAME; or - for records
-from standard input. The end of a path tells its format and compression; --records and --compression say what it does
-not tell."""
+A source is a path, which may hold wildcards, {DATE(20260101, 20260107)} for these days, {SINCE(20260101)} for the days
+up to yesterday and {INT(0, 9)}; topic:NAME; or - for records from standard input. The end of a path tells its format
+and compression; --records and --compression say what it does not tell."""
 
 _TOPIC_MARK = "topic:"
 _COMPRESSIONS = {"none": "NO", "snappy": "SNAPPY", "zstd": "ZSTD", "zlib": "ZLIB", "gzip": "GZIP"}

@@ -1,7 +1,9 @@
 """Names of files: patterns with dates and numbers, and what they match, in one order that every worker agrees on.
 
 `{DATE(20251101, 20251103)}` stands for each day of the range, ends included, `{DATE(2025110100, 2025110123)}` for each
-hour, `{INT(0, 9)}` for each number, not padded.
+hour, `{INT(0, 9)}` for each number, not padded. `{SINCE(20251101)}` stands for each day up to yesterday,
+`{SINCE(20251101, 20251104)}` for those before the second, and with hours it stands for folders of hours, as
+`20251101/00`. Times are UTC.
 """
 
 import datetime
@@ -18,16 +20,18 @@ from millrace.runtime.errors import UserError
 _LOGGER = logging.getLogger(__name__)
 
 MAX_PATTERNS = 100_000
-"""Names that one pattern may expand to: a slip in a range is told before it fills the memory."""
+"""Names that one pattern may expand to, eleven years of hours: a slip in a range is told before it fills the memory."""
 
-_PLACEHOLDER = re.compile(r"\{\s*(\w+)\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)\s*\}")
-_DATE_FORMATS = {8: ("%Y%m%d", datetime.timedelta(days=1)), 10: ("%Y%m%d%H", datetime.timedelta(hours=1))}
+_PLACEHOLDER = re.compile(r"\{\s*(\w+)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*\}")
+_DAY, _HOUR = datetime.timedelta(days=1), datetime.timedelta(hours=1)
+# {digits of a date: (how it is written, step)}
+_DATES = {8: ("%Y%m%d", _DAY), 10: ("%Y%m%d%H", _HOUR)}
 
 
 def expand_pattern(pattern: str, field: str = "pattern") -> list[str]:
     """`pattern` with every combination of what its placeholders stand for; the leftmost changes slowest.
 
-    Raises: UserError naming `field` for a placeholder that is neither DATE nor INT or whose range is wrong.
+    Raises: UserError naming `field` for a placeholder that does not exist or whose range is wrong.
     """
     parts = _PLACEHOLDER.split(pattern)
     placeholders = zip(parts[1::4], parts[2::4], parts[3::4], strict=True)
@@ -42,64 +46,52 @@ def expand_pattern(pattern: str, field: str = "pattern") -> list[str]:
     ]
 
 
-def _range(kind: str, first: str, last: str, pattern: str, field: str) -> list[str]:
-    if kind == "INT":
-        values = range(int(first), int(last) + 1)
-        if len(values) > MAX_PATTERNS:
-            raise UserError(field, pattern, f"INT stands for {len(values)} numbers", f"take {MAX_PATTERNS} at most")
-        found = [str(value) for value in values]
-    elif kind == "DATE":
-        found = _dates(first, last, pattern, field)
-    else:
-        raise UserError(field, pattern, f"{{{kind}(...)}} is unknown", "write DATE or INT")
+def _range(kind: str, first: str, last: str | None, pattern: str, field: str) -> list[str]:
+    if kind not in ("INT", "DATE", "SINCE"):
+        raise UserError(
+            field, pattern, f"{kind} is unknown", "write {DATE(first, last)}, {SINCE(first)} or {INT(0, 9)}"
+        )
+    if last is None and kind != "SINCE":
+        raise UserError(field, pattern, f"{kind} has no end", f"write {{{kind}(first, last)}}")
+    found = _numbers(int(first), int(last or 0), pattern, field) if kind == "INT" else _dates(kind, first, last, field)
     if not found:
-        raise UserError(field, pattern, f"the range from {first} to {last} is empty", "give the smaller end first")
+        raise UserError(field, pattern, f"the range of {kind} is empty", "give the smaller end first")
     return found
 
 
-def _dates(first: str, last: str, pattern: str, field: str) -> list[str]:
-    if len(first) != len(last) or len(first) not in _DATE_FORMATS:
-        raise UserError(field, pattern, f"{first} and {last} are not two dates of one kind", "write YYYYMMDD[HH]")
-    layout, step = _DATE_FORMATS[len(first)]
-    begin, end = _date(first, field), _date(last, field)
-    return [(begin + number * step).strftime(layout) for number in range(min((end - begin) // step + 1, MAX_PATTERNS))]
+def _numbers(first: int, last: int, pattern: str, field: str) -> list[str]:
+    count = last + 1 - first
+    if count > MAX_PATTERNS:
+        raise UserError(field, pattern, f"INT stands for {count} numbers", f"take {MAX_PATTERNS} at most")
+    return [str(value) for value in range(first, last + 1)]
+
+
+def _dates(kind: str, first: str, last: str | None, field: str) -> list[str]:
+    """Texts of the days, or hours, of a range; of one more than are allowed at most."""
+    if len(first) not in _DATES or len(last or first) != len(first):
+        problem = f"{first} and {last} are not two dates of one kind" if last else "is not a date"
+        raise UserError(field, f"{kind}({first})", problem, "write YYYYMMDD, or YYYYMMDDHH for hours")
+    layout, step = _DATES[len(first)]
+    begin = _date(first, field)
+    end = _today() if last is None else _date(last, field)
+    if kind == "DATE":
+        end += step
+    elif step == _HOUR:
+        layout = "%Y%m%d/%H"
+    count = min((end - begin) // step, MAX_PATTERNS + 1)
+    return [(begin + number * step).strftime(layout) for number in range(count)]
 
 
 def _date(text: str, field: str) -> datetime.datetime:
     try:
-        return datetime.datetime.strptime(text, _DATE_FORMATS[len(text)][0])
-    except (ValueError, KeyError) as error:
+        return datetime.datetime.strptime(text, _DATES[len(text)][0])
+    except ValueError as error:
         raise UserError(field, text, "is not a date", "write YYYYMMDD, or YYYYMMDDHH for hours") from error
 
 
-def gen_patterns(
-    input_path: str,
-    start_date: str,
-    end_date: str = "",
-    start_hour: int = 0,
-    end_hour: int = 0,
-    is_hourly: bool = False,
-    wildcard: str = "*",
-    today: datetime.date | None = None,
-) -> list[str]:
-    """`<path>/YYYYMMDD/<wildcard>` of each day, or `<path>/YYYYMMDD/HH<wildcard>` of each hour, the end excluded.
-
-    Args:
-      end_date: default: `today`.
-      today: default: this day, UTC.
-
-    Returns: nothing when the path or the start is missing.
-    """
-    if not input_path or not start_date:
-        return []
-    step = datetime.timedelta(hours=1) if is_hourly else datetime.timedelta(days=1)
-    last = end_date or (today or datetime.datetime.now(datetime.UTC).date()).strftime("%Y%m%d")
-    begin, end = _date(start_date, "start_date"), _date(last, "end_date")
-    if is_hourly:
-        begin, end = (day + datetime.timedelta(hours=hour) for day, hour in ((begin, start_hour), (end, end_hour)))
-    layout = "%Y%m%d/%H" if is_hourly else "%Y%m%d/"
-    count = max(0, (end - begin) // step)
-    return [f"{input_path}/{(begin + number * step).strftime(layout)}{wildcard}" for number in range(count)]
+def _today() -> datetime.datetime:
+    """The start of this day, UTC."""
+    return datetime.datetime.combine(datetime.datetime.now(datetime.UTC).date(), datetime.time())
 
 
 def match_files(patterns: str | Sequence[str], field: str = "pattern") -> list[tuple[int, str]]:

@@ -2,26 +2,31 @@
 
 import copy
 import gc
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
+from apache_beam.yaml import main as beam_yaml
 
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.ops.embedding_table import EmbeddingStore
+from millrace.pipelines.feed.folder import WriteParquetDoFn
 from millrace.pipelines.inference import ExportedModel, ExportHandler
 from millrace.runtime.errors import UserError
 from millrace.training.publish.exporter import Exporter
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
+from millrace.transforms.batch.provenance import with_provenance
 from tests.fakes.exports import write_export, write_table_export
 from tests.fakes.train_blocks import make_batch
 
@@ -46,6 +51,19 @@ def test_a_pipeline_scores_batches_with_the_tables_of_an_export(tmp_path: Path) 
         batches = pipeline | beam.Create([_rows([7, 8, 9]), _rows([8]), _rows([])])
         scored = batches | RunInference(ExportHandler(folder))
         assert_that(scored, _equal_scores({3: [0.5, -1.0, 0.0], 1: [-1.0], 0: []}))
+
+
+def test_the_example_in_beam_yaml_scores_stored_rows(tmp_path: Path) -> None:
+    rows = with_provenance(_rows([7, 8, 9]).rename_columns(["__UID__", "__ITEM_ID__", "context.device"]))
+    list(WriteParquetDoFn(tmp_path / "rows").process(("part", rows)))
+    paths = {"input": f"{tmp_path}/rows/*", "export": str(write_table_export(tmp_path, 9, {7: 0.5, 8: -1.0}))}
+    variables = json.dumps(paths | {"output": f"{tmp_path}/scored"})
+    example = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "score.beam.yaml"
+    flags = [f"--yaml_pipeline_file={example}", f"--jinja_variables={variables}", "--json_schema_validation=none"]
+    beam_yaml.run(flags)
+    scored = pq.read_table(tmp_path / "scored")
+    found = dict(zip(scored["__ITEM_ID__"].to_pylist(), scored["score.click"].to_pylist(), strict=True))
+    assert found == {7: 0.5, 8: -1.0, 9: 0.0}
 
 
 def test_the_columns_of_a_batch_stay_beside_its_scores(tmp_path: Path) -> None:
@@ -116,7 +134,7 @@ class _MatrixModel(tf.Module):
 def test_a_model_of_other_shapes_is_refused_by_name(tmp_path: Path) -> None:
     model = _MatrixModel()
     tf.saved_model.save(model, str(tmp_path / "1"), signatures={"serving_default": model.score})
-    with pytest.raises(UserError, match=r"x has shape \(None, 2\), not one value a row"):
+    with pytest.raises(UserError, match=r"x has shape \(None, 2\), not one value per row"):
         ExportHandler(tmp_path / "1").load_model()
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from millrace.pipelines.files.patterns import expand_pattern, gen_patterns, match_files
+from millrace.pipelines.files.patterns import expand_pattern, match_files
 from millrace.runtime.errors import UserError
 from tests.conformance.covers import covers
 
 
 @covers("data:v9")
 def test_days_from_a_start_to_an_excluded_end() -> None:
-    patterns = gen_patterns("/abc", "20220901", "20220920")
+    patterns = expand_pattern("/abc/{SINCE(20220901, 20220920)}/*")
     assert len(patterns) == 19
     assert (patterns[0], patterns[-1]) == ("/abc/20220901/*", "/abc/20220919/*")
 
@@ -51,6 +51,10 @@ def test_numbers_are_not_padded_and_blanks_do_not_matter(pattern: str) -> None:
         ("{DATE(20201102, 20201101)}", "is empty"),
         ("{INT(3, 2)}", "is empty"),
         ("{WEEK(1, 2)}", "is unknown"),
+        ("{INT(1)}", "INT has no end"),
+        ("{SINCE(202209)}", "is not a date"),
+        ("{SINCE(20220902, 20220902)}", "is empty"),
+        ("{SINCE(99991231)}", "is empty"),
         ("{INT(0, 999)}{INT(0, 999)}", "1000000 names"),
         ("{INT(0, 999999999999)}", "numbers"),
     ],
@@ -60,18 +64,15 @@ def test_a_wrong_placeholder_is_refused_by_name(pattern: str, problem: str) -> N
         expand_pattern(pattern)
 
 
-def test_hours_begin_and_end_within_days() -> None:
-    patterns = gen_patterns("/abc", "20220901", "20220902", start_hour=22, end_hour=1, is_hourly=True, wildcard="-*")
+def test_hours_since_a_start_are_folders_and_begin_and_end_within_days() -> None:
+    patterns = expand_pattern("/abc/{SINCE(2022090122, 2022090201)}-*")
     assert patterns == ["/abc/20220901/22-*", "/abc/20220901/23-*", "/abc/20220902/00-*"]
 
 
-def test_without_an_end_the_days_go_up_to_today() -> None:
-    patterns = gen_patterns("/abc", "20220901", today=datetime.date(2022, 9, 3))
-    assert patterns == ["/abc/20220901/*", "/abc/20220902/*"]
-
-
-def test_without_a_path_or_a_start_there_is_nothing() -> None:
-    assert gen_patterns("", "20220901") == gen_patterns("/abc", "") == []
+def test_without_an_end_the_days_go_up_to_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millrace.pipelines.files.patterns._today", lambda: datetime.datetime(2022, 9, 3))
+    assert expand_pattern("/abc/{SINCE(20220901)}/*") == ["/abc/20220901/*", "/abc/20220902/*"]
+    assert expand_pattern("{SINCE(2022090222)}") == ["20220902/22", "20220902/23"]
 
 
 def test_files_are_numbered_in_the_order_of_their_paths_and_none_is_there_twice(tmp_path: Path) -> None:
