@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_blocks import KafkaReadError, resolve_start
 from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer
+from millrace.runtime.kafka_positions import resolve_start
+from millrace.runtime.kafka_records import KafkaReadError
 
 # Longer than a broker takes to restart; a read fails after this time without an answer.
 _SILENT_SECONDS = 30.0

@@ -28,8 +28,8 @@ from millrace.pipelines.files.patterns import expand_pattern
 from millrace.runtime.atomic_file import sync_folder
 from millrace.runtime.child_process import end_with_parent
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_blocks import resolve_start
 from millrace.runtime.kafka_client import check_broker
+from millrace.runtime.kafka_positions import resolve_start
 from millrace.transforms.feed.join import DEFAULT_SKEW_MS
 from millrace.transforms.feed.rows_folder import SUCCESS
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_blocks import Positions, resolve_start
 from millrace.runtime.kafka_client import check_broker, ensure_topic, partitions_of
+from millrace.runtime.kafka_positions import Positions, resolve_start
 from millrace.runtime.topics import Topics
 
 # How long a timer, a bundle and a flush to Kafka may take together, after the join's window has closed.

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from millrace.runtime.kafka_blocks import Block, Partition, join_blocks
+from millrace.runtime.kafka_positions import Partition
+from millrace.runtime.kafka_records import TopicRecords, join_records
 
 DEFAULT_ALIGN_MS = 500
 """How far a record may be ahead: far less than a window of the join, and more than a read of a busy partition spans."""
@@ -25,9 +26,9 @@ The next time they wait half as long, and so on until the partition is seen at i
 end of a partition for as long as it is open; without the halving the others would wait each time it gives a little.
 """
 
-# A partition is paused when it holds this many full blocks, or as many bytes as the client buffers. More would only be
+# A partition is paused when it holds this many full reads, or as many bytes as the client buffers. More would only cost
 # memory: what is held is given before anything else is read.
-_HELD_BLOCKS = 4
+_HELD_READS = 4
 _HELD_BYTES = 16 << 20
 # The time between two reads counts as waiting up to this many seconds: a reader that nobody asks does not wait.
 _MAX_WAIT_SECONDS = 1.0
@@ -39,7 +40,7 @@ class _Partition:
     """The records that are held of a partition, and how far it has come.
 
     Attributes:
-      block: the records that are held.
+      records: those that are held.
       times: for each of them, in ms, the newest time stamp up to it; so they ascend.
       nbytes: bytes of the values that are held.
       newest_ms: the newest time stamp that was read; 0 before the first record.
@@ -49,7 +50,7 @@ class _Partition:
       patience: seconds that they wait at most.
     """
 
-    block: Block
+    records: TopicRecords
     times: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     nbytes: int = 0
     newest_ms: int = 0
@@ -58,14 +59,14 @@ class _Partition:
     waited: float = 0.0
     patience: float = SILENT_SECONDS
 
-    def take(self, block: Block, now_ms: int) -> None:
+    def take(self, records: TopicRecords, now_ms: int) -> None:
         """Holds records that were read just now."""
         # A producer may write a time stamp of the future; the other partitions would have to wait until then.
-        times = np.minimum(np.asarray(block.timestamps_ms, np.int64), now_ms)
+        times = np.minimum(np.asarray(records.timestamps_ms, np.int64), now_ms)
         times = np.maximum(np.maximum.accumulate(times), self.newest_ms)
         self.times = np.concatenate([self.times, times])
-        self.block = join_blocks([self.block, block])
-        self.nbytes += block.nbytes
+        self.records = join_records([self.records, records])
+        self.nbytes += records.nbytes
         self.newest_ms = int(times[-1])
 
     def note_wait(self, at_end: bool, waited: float, now_ms: int) -> bool:
@@ -84,9 +85,9 @@ class _Partition:
         self.patience /= 2
         return self.patience == SILENT_SECONDS / 2
 
-    def cut(self, count: int) -> Block:
+    def cut(self, count: int) -> TopicRecords:
         """Takes the first `count` records out."""
-        head, self.block = self.block.slice(0, count), self.block.slice(count)
+        head, self.records = self.records.slice(0, count), self.records.slice(count)
         self.times = self.times[count:]
         self.nbytes -= head.nbytes
         return head
@@ -118,7 +119,8 @@ class PartitionAligner:
     Args:
       partitions: (topic, partition), as in `add`.
       align_ms: in ms of record time stamps.
-      max_records: most records of a topic per block and per call of `give`; more when more have the same time stamp.
+      max_records: most records of a topic that one call of `give` returns; more when more have the same time stamp, and
+        then in several elements.
       clock: seconds, monotonic.
       wall_clock: seconds since the epoch.
     """
@@ -141,14 +143,14 @@ class PartitionAligner:
     def add(self, partitions: Iterable[Partition]) -> None:
         """Aligns these partitions as well."""
         for topic, number in partitions:
-            self._partitions[topic, number] = _Partition(Block(topic))
+            self._partitions[topic, number] = _Partition(TopicRecords(topic))
 
     def held(self, key: Partition) -> int:
         """Records of the partition that were read and not given."""
         return self._partitions[key].held
 
-    def take(self, blocks: Iterable[Block], lags: Mapping[Partition, int | None]) -> list[Partition]:
-        """Takes the blocks that were read just now.
+    def take(self, read: Iterable[TopicRecords], lags: Mapping[Partition, int | None]) -> list[Partition]:
+        """Takes the records that were read just now.
 
         Args:
           lags: how many records each partition has that were not read; None, or left out, when that is unknown.
@@ -159,20 +161,20 @@ class PartitionAligner:
         now, now_ms = self._clock(), int(self._wall_clock() * 1000)
         waited = min(now - self._last_take, _MAX_WAIT_SECONDS) if self._any_held() else 0.0
         self._last_take = now
-        for block in blocks:
-            for number, part in block.by_partition().items():
-                self._partitions[block.topic, number].take(part, now_ms)
+        for records in read:
+            for number, part in records.by_partition().items():
+                self._partitions[records.topic, number].take(part, now_ms)
         return [key for key, each in self._partitions.items() if each.note_wait(lags.get(key) == 0, waited, now_ms)]
 
-    def give(self) -> list[Block]:
-        """Takes out the oldest records that need not wait, as blocks of one topic each; [] when there are none."""
+    def give(self) -> list[TopicRecords]:
+        """Takes out the oldest records that need not wait, each element of one topic; [] when there are none."""
         until_ms = self._until_ms()
         parts = defaultdict(list)
         for (topic, _), each in self._partitions.items():
             count = _count_until(each, until_ms)
             if count:
                 parts[topic].append(each.cut(count))
-        return [piece for blocks in parts.values() for piece in self._pieces(join_blocks(blocks))]
+        return [piece for cut in parts.values() for piece in self._pieces(join_records(cut))]
 
     def throttle(self) -> tuple[Collection[Partition], Collection[Partition]]:
         """Returns (partitions to pause, because much of them is held; partitions to resume)."""
@@ -189,14 +191,14 @@ class PartitionAligner:
             times[topic].append(each.times[: _count_until(each, limit)])
         return min([limit, *(_nth_time(np.concatenate(some), self._max_records) for some in times.values())])
 
-    def _pieces(self, block: Block) -> Iterator[Block]:
-        for start in range(0, len(block.values), self._max_records):
-            yield block.slice(start, start + self._max_records)
+    def _pieces(self, records: TopicRecords) -> Iterator[TopicRecords]:
+        for start in range(0, len(records.values), self._max_records):
+            yield records.slice(start, start + self._max_records)
 
     def _fill(self, key: Partition) -> float:
         """How much of what a partition may hold it holds; more than 1.0 is too much."""
         each = self._partitions[key]
-        return max(each.held / (_HELD_BLOCKS * self._max_records), each.nbytes / _HELD_BYTES)
+        return max(each.held / (_HELD_READS * self._max_records), each.nbytes / _HELD_BYTES)
 
     def _any_held(self) -> bool:
         return any(each.held for each in self._partitions.values())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from apache_beam.utils.timestamp import Timestamp
 
 from millrace.pipelines.kafka.pace import UnderWay
-from millrace.runtime.kafka_blocks import Positions
+from millrace.runtime.kafka_positions import Positions
 
 # A commit is a request to the brokers; more than one per second would tell nobody anything new.
 _INTERVAL_SECONDS = 1.0

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from millrace.pipelines.kafka.pace import Progress
 from millrace.runtime import telemetry
-from millrace.runtime.kafka_blocks import Positions
+from millrace.runtime.kafka_positions import Positions
 
 if TYPE_CHECKING:
     from millrace.pipelines.kafka.reader import KafkaBlockReader

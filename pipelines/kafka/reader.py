@@ -20,10 +20,11 @@ from millrace.pipelines.kafka.pace import UnderWay
 from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, WRITES, progress_of
 from millrace.pipelines.kafka.watermark import PartitionWatermarks, TimestampPolicy, record_times
 from millrace.runtime import telemetry
-from millrace.runtime.kafka_blocks import Block, BlockReader, KafkaReadError, Positions
+from millrace.runtime.kafka_positions import Positions
+from millrace.runtime.kafka_records import KafkaReadError, PartitionReader, TopicRecords
 from millrace.transforms.batch.raw_block import raw_schema
 
-__all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "raw_batch"]
+__all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "raw_block"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,22 +46,22 @@ _SILENT = telemetry.counter(
 )
 
 
-def raw_batch(block: Block) -> pa.RecordBatch:
-    """`block` in the raw schema of `millrace.transforms.batch.record_batch`; counts its records as read."""
-    batch = pa.record_batch(
+def raw_block(records: TopicRecords) -> pa.RecordBatch:
+    """The raw block (`millrace.transforms.batch.raw_block`) of these records; counts them as read."""
+    raw = pa.record_batch(
         [
-            pa.array(block.values, pa.binary()),
-            pa.array(block.partitions, pa.int32()),
-            pa.array(block.offsets, pa.int64()),
-            pa.array(block.timestamps_ms, pa.int64()),
+            pa.array(records.values, pa.binary()),
+            pa.array(records.partitions, pa.int32()),
+            pa.array(records.offsets, pa.int64()),
+            pa.array(records.timestamps_ms, pa.int64()),
         ],
-        schema=raw_schema(block.topic),
+        schema=raw_schema(records.topic),
     )
-    Metrics.counter(_NAMESPACE, "records_read").inc(len(block.values))
-    Metrics.counter(_NAMESPACE, "bytes_read").inc(batch.column("value").nbytes)
+    Metrics.counter(_NAMESPACE, "records_read").inc(len(records.values))
+    Metrics.counter(_NAMESPACE, "bytes_read").inc(raw.column("value").nbytes)
     Metrics.counter(_NAMESPACE, "blocks_read").inc()
-    _READ.labels(block.topic).inc(len(block.values))
-    return batch
+    _READ.labels(records.topic).inc(len(records.values))
+    return raw
 
 
 class KafkaMark(CheckpointMark):
@@ -141,7 +142,7 @@ class KafkaBlockReader(UnboundedReader):
 
     def __init__(
         self,
-        open_at: Callable[[Positions], BlockReader],
+        open_at: Callable[[Positions], PartitionReader],
         start: Mapping[tuple[str, int], int],
         settings: ReaderSettings,
         topics: tuple[str, ...] = (),
@@ -164,7 +165,7 @@ class KafkaBlockReader(UnboundedReader):
         self._open()
 
     def _open(self) -> None:
-        self._reader: BlockReader | None = self._open_at(self._given)
+        self._reader: PartitionReader | None = self._open_at(self._given)
         self._commits = TrailingCommits(
             self._reader.commit, self._settings.commit_delay_seconds, self._clock, WRITES.oldest, self._under_way
         )
@@ -172,7 +173,7 @@ class KafkaBlockReader(UnboundedReader):
         self._aligner = PartitionAligner(
             self._given, self._settings.align_ms, self._settings.max_records, self._clock, self._wall_clock
         )
-        self._read: deque[Block] = deque()
+        self._read: deque[TopicRecords] = deque()
 
     def successor(self) -> "KafkaBlockReader":
         """A reader that goes on with the client of this one; this one opens another should it be resumed after all."""
@@ -199,16 +200,16 @@ class KafkaBlockReader(UnboundedReader):
         self._give(self._read.popleft())
         return True
 
-    def _fill(self, reader: BlockReader) -> None:
-        """Finds the blocks to give next: among the records that are held, else by reading more."""
+    def _fill(self, reader: PartitionReader) -> None:
+        """Finds the records to give next: among those that are held, else by reading more."""
         self._read.extend(self._aligner.give())
         while not self._read and not self._bundle_done:
             self._inspect(reader)
             self._throttle(reader)
-            blocks = reader.read(self._settings.max_records, _READ_SECONDS)
+            read = reader.read(self._settings.max_records, _READ_SECONDS)
             FIRST_POLL.set()
-            self._bundle_done = sum(len(block.values) for block in blocks) < self._settings.max_records
-            for topic, partition in self._aligner.take(blocks, reader.lags()):
+            self._bundle_done = sum(len(records.values) for records in read) < self._settings.max_records
+            for topic, partition in self._aligner.take(read, reader.lags()):
                 _LOG.warning(
                     "%s[%d] has given nothing for %g s: the other partitions no longer wait for it",
                     topic,
@@ -219,24 +220,24 @@ class KafkaBlockReader(UnboundedReader):
                 Metrics.counter(_NAMESPACE, "silent_partitions").inc()
             self._read.extend(self._aligner.give())
 
-    def _throttle(self, reader: BlockReader) -> None:
+    def _throttle(self, reader: PartitionReader) -> None:
         full, drained = self._aligner.throttle()
         if full:
             reader.pause(full)
         if drained:
             reader.resume(drained)
 
-    def _give(self, block: Block) -> None:
-        for partition, offset in dict(zip(block.partitions, block.offsets, strict=True)).items():
-            self._given[block.topic, partition] = offset + 1
-        times = record_times(block, self._settings.timestamp_policy, self._wall_clock())
+    def _give(self, records: TopicRecords) -> None:
+        for partition, offset in dict(zip(records.partitions, records.offsets, strict=True)).items():
+            self._given[records.topic, partition] = offset + 1
+        times = record_times(records, self._settings.timestamp_policy, self._wall_clock())
         self._timestamp = min(times.values())
         if self._under_way is not None:
-            self._under_way.given(self._timestamp, len(block.values))
-        self._watermarks.read(block.topic, times)
-        self._block = raw_batch(block)
+            self._under_way.given(self._timestamp, len(records.values))
+        self._watermarks.read(records.topic, times)
+        self._block = raw_block(records)
 
-    def _inspect(self, reader: BlockReader) -> None:
+    def _inspect(self, reader: PartitionReader) -> None:
         """Measures lags and looks for new partitions, when the time for either has come."""
         now = self._clock()
         if now >= self._next_lag:
@@ -249,7 +250,7 @@ class KafkaBlockReader(UnboundedReader):
                 self._find_partitions(reader)
             self._next_metadata = now + every
 
-    def _measure_lags(self, reader: BlockReader) -> None:
+    def _measure_lags(self, reader: PartitionReader) -> None:
         lags = {key: None if lag is None else lag + self._aligner.held(key) for key, lag in reader.lags().items()}
         for key, lag in lags.items():
             self._watermarks.caught_up(key, lag == 0)
@@ -257,7 +258,7 @@ class KafkaBlockReader(UnboundedReader):
                 _LAG.labels(*map(str, key)).set(lag)
         Metrics.gauge(_NAMESPACE, "lag_records").set(sum(lag or 0 for lag in lags.values()))
 
-    def _find_partitions(self, reader: BlockReader) -> None:
+    def _find_partitions(self, reader: PartitionReader) -> None:
         found = reader.partitions(self._topics, _METADATA_SECONDS)
         if not found:
             return
@@ -276,7 +277,7 @@ class KafkaBlockReader(UnboundedReader):
             raise KafkaReadError(f"{gone[0][0]}[{gone[0][1]}] does not exist any more; was the topic deleted?")
         self._missing = missing
 
-    def _take_over(self, reader: BlockReader, topic: str, partition: int) -> None:
+    def _take_over(self, reader: PartitionReader, topic: str, partition: int) -> None:
         first = reader.first_offset(topic, partition, _METADATA_SECONDS)
         if first is None:  # it has no leader yet; the next call finds it again
             return

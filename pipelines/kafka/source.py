@@ -31,11 +31,12 @@ from apache_beam.transforms.display import DisplayDataItem
 
 from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS
 from millrace.pipelines.kafka.process import HEARTBEAT, RESTING
-from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, KafkaMarkCoder, ReaderSettings, raw_batch
+from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, KafkaMarkCoder, ReaderSettings, raw_block
 from millrace.pipelines.kafka.watermark import POLICIES, TimestampPolicy
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_blocks import BlockReader, KafkaReadError, Positions, resolve_topics
 from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.kafka_positions import Positions, resolve_topics
+from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
 from millrace.transforms.beam import coder
 
 __all__ = ["KafkaSource", "OffsetRange", "ReadFromKafka", "cut_ranges"]
@@ -238,8 +239,8 @@ class KafkaSource(UnboundedSource):
         if rested is not None:
             return rested.successor()
 
-        def open_at(positions: Positions) -> BlockReader:
-            return BlockReader(self.connection, positions, self.group_id)
+        def open_at(positions: Positions) -> PartitionReader:
+            return PartitionReader(self.connection, positions, self.group_id)
 
         return KafkaBlockReader(open_at, start, self.settings, self.topics, self)
 
@@ -258,21 +259,21 @@ class _ReadRangeDoFn(beam.DoFn):
 
     def __init__(self, connection: KafkaConnection, max_records: int) -> None:
         self._connection, self._max_records = connection, max_records
-        self._reader: BlockReader | None = None
+        self._reader: PartitionReader | None = None
 
     def process(self, wanted: OffsetRange) -> Iterator[pa.RecordBatch]:
         key = (wanted.topic, wanted.partition)
         if self._reader is None:
-            self._reader = BlockReader(self._connection, {key: wanted.start})
+            self._reader = PartitionReader(self._connection, {key: wanted.start})
         else:
             self._reader.assign({key: wanted.start})
         give_up = time.monotonic() + _QUIET_SECONDS
         while (left := wanted.end - self._reader.positions()[key]) > 0:
             HEARTBEAT.beat()
             # The client waits until it has as many as it is asked for: asked for more than come, it waits in vain.
-            for block in self._reader.read(min(self._max_records, left), 0.2):
+            for records in self._reader.read(min(self._max_records, left), 0.2):
                 give_up = time.monotonic() + _QUIET_SECONDS
-                yield _up_to(raw_batch(block), wanted.end)
+                yield _up_to(raw_block(records), wanted.end)
             if time.monotonic() > give_up:
                 raise KafkaReadError(
                     f"{key[0]}[{key[1]}]: offset {wanted.end - 1} has not come for {_QUIET_SECONDS:g} s; does the "
@@ -285,7 +286,7 @@ class _ReadRangeDoFn(beam.DoFn):
             self._reader = None
 
 
-def _up_to(batch: pa.RecordBatch, end: int) -> pa.RecordBatch:
+def _up_to(block: pa.RecordBatch, end: int) -> pa.RecordBatch:
     """The records with an offset below `end`, of a block of one partition, in which offsets ascend."""
-    offsets = batch.column("offset").to_numpy()
-    return batch.slice(0, int(offsets.searchsorted(end)))
+    offsets = block.column("offset").to_numpy()
+    return block.slice(0, int(offsets.searchsorted(end)))

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
-from millrace.runtime.kafka_blocks import Block, KafkaReadError, Partition
+from millrace.runtime.kafka_positions import Partition
+from millrace.runtime.kafka_records import KafkaReadError, TopicRecords
 
 TimestampPolicy = Literal["record_time", "log_append_time", "processing_time"]
 """Whose clock dates a record: that of its producer, of its broker, or of the reader."""
@@ -19,8 +20,8 @@ POLICIES: tuple[str, ...] = get_args(TimestampPolicy)
 _IDLE_SECONDS = 2.0
 
 
-def record_times(block: Block, policy: TimestampPolicy, now: float) -> dict[int, Timestamp]:
-    """{partition: time of its oldest record in `block`}.
+def record_times(records: TopicRecords, policy: TimestampPolicy, now: float) -> dict[int, Timestamp]:
+    """{partition: time of its oldest record among `records`}.
 
     A producer may write any time stamp. One of the future would lift the watermark for ever, so `now` is the latest.
     A record without a time stamp counts as one of 1970.
@@ -32,16 +33,16 @@ def record_times(block: Block, policy: TimestampPolicy, now: float) -> dict[int,
       KafkaReadError: the policy is log_append_time and the topic does not keep it.
     """
     if policy == "processing_time":
-        return dict.fromkeys(block.partitions, Timestamp.of(now))
-    if policy == "log_append_time" and not block.append_times:
+        return dict.fromkeys(records.partitions, Timestamp.of(now))
+    if policy == "log_append_time" and not records.append_times:
         raise KafkaReadError(
-            f"{block.topic} does not keep log append times; set its message.timestamp.type=LogAppendTime, "
+            f"{records.topic} does not keep log append times; set its message.timestamp.type=LogAppendTime, "
             "or choose timestamp_policy record_time"
         )
-    partitions, times_ms = np.asarray(block.partitions), np.asarray(block.timestamps_ms)
+    partitions, times_ms = np.asarray(records.partitions), np.asarray(records.timestamps_ms)
     return {
         partition: Timestamp.of(min(float(times_ms[partitions == partition].min()) / 1000, now))
-        for partition in set(block.partitions)
+        for partition in set(records.partitions)
     }
 
 

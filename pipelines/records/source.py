@@ -31,7 +31,7 @@ from millrace.pipelines.files.format import RecordSettings
 from millrace.pipelines.files.patterns import match_files
 from millrace.pipelines.files.storage import open_file
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_blocks import KafkaReadError
+from millrace.runtime.kafka_records import KafkaReadError
 from millrace.runtime.topic_range import TopicRange, read_messages
 from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.batch.raw_block import RAW_FIELDS, raw_schema

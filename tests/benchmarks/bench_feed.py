@@ -25,8 +25,8 @@ from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import Deadline
 from millrace.runtime.dev_servers import DevServers
-from millrace.runtime.kafka_blocks import BlockReader
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
+from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.sampling import positive_rows
@@ -94,7 +94,7 @@ class LiveFeed:
         self._load = Load(kafka, self._topics)
         self.process = ChildProcess("feed", self._command(), self._folder)
         train = self._topics.train(self._train())
-        self._reader = BlockReader(kafka, {(train, partition): 0 for partition in range(PARTITIONS)})
+        self._reader = PartitionReader(kafka, {(train, partition): 0 for partition in range(PARTITIONS)})
 
     def start(self, rate: float) -> None:
         """Returns when it has taken `rate` events a second for a while."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from millrace.runtime.kafka_blocks import BlockReader
 from millrace.runtime.kafka_client import KafkaConnection, make_consumer, watermarks
+from millrace.runtime.kafka_records import PartitionReader
 from millrace.training.stream.position import SeenRows
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of
@@ -42,7 +42,7 @@ class TrainTopicAudit:
 
     def __init__(self, kafka: KafkaConnection, topic: str) -> None:
         self._topic = topic
-        self._reader = BlockReader(kafka, {(topic, partition): 0 for partition in watermarks(kafka, topic)})
+        self._reader = PartitionReader(kafka, {(topic, partition): 0 for partition in watermarks(kafka, topic)})
         self._seen = SeenRows()
         self._applied: list[np.ndarray] = []
         self.applied = self.repeated = self.too_old = 0

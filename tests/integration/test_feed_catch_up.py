@@ -11,8 +11,9 @@ from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
 from millrace.pipelines.kafka.source import KafkaSource
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.kafka_blocks import BlockReader, resolve_topics
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.kafka_positions import resolve_topics
+from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
 
@@ -49,7 +50,7 @@ def backlog(kafka: KafkaConnection, topics: Topics) -> Topics:
 @pytest.fixture
 def train_rows(kafka: KafkaConnection, backlog: Topics) -> Iterator[Callable[[], np.ndarray]]:
     """The labels of all rows that the train topic has so far."""
-    reader = BlockReader(kafka, {(backlog.train("feed"), partition): 0 for partition in range(PARTITIONS)})
+    reader = PartitionReader(kafka, {(backlog.train("feed"), partition): 0 for partition in range(PARTITIONS)})
     labels: list[np.ndarray] = []
 
     def read() -> np.ndarray:

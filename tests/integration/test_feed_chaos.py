@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.kafka_blocks import resolve_start
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
+from millrace.runtime.kafka_positions import resolve_start
 from millrace.runtime.topics import Topics
 from tests.benchmarks.feed_load import ITEMS, PARTITIONS, Load
 from tests.chaos.audit import TrainTopicAudit

@@ -13,8 +13,9 @@ import pytest
 
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.kafka_blocks import BlockReader, resolve_start
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_consumer, make_producer
+from millrace.runtime.kafka_positions import resolve_start
+from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of
@@ -90,7 +91,7 @@ class TrainTopic:
     labels: dict[Row, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._reader = BlockReader(self.kafka, {(self.topic, partition): 0 for partition in range(4)})
+        self._reader = PartitionReader(self.kafka, {(self.topic, partition): 0 for partition in range(4)})
 
     def read(self) -> int:
         """Reads on; returns the number of distinct rows."""

@@ -15,8 +15,8 @@ from millrace.pipelines.feed.launch import run_feed
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.kafka_blocks import BlockReader
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of
@@ -37,7 +37,7 @@ class TrainRows:
     """Rows of a train topic so far; one that comes again must be the same."""
 
     def __init__(self, kafka: KafkaConnection, topic: str) -> None:
-        self._reader = BlockReader(kafka, {(topic, partition): 0 for partition in range(4)})
+        self._reader = PartitionReader(kafka, {(topic, partition): 0 for partition in range(4)})
         self.rows: dict[Key, dict[str, object]] = {}
 
     def read(self) -> int:
@@ -125,7 +125,7 @@ def test_records_of_a_topic_become_train_rows_on_prism(
         producer.poll(0)
     producer.produce(source, b"\xff\xff", partition=0)
     flush_or_raise(producer)
-    train, dead = TrainRows(kafka, topics.train("feed")), BlockReader(kafka, {(topics.dead_letter, 0): 0})
+    train, dead = TrainRows(kafka, topics.train("feed")), PartitionReader(kafka, {(topics.dead_letter, 0): 0})
     try:
         wait_until(lambda: train.read() >= 0 and len(train.originals()) >= 400, ROWS_SECONDS, "all rows")
         wait_until(

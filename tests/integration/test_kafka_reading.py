@@ -14,7 +14,6 @@ from millrace.pipelines.kafka import source as kafka_io
 from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, ReaderSettings
 from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.kafka_blocks import BlockReader, KafkaReadError, resolve_topics
 from millrace.runtime.kafka_client import (
     KafkaConnection,
     ensure_topic,
@@ -24,6 +23,8 @@ from millrace.runtime.kafka_client import (
     make_producer,
     watermarks,
 )
+from millrace.runtime.kafka_positions import resolve_topics
+from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
 from millrace.runtime.topics import Topics
 
 pytestmark = pytest.mark.service
@@ -88,7 +89,7 @@ def test_a_partition_read_to_its_control_records_has_no_lag(kafka: KafkaConnecti
     topic = topics.actions
     ensure_topic(kafka, topic)
     transactions(kafka, topic)([b"1"], True)
-    reader = BlockReader(kafka, {(topic, 0): 0})
+    reader = PartitionReader(kafka, {(topic, 0): 0})
     try:
         assert reader.lags() == {(topic, 0): None}
         wait_until(lambda: bool(reader.read(10, 0.1)), SECONDS, "the record")
@@ -165,7 +166,7 @@ def test_progress_is_committed_without_joining_the_group(kafka: KafkaConnection,
 def test_an_offset_that_is_not_there_is_an_error_that_says_what_to_do(kafka: KafkaConnection, topics: Topics) -> None:
     topic = topics.actions
     ensure_topic(kafka, topic)
-    reader = BlockReader(kafka, {(topic, 0): 17})
+    reader = PartitionReader(kafka, {(topic, 0): 17})
     try:
         with pytest.raises(KafkaReadError, match=rf"{topic}\[0\]: offset 17 is out of range: .* start from earliest"):
             wait_until(lambda: bool(reader.read(10, 0.1)), SECONDS, "an error")
@@ -199,7 +200,7 @@ def test_append_times_are_those_of_the_broker(kafka: KafkaConnection, topics: To
         producer = make_producer(kafka)
         producer.produce(topic, b"1", timestamp=1000)
         flush_or_raise(producer)
-        reader = BlockReader(kafka, {(topic, 0): 0})
+        reader = PartitionReader(kafka, {(topic, 0): 0})
         blocks = []
         wait_until(
             lambda blocks=blocks, reader=reader: bool(blocks or blocks.extend(reader.read(10, 0.1))), SECONDS, ""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from millrace.runtime.kafka_blocks import BlockReader, KafkaReadError, Positions, resolve_start
 from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.kafka_positions import Positions, resolve_start
+from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
 from millrace.runtime.telemetry import counter
 from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.batcher import Batcher
@@ -89,7 +90,7 @@ class TrainTopicReader:
         except Exception as error:  # whatever the broker says: without a commit only the shown lag is wrong
             _LOG.warning("offsets of %s are not committed: %s", self._topic, error)
 
-    def _open(self, offsets: dict[int, int]) -> BlockReader:
+    def _open(self, offsets: dict[int, int]) -> PartitionReader:
         wanted = json.dumps({str(partition): offset for partition, offset in offsets.items()})
         start = resolve_start(self._connection, self._topic, wanted, self._group)
         for partition, offset in offsets.items():
@@ -100,7 +101,7 @@ class TrainTopicReader:
                 )  # fmt: skip
         self._offsets = dict(start)
         start_of = {(self._topic, partition): offset for partition, offset in start.items()}
-        return BlockReader(self._connection, start_of, self._group)
+        return PartitionReader(self._connection, start_of, self._group)
 
     def _run(self) -> None:
         try:

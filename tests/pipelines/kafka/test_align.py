@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from millrace.pipelines.kafka.align import SILENT_SECONDS, PartitionAligner
 from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
-from millrace.runtime.kafka_blocks import Block, Positions, join_blocks
+from millrace.runtime.kafka_positions import Positions
+from millrace.runtime.kafka_records import TopicRecords, join_records
 
 A, B, C = ("a", 0), ("b", 0), ("a", 1)
 PARTITIONS = (A, B, C)
@@ -36,20 +37,20 @@ class _LogClient:
         self.logs, self.turns, self.next = logs, list(turns), dict(start)
         self.paused: set[tuple[str, int]] = set()
 
-    def read(self, max_records: int, seconds: float) -> list[Block]:
+    def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
         if self.turns:
             index, most = self.turns.pop(0)
             return self._blocks({PARTITIONS[index]: min(most, max_records)})
         return self._blocks(dict.fromkeys(PARTITIONS, max_records // len(PARTITIONS)))
 
-    def _blocks(self, counts: Mapping[tuple[str, int], int]) -> list[Block]:
-        blocks: dict[str, list[Block]] = {}
+    def _blocks(self, counts: Mapping[tuple[str, int], int]) -> list[TopicRecords]:
+        blocks: dict[str, list[TopicRecords]] = {}
         for key, count in counts.items():
             block = _block(key, self.logs[key], self.next[key], count if key not in self.paused else 0)
             self.next[key] += len(block.values)
             if block.values:
                 blocks.setdefault(key[0], []).append(block)
-        return [join_blocks(some) for some in blocks.values()]
+        return [join_records(some) for some in blocks.values()]
 
     def lags(self) -> dict[tuple[str, int], int | None]:
         return {key: len(log) - self.next[key] for key, log in self.logs.items()}
@@ -75,13 +76,13 @@ class _Given(NamedTuple):
     time_ms: int
 
 
-def _block(key: tuple[str, int], log: list[int], start: int, count: int) -> Block:
+def _block(key: tuple[str, int], log: list[int], start: int, count: int) -> TopicRecords:
     times = log[start : start + count]
     offsets = list(range(start, start + len(times)))
-    return Block(key[0], [b"x"] * len(times), [key[1]] * len(times), offsets, times)
+    return TopicRecords(key[0], [b"x"] * len(times), [key[1]] * len(times), offsets, times)
 
 
-def _records(blocks: list[Block]) -> list[_Given]:
+def _records(blocks: list[TopicRecords]) -> list[_Given]:
     return [
         _Given((block.topic, partition), offset, time_ms)
         for block in blocks
@@ -274,7 +275,9 @@ def test_the_oldest_records_are_given_first_when_there_are_many() -> None:
 )
 def test_a_partition_of_which_much_is_held_is_paused_until_half_is_left(values: list[bytes], count: int) -> None:
     aligner = _aligner(partitions=[A, B])
-    aligner.take([Block("a", values, [0] * count, list(range(count)), list(range(5000, 5000 + count)))], {A: 1, B: 1})
+    aligner.take(
+        [TopicRecords("a", values, [0] * count, list(range(count)), list(range(5000, 5000 + count)))], {A: 1, B: 1}
+    )
     assert aligner.throttle() == ({A}, set())
     assert aligner.throttle() == (set(), set())
     aligner.take([], {A: 1, B: 0})

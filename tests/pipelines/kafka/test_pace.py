@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from millrace.pipelines.kafka import reader as kafka_reader
 from millrace.pipelines.kafka.pace import Progress, UnderWay
 from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
-from millrace.runtime.kafka_blocks import Block, Positions
+from millrace.runtime.kafka_positions import Positions
+from millrace.runtime.kafka_records import TopicRecords
 
 
 class _Clock:
@@ -25,10 +26,10 @@ class _Client:
     def __init__(self) -> None:
         self.next, self.commits = 0, []
 
-    def read(self, max_records: int, seconds: float) -> list[Block]:
+    def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
         offsets = list(range(self.next, self.next + 10))
         self.next += 10
-        return [Block("t", [b""] * 10, [0] * 10, offsets, [0] * 10)]
+        return [TopicRecords("t", [b""] * 10, [0] * 10, offsets, [0] * 10)]
 
     def lags(self) -> dict:
         return {}

@@ -16,12 +16,13 @@ from millrace.pipelines.kafka.reader import (
     KafkaMark,
     KafkaMarkCoder,
     ReaderSettings,
-    raw_batch,
+    raw_block,
 )
 from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka, cut_ranges
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_blocks import Block, KafkaReadError, Positions
 from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.kafka_positions import Positions
+from millrace.runtime.kafka_records import KafkaReadError, TopicRecords
 from millrace.transforms.batch.raw_block import raw_schema, raw_topic
 
 CONNECTION = KafkaConnection("127.0.0.1:1")
@@ -43,7 +44,7 @@ class _FakeBlockReader:
     `brokers` knows what partitions there are, none when it is down.
     """
 
-    def __init__(self, reads: list[list[Block]], brokers: dict[str, list[int]] | None = None) -> None:
+    def __init__(self, reads: list[list[TopicRecords]], brokers: dict[str, list[int]] | None = None) -> None:
         self.reads, self.commits, self.closed = reads, [], False
         self.brokers, self.added, self.behind = brokers or {}, {}, {}
         self.start: Positions = {}
@@ -52,7 +53,7 @@ class _FakeBlockReader:
         self.start = positions
         return self
 
-    def read(self, max_records: int, seconds: float) -> list[Block]:
+    def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
         return self.reads.pop(0) if self.reads else []
 
     def lags(self) -> dict[tuple[str, int], int | None]:
@@ -74,13 +75,13 @@ class _FakeBlockReader:
         self.closed = True
 
 
-def _block(topic: str, partition: int, offsets: range, timestamp_ms: int = 500_000) -> Block:
+def _block(topic: str, partition: int, offsets: range, timestamp_ms: int = 500_000) -> TopicRecords:
     count = len(offsets)
-    return Block(topic, [b"{}"] * count, [partition] * count, list(offsets), [timestamp_ms] * count)
+    return TopicRecords(topic, [b"{}"] * count, [partition] * count, list(offsets), [timestamp_ms] * count)
 
 
 def _reader(
-    reads: list[list[Block]], start: Positions, settings: ReaderSettings = SETTINGS
+    reads: list[list[TopicRecords]], start: Positions, settings: ReaderSettings = SETTINGS
 ) -> tuple[KafkaBlockReader, _FakeBlockReader, _Clock]:
     fake, clock = _FakeBlockReader(reads), _Clock()
     return KafkaBlockReader(fake.opened, start, settings, ("a", "b"), "g", clock, clock), fake, clock
@@ -193,7 +194,7 @@ def test_finalising_after_the_reader_was_closed_does_nothing() -> None:
 
 def _source(monkeypatch: pytest.MonkeyPatch, clients: list[_FakeBlockReader]) -> KafkaSource:
     monkeypatch.setattr(
-        "millrace.pipelines.kafka.source.BlockReader", lambda _, start, __: clients.pop(0).opened(start)
+        "millrace.pipelines.kafka.source.PartitionReader", lambda _, start, __: clients.pop(0).opened(start)
     )
     return KafkaSource(CONNECTION, tuple(START.items()), "resting", SETTINGS)
 
@@ -298,7 +299,7 @@ def test_wrong_arguments_are_refused_at_construction(arguments: dict) -> None:
 
 
 def test_a_tombstone_is_a_null_value() -> None:
-    batch = raw_batch(Block("t", [None, b"x"], [0, 0], [1, 2], [3, 4]))
+    batch = raw_block(TopicRecords("t", [None, b"x"], [0, 0], [1, 2], [3, 4]))
     assert batch.column("value").to_pylist() == [None, b"x"]
     assert raw_topic(batch) == "t"
     assert batch.schema.equals(raw_schema("t"))

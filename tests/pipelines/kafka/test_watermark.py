@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipelines.kafka.watermark import PartitionWatermarks, record_times
-from millrace.runtime.kafka_blocks import Block, KafkaReadError
+from millrace.runtime.kafka_records import KafkaReadError, TopicRecords
 
 ONE, TWO = ("t", 1), ("t", 2)
 
@@ -19,9 +19,9 @@ class _Clock:
         return self.now
 
 
-def _block(partitions: list[int], timestamps_ms: list[int], append_times: bool = False) -> Block:
+def _block(partitions: list[int], timestamps_ms: list[int], append_times: bool = False) -> TopicRecords:
     count = len(partitions)
-    return Block("t", [b""] * count, partitions, list(range(count)), timestamps_ms, append_times)
+    return TopicRecords("t", [b""] * count, partitions, list(range(count)), timestamps_ms, append_times)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2_000_000)), min_size=1))

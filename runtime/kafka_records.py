@@ -1,37 +1,23 @@
-"""Reads blocks of Kafka records from given partitions, and finds the offsets to read from and to."""
+"""Reads Kafka records of given partitions from given offsets on."""
 
-import json
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress, repeat
 from operator import eq, itemgetter
 from typing import NoReturn
 
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, TopicPartition
 
-from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer, partitions_of, watermark_offsets
-
-# A broker that has just started answers within this time.
-_REQUEST_SECONDS = 10.0
-_BEYOND_END = 1 << 62  # above every offset
-_START_CHOICES = "earliest, latest, group, time:MILLISECONDS or a JSON object of offsets"
+from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer
+from millrace.runtime.kafka_positions import Positions
 
 
 class KafkaReadError(RuntimeError):
     """A partition cannot be read any more."""
 
 
-Partition = tuple[str, int]
-"""(topic, number of the partition)."""
-
-Positions = dict[Partition, int]
-"""{partition: next offset}."""
-
-
 @dataclass
-class Block:
+class TopicRecords:
     """Records of one topic, in offset order within each partition; all lists have the same length.
 
     Attributes:
@@ -53,10 +39,10 @@ class Block:
         """Bytes of all values."""
         return sum(map(len, filter(None, self.values)))
 
-    def slice(self, start: int, stop: int | None = None) -> "Block":
+    def slice(self, start: int, stop: int | None = None) -> "TopicRecords":
         """The records from place `start` up to `stop`, or to the end."""
         at = slice(start, stop)
-        return Block(
+        return TopicRecords(
             self.topic,
             self.values[at],
             self.partitions[at],
@@ -65,16 +51,16 @@ class Block:
             self.append_times,
         )
 
-    def by_partition(self) -> dict[int, "Block"]:
+    def by_partition(self) -> dict[int, "TopicRecords"]:
         """{number of the partition: its records}."""
         numbers = dict.fromkeys(self.partitions)
         if len(numbers) == 1:
             return dict.fromkeys(numbers, self)
         return {number: self._of_partition(number) for number in numbers}
 
-    def _of_partition(self, number: int) -> "Block":
+    def _of_partition(self, number: int) -> "TopicRecords":
         mine = list(map(eq, self.partitions, repeat(number)))
-        return Block(
+        return TopicRecords(
             self.topic,
             list(compress(self.values, mine)),
             [number] * sum(mine),
@@ -84,22 +70,22 @@ class Block:
         )
 
 
-def join_blocks(blocks: Sequence[Block]) -> Block:
-    """The records of all blocks, at least one and all of one topic, in this order."""
-    some = [block for block in blocks if block.values] or blocks[:1]
+def join_records(parts: Sequence[TopicRecords]) -> TopicRecords:
+    """The records of all parts, at least one and all of one topic, in this order."""
+    some = [part for part in parts if part.values] or parts[:1]
     if len(some) == 1:
         return some[0]
-    return Block(
+    return TopicRecords(
         some[0].topic,
-        list(chain.from_iterable(block.values for block in some)),
-        list(chain.from_iterable(block.partitions for block in some)),
-        list(chain.from_iterable(block.offsets for block in some)),
-        list(chain.from_iterable(block.timestamps_ms for block in some)),
-        all(block.append_times for block in some),
+        list(chain.from_iterable(part.values for part in some)),
+        list(chain.from_iterable(part.partitions for part in some)),
+        list(chain.from_iterable(part.offsets for part in some)),
+        list(chain.from_iterable(part.timestamps_ms for part in some)),
+        all(part.append_times for part in some),
     )
 
 
-class BlockReader:
+class PartitionReader:
     """Reads partitions, of several topics if need be, from given offsets on; never joins a consumer group.
 
     It gives committed records only: none of an aborted transaction, and none of one that is still open.
@@ -143,8 +129,8 @@ class BlockReader:
         """Reads these again, from where they were paused."""
         self._consumer.resume([TopicPartition(*key) for key in partitions])
 
-    def read(self, max_records: int, seconds: float) -> list[Block]:
-        """Up to `max_records` records, one block per topic, after at most `seconds`; [] when there are none.
+    def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
+        """Up to `max_records` records, one element per topic, after at most `seconds`; [] when there are none.
 
         Raises:
           KafkaReadError: an offset does not exist any more (retention), or a topic was deleted.
@@ -152,11 +138,11 @@ class BlockReader:
         messages: Sequence[Message] = self._consumer.consume(max_records, seconds)
         if any(map(Message.error, messages)):
             messages = [message for message in messages if not self._is_passing(message)]
-        blocks = [_block(topic, chosen) for topic, chosen in _by_topic(messages)]
-        for block in blocks:
-            for partition, offset in dict(zip(block.partitions, block.offsets, strict=True)).items():
-                self._next[block.topic, partition] = offset + 1
-        return blocks
+        found = [_records_of(topic, chosen) for topic, chosen in _by_topic(messages)]
+        for records in found:
+            for partition, offset in dict(zip(records.partitions, records.offsets, strict=True)).items():
+                self._next[records.topic, partition] = offset + 1
+        return found
 
     def positions(self) -> Positions:
         """The next offsets, after control records and gaps that `read` passed over."""
@@ -234,9 +220,9 @@ def _by_topic(messages: Sequence[Message]) -> Iterator[tuple[str, Sequence[Messa
         yield topic, messages if topics.count(topic) == len(topics) else list(compress(messages, same))
 
 
-def _block(topic: str, messages: Sequence[Message]) -> Block:
+def _records_of(topic: str, messages: Sequence[Message]) -> TopicRecords:
     stamps = list(map(Message.timestamp, messages))
-    return Block(
+    return TopicRecords(
         topic,
         list(map(Message.value, messages)),
         list(map(Message.partition, messages)),
@@ -244,84 +230,3 @@ def _block(topic: str, messages: Sequence[Message]) -> Block:
         [time_ms if time_ms > 0 else 0 for time_ms in map(itemgetter(1), stamps)],
         all(kind == TIMESTAMP_LOG_APPEND_TIME for kind in map(itemgetter(0), stamps)),
     )
-
-
-def resolve_start(
-    connection: KafkaConnection, topic: str, start: str, group_id: str, field_name: str = "--start"
-) -> dict[int, int]:
-    """The offsets that a position means.
-
-    Args:
-      start: earliest, latest, time:MILLISECONDS (the first record of that time or later), group (the committed offsets,
-        earliest where there is none) or {"0": 17, ...}.
-      field_name: setting that an error names.
-
-    Returns: {partition: offset}; an offset that retention has removed becomes the earliest.
-    Raises: UserError for a topic or partition that does not exist, a wrong position, or a broker that refuses.
-    """
-    partitions = partitions_of(connection, topic)
-    consumer = make_consumer(connection, group_id)
-    try:
-        ends = {partition: watermark_offsets(consumer, topic, partition) for partition in partitions}
-        chosen: Mapping[int, int]
-        if start == "earliest":
-            chosen = {}
-        elif start == "latest":
-            chosen = {partition: high for partition, (_, high) in ends.items()}
-        elif start == "group":
-            chosen = _committed(consumer, topic, partitions)
-        elif start.startswith("time:"):
-            chosen = _at_time(consumer, topic, partitions, start, field_name)
-        else:
-            chosen = _explicit(start, partitions, field_name)
-    except KafkaException as error:
-        raise UserError("--kafka", connection.bootstrap_servers, error.args[0].str(), "see the broker's log") from error
-    finally:
-        consumer.close()
-    return {partition: min(high, max(low, chosen.get(partition, low))) for partition, (low, high) in ends.items()}
-
-
-def resolve_topics(
-    connection: KafkaConnection, topics: Collection[str], start: str, group_id: str, field_name: str = "start"
-) -> Positions:
-    """`resolve_start` for several topics."""
-    return {
-        (topic, partition): offset
-        for topic in topics
-        for partition, offset in resolve_start(connection, topic, start, group_id, field_name).items()
-    }
-
-
-def _committed(consumer: Consumer, topic: str, partitions: list[int]) -> dict[int, int]:
-    # A broker that has just started may still be loading the offsets of the group.
-    give_up = time.monotonic() + _REQUEST_SECONDS
-    while True:
-        try:
-            found = consumer.committed([TopicPartition(topic, p) for p in partitions], timeout=5.0)
-            return {each.partition: each.offset for each in found if each.offset >= 0}
-        except KafkaException:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.2)
-
-
-def _at_time(consumer: Consumer, topic: str, partitions: list[int], start: str, field_name: str) -> dict[int, int]:
-    try:
-        time_ms = int(start.removeprefix("time:"))
-    except ValueError:
-        raise UserError(field_name, start, "not a number of milliseconds", f"choose {_START_CHOICES}") from None
-    asked = [TopicPartition(topic, partition, time_ms) for partition in partitions]
-    found = consumer.offsets_for_times(asked, timeout=_REQUEST_SECONDS)
-    # A negative offset says that every record is older.
-    return {each.partition: each.offset if each.offset >= 0 else _BEYOND_END for each in found}
-
-
-def _explicit(start: str, partitions: list[int], field_name: str) -> dict[int, int]:
-    try:
-        chosen = {int(partition): int(offset) for partition, offset in json.loads(start).items()}
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(field_name, start, "not a start position", f"choose {_START_CHOICES}") from None
-    unknown = sorted(set(chosen) - set(partitions))
-    if unknown:
-        raise UserError(field_name, start, f"partition {unknown[0]} does not exist", f"partitions are {partitions}")
-    return chosen
