@@ -16,7 +16,7 @@
  * limitations under the License.
  */
 
-// Changed by Millrace: ids of checkpoints come round again (`LIVE_CHECKPOINTS`). Everything else is Beam 2.70.0.
+// Changed by Millrace: ids of checkpoints repeat after `LIVE_CHECKPOINTS` of them. Everything else is Beam 2.70.0.
 package org.apache.beam.runners.fnexecution.control;
 
 import org.apache.beam.model.fnexecution.v1.BeamFnApi.DelayedBundleApplication;
@@ -60,10 +60,10 @@ public class BundleCheckpointHandlers {
     private final Coder windowCoder;
     private final IdGenerator idGenerator = IdGenerators.incrementingLongs();
 
-    // A tag is a state of its own, which Flink never forgets: with new tags for ever, heap and checkpoints grow for
-    // ever (https://github.com/apache/beam/issues/27648, mended in newer releases by pull request 39191). State and
-    // timer belong to the key, which is the splittable element, and an element has one residual at a time: it has run,
-    // and was read back, long before its tag comes round again.
+    // Flink keeps a state of its own for each tag, and never forgets one. With a new tag per checkpoint, heap and
+    // checkpoints grow without end (https://github.com/apache/beam/issues/27648, mended in newer releases by pull
+    // request 39191). So ids repeat. That is safe: state and timer belong to the key, which is the splittable element,
+    // and an element has one residual at a time, which was read back and run long before its tag is used again.
     private static final long LIVE_CHECKPOINTS = 64;
 
     public static final String SDF_PREFIX = "sdf_checkpoint";
