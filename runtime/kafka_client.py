@@ -16,7 +16,10 @@ from millrace.runtime.deadline import Deadline, wait_until
 from millrace.runtime.errors import UserError
 
 MAX_MESSAGE_BYTES = 8_000_000
-"""The largest message that a producer sends, before compression. Train blocks are cut to fit (`encode_blocks`)."""
+"""The largest message that a producer sends, before compression: eight times what brokers take by default.
+
+How much a topic takes, `max_record_bytes` tells.
+"""
 
 _REQUEST_SECONDS = 10.0  # a broker that is up answers within this time, even while it chooses leaders
 _RETRY_SECONDS = 0.1  # choosing a leader takes a few of these
