@@ -13,10 +13,9 @@ nothing is ever rebalanced.
 Bounded, it reads ranges of offsets that are fixed at construction.
 """
 
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -30,16 +29,17 @@ from apache_beam.io.unbounded_source import (
 from apache_beam.transforms.display import DisplayDataItem
 
 from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS
-from millrace.pipelines.kafka.process import HEARTBEAT, RESTING
-from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, KafkaMarkCoder, ReaderSettings, raw_block
+from millrace.pipelines.kafka.process import RESTING
+from millrace.pipelines.kafka.ranges import ReadRangesDoFn, cut_ranges
+from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, KafkaMarkCoder, ReaderSettings
 from millrace.pipelines.kafka.watermark import POLICIES, TimestampPolicy
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.kafka_positions import Positions, resolve_topics
-from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
+from millrace.runtime.kafka_records import PartitionReader
 from millrace.transforms.beam import coder
 
-__all__ = ["KafkaSource", "OffsetRange", "ReadFromKafka", "cut_ranges"]
+__all__ = ["KafkaSource", "ReadFromKafka"]
 
 # From a few hundred records on, the cost of a block is that of its records; a larger one only takes longer to fill.
 DEFAULT_MAX_RECORDS = 2000
@@ -49,19 +49,6 @@ DEFAULT_POLL_SECONDS = 0.1
 DEFAULT_METADATA_SECONDS = 10.0
 # A busy split ends its bundle after this many blocks, so that later steps and commits see them soon.
 _BLOCKS_PER_BUNDLE = 4
-# A bounded read fails when an offset of its range has not come for this long: longer than a broker takes to restart.
-_QUIET_SECONDS = 30.0
-# Records per range of a bounded read: about a second of work, so that a runner can spread a partition over workers.
-_RANGE_RECORDS = 100_000
-
-
-class OffsetRange(NamedTuple):
-    """Offsets `[start, end)` of one partition."""
-
-    topic: str
-    partition: int
-    start: int
-    end: int
 
 
 class ReadFromKafka(beam.PTransform):
@@ -177,7 +164,7 @@ class ReadFromKafka(beam.PTransform):
             begin
             | "ListRanges" >> beam.Create(list(cut_ranges(self._start, self._end)))
             | "SpreadRanges" >> beam.Reshuffle()
-            | "ReadRanges" >> beam.ParDo(_ReadRangeDoFn(self._connection, self._settings.max_records))
+            | "ReadRanges" >> beam.ParDo(ReadRangesDoFn(self._connection, self._settings.max_records))
         )
 
     def display_data(self) -> dict[str, Any]:
@@ -189,16 +176,6 @@ class ReadFromKafka(beam.PTransform):
             "timestamp_policy": DisplayDataItem(self._settings.timestamp_policy, label="Time stamps"),
             "splits": DisplayDataItem(self._splits, label="Readers"),
         }
-
-
-def cut_ranges(
-    start: Mapping[tuple[str, int], int], end: Mapping[tuple[str, int], int], size: int = _RANGE_RECORDS
-) -> Iterator[OffsetRange]:
-    """Ranges of at most `size` offsets that cover [start, end) of every partition."""
-    for (topic, partition), first in sorted(start.items()):
-        last = end[topic, partition]
-        for low in range(first, last, size):
-            yield OffsetRange(topic, partition, low, min(low + size, last))
 
 
 @dataclass(frozen=True)
@@ -249,44 +226,3 @@ class KafkaSource(UnboundedSource):
 
     def default_output_coder(self) -> coders.Coder:
         return coder.RecordBatchCoder()
-
-
-class _ReadRangeDoFn(beam.DoFn):
-    """Reads every record of a range of offsets; offsets whose records compaction removed are passed over.
-
-    One client per instance of this DoFn reads its ranges one after the other.
-    """
-
-    def __init__(self, connection: KafkaConnection, max_records: int) -> None:
-        self._connection, self._max_records = connection, max_records
-        self._reader: PartitionReader | None = None
-
-    def process(self, wanted: OffsetRange) -> Iterator[pa.RecordBatch]:
-        key = (wanted.topic, wanted.partition)
-        if self._reader is None:
-            self._reader = PartitionReader(self._connection, {key: wanted.start})
-        else:
-            self._reader.assign({key: wanted.start})
-        give_up = time.monotonic() + _QUIET_SECONDS
-        while (left := wanted.end - self._reader.positions()[key]) > 0:
-            HEARTBEAT.beat()
-            # The client waits until it has as many as it is asked for: asked for more than come, it waits in vain.
-            for records in self._reader.read(min(self._max_records, left), 0.2):
-                give_up = time.monotonic() + _QUIET_SECONDS
-                yield _up_to(raw_block(records), wanted.end)
-            if time.monotonic() > give_up:
-                raise KafkaReadError(
-                    f"{key[0]}[{key[1]}]: offset {wanted.end - 1} has not come for {_QUIET_SECONDS:g} s; does the "
-                    "range end in an open transaction, or beyond the end of the partition?"
-                )
-
-    def teardown(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-
-def _up_to(block: pa.RecordBatch, end: int) -> pa.RecordBatch:
-    """The records with an offset below `end`, of a block of one partition, in which offsets ascend."""
-    offsets = block.column("offset").to_numpy()
-    return block.slice(0, int(offsets.searchsorted(end)))

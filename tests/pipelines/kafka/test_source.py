@@ -18,7 +18,7 @@ from millrace.pipelines.kafka.reader import (
     ReaderSettings,
     raw_block,
 )
-from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka, cut_ranges
+from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.kafka_positions import Positions
@@ -273,13 +273,6 @@ def test_splits_share_the_partitions_by_number() -> None:
     assert sorted(each for part in parts for each in part.start) == sorted(start)
     assert [{partition % 2 for (_, partition), _ in part.start} for part in parts] == [{0}, {1}]
     assert all(part.topics == ("t", "u") for part in parts)
-
-
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 20))
-def test_ranges_cover_every_offset_once(first: int, count: int, size: int) -> None:
-    ranges = list(cut_ranges({("t", 0): first}, {("t", 0): first + count}, size))
-    assert [offset for each in ranges for offset in range(each.start, each.end)] == list(range(first, first + count))
-    assert all(each.end - each.start <= size for each in ranges)
 
 
 @pytest.mark.parametrize(
