@@ -228,4 +228,4 @@ def test_a_feed_whose_runner_dies_ends_with_one_line(start_feed: Callable[..., C
     os.kill(int(prism[0]), signal.SIGKILL)
     assert feed.wait(60.0) == 1
     failed = [line for line in feed.log_path.read_text("utf-8").splitlines() if "the feed failed: " in line]
-    assert len(failed) == 1 and "the runner is gone" in failed[0]
+    assert len(failed) == 1 and "the runner has ended" in failed[0]
