@@ -23,7 +23,7 @@ def most_prior(column: pa.ListArray, priority: Sequence[int]) -> tuple[np.ndarra
     values, splits = values_and_splits(column)
     none = splits[1:] == splits[:-1]
     first = np.append(values, np.int32(0))[splits[:-1]]
-    best = best_places(places(values, priority), splits, len(priority))
+    best = best_positions(positions_in(priority, values), splits, len(priority))
     chosen = np.where(best < len(priority), np.asarray([*priority, 0], np.int32)[best], first)
     chosen[none] = 0
     return chosen, none
@@ -32,11 +32,11 @@ def most_prior(column: pa.ListArray, priority: Sequence[int]) -> tuple[np.ndarra
 def has_action(column: pa.ListArray, wanted: Sequence[int]) -> np.ndarray:
     """bool [rows]: whether a row of list<int32> has one of the actions."""
     values, splits = values_and_splits(column)
-    return best_places(places(values, wanted), splits, len(wanted)) < len(wanted)
+    return best_positions(positions_in(wanted, values), splits, len(wanted)) < len(wanted)
 
 
-def places(actions: np.ndarray, listed: Sequence[int]) -> np.ndarray:
-    """int64 [n]: place of each action, int32, in `listed`; its length where the action is not there."""
+def positions_in(listed: Sequence[int], actions: np.ndarray) -> np.ndarray:
+    """int64 [n]: the position in `listed` of each action, int32 [n]; the length of `listed` where it is not listed."""
     if not listed or max(listed) - min(listed) >= _LARGEST_TABLE:
         found = pc.index_in(pa.array(actions, pa.int32()), value_set=pa.array(listed, pa.int32()))
         return pc.fill_null(found, len(listed)).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -48,9 +48,9 @@ def places(actions: np.ndarray, listed: Sequence[int]) -> np.ndarray:
     return table[at.view(np.int64)]
 
 
-def best_places(places: np.ndarray, splits: np.ndarray, none: int) -> np.ndarray:
-    """int64 [rows]: the lowest place in each row; `none` in a row without actions."""
-    return reduce_rows(np.minimum, places, splits, none)
+def best_positions(positions: np.ndarray, splits: np.ndarray, none: int) -> np.ndarray:
+    """int64 [rows]: the lowest position in each row; `none` in a row without actions."""
+    return reduce_rows(np.minimum, positions, splits, none)
 
 
 def reduce_rows(function: np.ufunc, values: np.ndarray, splits: np.ndarray, neutral: float) -> np.ndarray:

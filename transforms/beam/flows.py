@@ -1,4 +1,4 @@
-"""Flows as Beam collections: one output a flow, and back to one. Apart from `flows.py`, which has no Beam."""
+"""Flows as Beam collections: split into one output per flow, and merged into one collection again."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ _NAMESPACE = telemetry.namespace("transforms", "split_flows")
 
 
 class SplitFlows(beam.PTransform):
-    """A collection of `pa.RecordBatch` to one output a flow, by `__DATA_SOURCE_KEY__`, and dead letters.
+    """A collection of `pa.RecordBatch` to one output per flow, by `__DATA_SOURCE_KEY__`, and dead letters.
 
     Example:
 
@@ -31,7 +31,7 @@ class SplitFlows(beam.PTransform):
     In Beam YAML a flow is the output of its name, such as `Split.pc`.
 
     Args:
-      names: of the flows. Rows of other sources go to `DEAD_LETTERS`, in the schema of `transforms.batch.dead_letter`.
+      names: the data sources of the flows. Rows of others go to `DEAD_LETTERS`, as `batch.dead_letter.SCHEMA`.
       label: name of the step in the pipeline.
 
     Counters (`millrace.transforms.split_flows`): `rows_in`, `rows_out`, `dead_letters`.

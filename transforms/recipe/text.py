@@ -1,11 +1,13 @@
-"""Recipe files: YAML or JSON to `TransformConfig`, with the line of everything that is wrong.
+"""Recipe files: YAML or JSON to `TransformConfig`; an error names the line of what is wrong.
 
-seed: 7
-action_ids: {click: 1, like: 2}
-steps:
-  - filter_by_value: {field_name: uid, op: gt, int_operand: [0]}
-  - negative_sample: {drop_rate: 0.5}
-    id: sample-negatives
+    seed: 7
+    action_ids: {click: 1, like: 2}
+    steps:
+      - filter_by_value: {field_name: uid, op: gt, int_operand: [0]}
+      - negative_sample: {drop_rate: 0.5}
+        id: sample-negatives
+
+A list of integers may also be a text such as "17, 42", as flags of Monolith have it.
 """
 
 import difflib
@@ -22,12 +24,13 @@ from millrace.protos import transform_config_pb2 as pb
 from millrace.runtime.errors import UserError
 
 MAX_BYTES = 4 << 20
-_MAX_NODES = 200_000  # aliases may repeat a node without end
+# A few lines of YAML with aliases can stand for billions of values; no recipe that somebody writes has so many.
+_MAX_NODES = 200_000
 
 _BASIC = pb.BasicTransformConfig.DESCRIPTOR
 _LOGICAL_OR = "logical_or"
 KINDS: tuple[str, ...] = (*_BASIC.fields_by_name, _LOGICAL_OR)
-"""What a step can be: keys of a recipe's steps."""
+"""The kinds of steps: each is the key of a step in a recipe."""
 
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32,
@@ -40,12 +43,12 @@ _FLOATS = {FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE}
 
 @dataclass
 class RecipeText:
-    """A recipe as it was written.
+    """A recipe and where each of its settings is written.
 
     Attributes:
-      config: its content.
-      name: of the file, for messages.
-      lines: {path such as `steps[2].filter_by_value.op`: line, from 1}.
+      config: the recipe.
+      name: name of the file, for messages.
+      lines: {path such as `steps[2].filter_by_value.op`: number of the line, from 1}.
     """
 
     config: pb.TransformConfig
@@ -53,7 +56,7 @@ class RecipeText:
     lines: dict[str, int] = field(default_factory=dict)
 
     def located(self, path: str, error: UserError) -> UserError:
-        """`error` about the setting at `path`, with file and line."""
+        """`error`, which is about the setting at `path`, with the file and the line of the setting."""
         known = path
         while known and known not in self.lines:
             known = known[: max(known.rfind("."), known.rfind("["))] if "." in known or "[" in known else ""
@@ -76,7 +79,7 @@ def read_recipe(path: Path | str) -> RecipeText:
 
 
 def parse_recipe(text: str, name: str = "recipe") -> RecipeText:
-    """The recipe that `text` is; raises as `read_recipe`."""
+    """The recipe in `text`; UserError names `name`, the line and the field of the first mistake."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -90,7 +93,7 @@ def parse_recipe(text: str, name: str = "recipe") -> RecipeText:
 
 
 class _Reader:
-    """Walks the nodes of one document; knows where it is."""
+    """Walks the nodes of one YAML document and notes the line of each setting."""
 
     def __init__(self, name: str) -> None:
         self._text = RecipeText(pb.TransformConfig(), name)
@@ -163,6 +166,8 @@ class _Reader:
     def _set(self, message: Message, field: FieldDescriptor, node: yaml.Node, path: str) -> None:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             self._map(message, field, node, path)
+        elif field.is_repeated and field.cpp_type in _INTEGERS and _is_text(node):
+            self._integers(getattr(message, field.name), field, node, path)
         elif field.is_repeated:
             target = getattr(message, field.name)
             for item, where in self._items(node, path):
@@ -176,6 +181,18 @@ class _Reader:
             self._message(target, node, path)
         else:
             self._put(lambda value: setattr(message, field.name, value), field, node, path)
+
+    def _integers(self, target: Any, field: FieldDescriptor, node: yaml.Node, path: str) -> None:
+        """A list of integers that is written as a text of numbers and commas."""
+        try:
+            numbers = parse_integers(node.value)
+        except ValueError as error:
+            self._fail(path, node.value[:80], str(error), "write whole numbers with commas between them")
+        for number in numbers:
+            try:
+                target.append(number)
+            except ValueError:
+                self._fail(path, number, "out of range", f"give values of type {_type_name(field)}")
 
     def _map(self, message: Message, field: FieldDescriptor, node: yaml.Node, path: str) -> None:
         key_field, value_field = (field.message_type.fields_by_name[name] for name in ("key", "value"))
@@ -224,7 +241,7 @@ class _Reader:
         return value
 
     def _entries(self, node: yaml.Node, path: str) -> Iterable[tuple[str, yaml.Node, str]]:
-        """(key, value, path of the value) of a mapping; a key may be there once."""
+        """(key, value, path of the value) of each entry of a mapping; a key that is given twice is an error."""
         if not isinstance(node, yaml.MappingNode):
             self._fail(path, getattr(node, "value", "")[:80], "not a mapping", "write `name: value` lines")
         seen = set()
@@ -258,6 +275,21 @@ class _Reader:
 
     def _fail(self, path: str, value: object, problem: str, remedy: str) -> NoReturn:
         raise self._text.located(path or "steps", UserError(path, value, problem, remedy))
+
+
+def parse_integers(text: str) -> list[int]:
+    """The integers of a comma-separated list, in which items may be empty; ValueError naming an item that is none."""
+    numbers = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            numbers.append(int(item))
+        except ValueError:
+            raise ValueError(f"Invalid integer string: {item}") from None
+    return numbers
+
+
+def _is_text(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
 
 
 def _type_name(field: FieldDescriptor) -> str:

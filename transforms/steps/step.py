@@ -1,7 +1,7 @@
-"""What a step of a recipe is: a pure function over batches, with counters, and random choices that repeat.
+"""The base classes of steps: a step is a function over batches, with counters and with random choices that repeat.
 
-A step knows nothing of Beam: `transforms/recipe/chain.py` makes a chain of several,
-`transforms/beam/steps.py` makes PTransforms.
+A step knows nothing of Beam: `transforms/recipe/chain.py` runs several one after the other, and
+`transforms/beam/steps.py` makes PTransforms of them.
 """
 
 import abc
@@ -21,15 +21,15 @@ from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.batch.take_rows import take_rows
 
 Counts = Counter[str]
-"""{counter of a step: rows} of one or several batches."""
+"""{counter of a step: number of rows} of one or several batches."""
 
 
 class StepContext(NamedTuple):
-    """What a step is told beside its configuration.
+    """What a step is told in addition to its settings.
 
     Attributes:
-      seed: of the recipe's random choices.
-      id: name of the step in its recipe; steps with other names make other choices.
+      seed: the seed of the recipe's random choices.
+      id: name of the step in its recipe. Random choices depend on it, so that two equal steps choose differently.
     """
 
     seed: int = 0
@@ -40,9 +40,9 @@ class Step(abc.ABC):
     """One step of a chain. Subclasses take `(config, context)`: their message of `protos/transform_config.proto`.
 
     Attributes:
-      counters: {name: meaning} of what `process` counts, beside `rows_in` and `rows_out`, which everybody has.
-      example: the step as a recipe has it, YAML.
-      fanout: rows that one row becomes at most, itself included.
+      counters: {name: meaning} of what `process` counts; the chain counts `rows_in` and `rows_out`.
+      example: the step as it stands in a recipe, YAML.
+      fanout: the largest number of rows that one row can become, itself included.
       gives_rows: whether the output holds rows. A step without rows can only be the last one.
     """
 
@@ -56,29 +56,29 @@ class Step(abc.ABC):
 
     @abc.abstractmethod
     def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
-        """What becomes of `batch`, which stays as it is; adds to `counts`."""
+        """The rows that the step makes of `batch`, which is not changed; adds to `counts`."""
 
     def field(self, name: str) -> str:
-        """The setting `name` as an error message names it."""
+        """The name of the setting `name` in an error message."""
         return f"{self.context.id}.{name}"
 
     def wrong(self, name: str, value: object, problem: str, remedy: str) -> UserError:
-        """The error of a wrong setting."""
+        """The error that tells of a wrong setting."""
         return UserError(self.field(name), value, problem, remedy)
 
     def draw(self, batch: pa.RecordBatch, purpose: str = "") -> np.ndarray:
-        """float64 [rows] in [0, 1): hash(seed, step, provenance of the row), the same whenever it is asked for."""
+        """float64 [rows] in [0, 1): a hash of seed, step, purpose and provenance, the same whenever it is drawn."""
         return uniform(self.context.seed, f"{self.context.id}/{purpose}", *provenance_of(batch))
 
 
 class Predicate(Step):
-    """A step that keeps rows or drops them."""
+    """A step that keeps rows or drops them, and changes none."""
 
     counters: ClassVar[Mapping[str, str]] = {"rows_dropped": "rows that the filter drops"}
 
     @abc.abstractmethod
     def keep(self, batch: pa.RecordBatch) -> np.ndarray:
-        """bool [rows]: which rows stay."""
+        """bool [rows]: true for the rows that stay."""
 
     def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
         return keep_rows(batch, self.keep(batch), counts)
@@ -108,7 +108,7 @@ class StatefulStep(Step):
 
     @abc.abstractmethod
     def save(self) -> bytes:
-        """All that was learnt of earlier batches, for `restore`."""
+        """What the step knows of earlier batches, for `restore`."""
 
     @abc.abstractmethod
     def restore(self, data: bytes) -> None:
@@ -116,7 +116,7 @@ class StatefulStep(Step):
 
 
 def keep_rows(batch: pa.RecordBatch, keep: np.ndarray, counts: Counts, counter: str = "rows_dropped") -> pa.RecordBatch:
-    """The rows where `keep`, bool [rows]; the others are counted."""
+    """The rows where `keep`, bool [rows], is true; the others are counted."""
     dropped = len(keep) - int(np.count_nonzero(keep))
     if not dropped:
         return batch

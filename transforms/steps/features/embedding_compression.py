@@ -1,7 +1,8 @@
-"""qtz8mm: embeddings in one byte a value.
+"""qtz8mm: embeddings with one byte per number.
 
-A value is `UE_QTZ`, the smallest and the largest number as float16, then one byte q a number x, which stands for
-min + q (max - min) / 255. Embeddings of up to 4 numbers are `UE_QTZ` and the numbers as float16. Little-endian.
+The bytes of an embedding are the text `UE_QTZ`, the smallest and the largest number as float16, and one byte q for each
+number, which stands for min + q (max - min) / 255. Embeddings of up to 4 numbers, which that would make no shorter, are
+`UE_QTZ` and the numbers as float16. All is little-endian.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def compress_qtz8mm(matrix: np.ndarray) -> pa.BinaryArray:
-    """Embeddings, float32 [rows, dim], as binary [rows]. Numbers beyond +-65504 become that; ValueError for NaN."""
+    """Embeddings, float32 [rows, dim], as binary [rows]. Numbers are clipped to +-65504; ValueError for NaN."""
     if np.isnan(matrix).any():
         raise ValueError("an embedding holds NaN")
     rows, dim = matrix.shape
@@ -29,9 +30,10 @@ def compress_qtz8mm(matrix: np.ndarray) -> pa.BinaryArray:
 
 
 def decompress_qtz8mm(values: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """The embeddings of binary [rows].
+    """The embeddings in binary [rows].
 
-    Returns: (float32 [rows, dim], bool [rows]: true where the bytes are one of `dim` numbers; else the numbers are 0).
+    Returns: (float32 [rows, dim], bool [rows]: true where the bytes are an embedding of `dim` numbers). The numbers of
+      the other rows are 0.
     """
     offsets, data = bytes_of(values)
     width = len(_TAG) + (2 * dim if dim <= _PLAIN_DIM else 4 + dim)
@@ -42,7 +44,7 @@ def decompress_qtz8mm(values: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarra
     blocks = np.lib.stride_tricks.sliding_window_view(data, width)[offsets[rows]]
     blocks, rows = (part[(blocks[:, : len(_TAG)] == _TAG).all(axis=1)] for part in (blocks, rows))
     body = blocks[:, len(_TAG) :]
-    # Foreign bytes may be NaN of any kind; such rows are not sound.
+    # Bytes of unknown origin may be NaN of any kind; such rows are not sound.
     with np.errstate(invalid="ignore"):
         numbers, sound = _plain(body) if dim <= _PLAIN_DIM else _dequantized(body)
     embeddings[rows[sound]], good[rows[sound]] = numbers[sound], True
@@ -50,7 +52,7 @@ def decompress_qtz8mm(values: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarra
 
 
 def decompress_column(column: pa.ListArray, dim: int) -> tuple[pa.ListArray, int]:
-    """(list<float> [rows] of compressed embeddings, list<binary> [rows], one a row; number of rows that are wrong)."""
+    """(list<float> [rows], number of rows with wrong bytes) of list<binary> [rows], one embedding per row."""
     counts = lengths(column)
     single = counts == 1
     values = column.flatten().take(pa.array(splits_of(counts)[:-1][single]))
@@ -63,7 +65,7 @@ def decompress_column(column: pa.ListArray, dim: int) -> tuple[pa.ListArray, int
 
 
 def _quantized(numbers: np.ndarray) -> np.ndarray:
-    """uint8 [rows, 4 + dim] of float32 [rows, dim]. The steps lie between the ends as the reader sees them."""
+    """uint8 [rows, 4 + dim] of float32 [rows, dim]; the steps are between the ends as float16, which a reader has."""
     ends = _as_bytes(np.stack([numbers.min(axis=1), numbers.max(axis=1)], axis=1))
     low, step = _scale(_halves(ends))
     steps = np.divide(numbers - low, step, out=np.zeros(numbers.shape), where=step > 0)
@@ -71,30 +73,30 @@ def _quantized(numbers: np.ndarray) -> np.ndarray:
 
 
 def _dequantized(body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 [rows, dim], bool [rows]: they are right) of uint8 [rows, 4 + dim]."""
+    """(float32 [rows, dim], bool [rows]: whether the bytes are sound) of uint8 [rows, 4 + dim]."""
     ends = _halves(body[:, :4])
     low, step = _scale(ends)
     return (low + step * body[:, 4:]).astype(np.float32), ends[:, 0] <= ends[:, 1]
 
 
 def _plain(body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 [rows, dim], bool [rows]: they are right) of uint8 [rows, 2 dim]."""
+    """(float32 [rows, dim], bool [rows]: whether the bytes are sound) of uint8 [rows, 2 dim]."""
     numbers = _halves(body)
     return numbers, ~np.isnan(numbers).any(axis=1)
 
 
 def _scale(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float64 (lowest number, width of a step), [rows, 1] each, of float32 ends [rows, 2]."""
+    """(smallest number, width of a step), float64 [rows, 1] each, of the ends, float32 [rows, 2]."""
     low, high = (ends[:, at : at + 1].astype(np.float64) for at in (0, 1))
     return low, (high - low) / _STEPS
 
 
 def _as_bytes(numbers: np.ndarray) -> np.ndarray:
-    """uint8 [rows, 2 n]: float32 [rows, n] as float16."""
+    """uint8 [rows, 2 n]: the bytes of float32 [rows, n] as float16."""
     return np.ascontiguousarray(numbers.astype("<f2")).view(np.uint8)
 
 
 def _halves(data: np.ndarray) -> np.ndarray:
-    """float32 [rows, n] of float16 in uint8 [rows, 2 n]; infinities become +-65504."""
+    """float32 [rows, n] of the float16 in uint8 [rows, 2 n]; infinities become +-65504."""
     halves = np.ascontiguousarray(data).view("<f2").astype(np.float32)
     return np.clip(halves, -_LARGEST, _LARGEST)

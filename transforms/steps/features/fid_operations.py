@@ -1,6 +1,6 @@
-"""Operations on columns of fids and other integers: slots, combinations, masks, look-ups, hashes.
+"""Functions of columns of fids and other integers: slots, combinations, masks, look-ups, hashes.
 
-Fids are `list<int64>` of v2 unless an argument says v1; a null row stays null.
+Fids are v2 in `list<int64>` unless an argument says v1. A null row stays null.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,26 +14,25 @@ from millrace.transforms.batch.list_columns import (
     any_in,
     lengths,
     list_array,
-    row_of_value,
     splits_of,
     values_and_splits,
 )
 
 MAX_COMBINATIONS = 1 << 14
-"""Fids that the combination of two features may give a row."""
+"""Most fids that the combination of two features may give a row: 128 fids of each feature."""
 
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
 def switch_slot(column: pa.ListArray, slot: int, v1: bool = False, legacy_mask: bool = False) -> pa.ListArray:
-    """Fids, in lists nested to any depth, with `slot` in place of theirs. `legacy_mask`: see `fid.fid_v2`."""
+    """The fids, in lists nested to any depth, with their slots replaced by `slot`. `legacy_mask`: see `fid.fid_v2`."""
     make = fid.fid_v1 if v1 else fid.fid_v2
     return map_values(column, lambda fids: make(slot, fids, legacy_mask))
 
 
 def convert_fids(column: pa.ListArray) -> pa.ListArray:
-    """Fids v1 as v2, in lists nested to any depth. Lossy: 6 bits of the signature are dropped."""
+    """Fids v1, in lists nested to any depth, as fids v2. Lossy: 6 bits of the signature are dropped."""
     return map_values(column, fid.v1_to_v2)
 
 
@@ -55,21 +54,14 @@ def fid_mask(column: pa.ListArray, wanted: int) -> np.ndarray:
     return any_in(column, pa.array(fid.from_unsigned([wanted]))).astype(np.float32)
 
 
-def fused_value_rowids(column: pa.ListArray) -> np.ndarray:
-    """int64 [n]: the row of each value; ValueError for a column that holds no lists."""
-    if not pa.types.is_list(column.type):
-        raise ValueError(f"a column of {column.type}: expected lists")
-    return row_of_value(splits_of(lengths(column)))
-
-
 def combine_fids(
     first: np.ndarray, second: np.ndarray, slot: int, legacy_product: bool = False, legacy_mask: bool = False
 ) -> np.ndarray:
     """int64 [n] fids v2 of pairs of int64 fids [n].
 
     Args:
-      legacy_product: the signature is the upper half of the signed 128-bit product xor its lower half, in place of a
-        hash that spreads every bit of both and tells (a, b) from (b, a).
+      legacy_product: the signature is the upper half of the signed 128-bit product xor its lower half. Otherwise it is
+        a hash that every bit of both fids changes, and that differs for (a, b) and (b, a).
       legacy_mask: see `fid.fid_v2`.
     """
     if legacy_product:
@@ -80,7 +72,7 @@ def combine_fids(
 
 
 def high_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """uint64 [n]: the bits of the upper half of the signed 128-bit product of int64 [n] and int64 [n]."""
+    """uint64 [n]: the upper 64 bits of the signed 128-bit products of int64 [n] and int64 [n]."""
     left, right = first.astype(np.uint64), second.astype(np.uint64)
     low = (left & _LOW_HALF) * (right & _LOW_HALF)
     cross = (left >> _HALF) * (right & _LOW_HALF) + (low >> _HALF)
@@ -92,10 +84,12 @@ def high_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def combine_features(
     first: pa.ListArray, second: pa.ListArray, slot: int, legacy_product: bool = False, legacy_mask: bool = False
 ) -> tuple[pa.ListArray, np.ndarray]:
-    """Every pair of a fid of `first` (outer) and one of `second` (inner), row by row, as fids; see `combine_fids`.
+    """One fid for every pair of a fid of `first` and a fid of `second` in the same row; see `combine_fids`.
 
-    Returns: (list<int64> [rows], null where a feature is, and in rows of more than MAX_COMBINATIONS pairs; bool [rows]:
-      where that was the reason).
+    The pairs of a row are in the order of `first`, then of `second`.
+
+    Returns: (list<int64> [rows], null where a feature is null or the row has more than MAX_COMBINATIONS pairs;
+      bool [rows], true where the row has too many pairs).
     """
     pairs = lengths(first) * lengths(second)
     too_many = pairs > MAX_COMBINATIONS
@@ -107,7 +101,7 @@ def combine_features(
 
 
 def map_values(column: pa.Array, function: Callable[[np.ndarray], np.ndarray]) -> pa.Array:
-    """`column` with `function`, from [n] to [n], applied to the values inside of all lists; nulls stay."""
+    """`column` with `function`, which maps [n] to [n], applied to the values within all lists; nulls stay."""
     if not pa.types.is_list(column.type):
         valid = ~_is_null(column)
         values = function(column.drop_null().to_numpy(zero_copy_only=False))
@@ -116,12 +110,12 @@ def map_values(column: pa.Array, function: Callable[[np.ndarray], np.ndarray]) -
 
 
 def _spread(values: pa.Array, rows: np.ndarray) -> pa.Array:
-    """`values` in the rows where `rows`, bool, is true; null in the others."""
+    """The `values`, one after the other, in the rows where `rows`, bool [rows], is true; null in the others."""
     return values.take(pa.array(np.cumsum(rows) - 1, mask=~rows))
 
 
 def _pairs(first: pa.ListArray, second: pa.ListArray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first `counts`, [rows], pairs of each row: (values of `first`, values of `second`), [pairs] each."""
+    """The first `counts[row]` pairs of each row: (values of `first`, values of `second`), [pairs] each."""
     left, left_splits = values_and_splits(first)
     right, right_splits = values_and_splits(second)
     row = np.repeat(np.arange(len(counts)), counts)

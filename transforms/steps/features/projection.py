@@ -23,7 +23,7 @@ _NAMING_FIELDS = {"feature_name", "feature_names", "channel_feature", "index_fea
 
 
 class SlotPair(NamedTuple):
-    """A feature by its slot, which is `v1` in some feature lists and `v2` in others."""
+    """A feature that is named by its slot: `v1` in feature lists of fids v1 and `v2` in those of fids v2."""
 
     v1: int
     v2: int
@@ -33,7 +33,8 @@ class Project(Step):
     """Keeps the named features, or those that a feature list names, and all columns of row metadata.
 
     A feature that a batch does not have is no error. A feature list names a column by the feature's name, with or
-    without `fc_` and `f_`, or as `slot_<n>` and `fc_slot_<n>` by its slot.
+    without the prefixes `fc_` and `f_`, or by its slot, as `slot_<n>` or `fc_slot_<n>`. Sources of Parquet files do not
+    read the columns that `feature_names` leaves out, if no step before looks at them.
     """
 
     example = "project:\n  feature_names: [user_id, item_id]"
@@ -44,7 +45,7 @@ class Project(Step):
             raise self.wrong(
                 "feature_names",
                 ", ".join(config.feature_names),
-                "not the only choice",
+                "both or none of the two ways to name features",
                 "give either feature_names or feature_list_file",
             )
         self._wanted: Callable[[str], bool] = set(config.feature_names).__contains__
@@ -57,7 +58,7 @@ class Project(Step):
 
 
 class _Listed:
-    """Whether a feature list has a column."""
+    """Tells whether a feature list has a column of a name."""
 
     def __init__(self, features: FeatureList) -> None:
         self._features = features
@@ -72,7 +73,7 @@ class _Listed:
 
 
 def project(batch: pa.RecordBatch, names: Collection[str]) -> pa.RecordBatch:
-    """`batch` with the features `names`, as far as it has them, and its row metadata; columns keep their order."""
+    """`batch` with its row metadata and, of its features, only `names`; columns keep their order."""
     wanted = set(names)
     kept = [name for name in batch.schema.names if name in wanted or record_batch.is_metadata_name(name)]
     return batch if len(kept) == batch.num_columns else batch.select(kept)
@@ -83,9 +84,9 @@ def resolve_features(slots: Mapping[str, int], wanted: Iterable[str | SlotPair])
 
     Args:
       slots: {feature: slot} of a feature list; several features may share a slot.
-      wanted: features by name, or by a pair of slots, of which a feature has either.
+      wanted: features by name, or by a pair of slots; a feature with either slot is wanted.
 
-    Raises: UserError naming what no feature is.
+    Raises: UserError for a name or a pair that no feature has.
     """
     found: set[str] = set()
     for each in wanted:
@@ -151,7 +152,7 @@ def _features_used(step: Message, features: FeatureList | None) -> frozenset[str
 
 
 def _messages(message: Message) -> Iterable[Message]:
-    """The message and all those in it."""
+    """`message` and all messages within it."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
@@ -161,6 +162,7 @@ def _messages(message: Message) -> Iterable[Message]:
 
 
 def _named_in(message: Message) -> set[str]:
+    """The features that the settings of `message` itself name."""
     names: set[str] = set()
     for field, value in message.ListFields():
         if field.name in _NAMING_FIELDS:
@@ -169,11 +171,12 @@ def _named_in(message: Message) -> set[str]:
 
 
 def _looks_at_fids(config: pb.FilterByFidConfig) -> bool:
+    """Whether the filter has a condition on fids or slots, and not only on actions or the time."""
     return any(getattr(config, name) for name in (*_FID_FIELDS, "select_slots"))
 
 
 def _features_of(config: pb.FilterByFidConfig, features: FeatureList) -> set[str]:
-    """The features that can hold what the filter looks for."""
+    """The features that can hold a fid or a slot that the filter looks for."""
     found: set[str] = set()
     for name in _FID_FIELDS:
         try:

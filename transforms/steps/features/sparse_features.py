@@ -1,4 +1,4 @@
-"""Steps that make sparse features of others: slots, combinations, masks, look-ups, hashes, compressed embeddings."""
+"""Steps that make features from others: slots, combinations, masks, look-ups, hashes, compressed embeddings."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,22 +21,23 @@ from millrace.transforms.steps.features.fid_operations import (
 from millrace.transforms.steps.step import Counts, Step, StepContext
 
 MAX_EMBEDDING_DIM = 1 << 16
+"""Most numbers of an embedding; a larger `dim` is taken for a mistake."""
 
 _FIDS = pa.list_(pa.int64())
 
 
 class _Input(NamedTuple):
-    """A feature that a step reads."""
+    """A feature that a step reads: the field and the column of the batch."""
 
     field: pa.Field
     column: pa.Array
 
 
 class FeatureStep(Step):
-    """A step that makes features of features. A batch without the feature passes."""
+    """A step that makes features from features. A batch that lacks the input passes through."""
 
     def feature(self, batch: pa.RecordBatch, name: str) -> _Input | None:
-        """The column `name`; None when the batch has none such."""
+        """The column `name`; None when the batch has no such column."""
         index = batch.schema.get_field_index(name)
         return _Input(batch.schema.field(index), batch.column(index)) if index >= 0 else None
 
@@ -53,15 +54,15 @@ class FeatureStep(Step):
             raise self.wrong(setting, slot, "out of range", f"choose 0..{fid.AUDIT_SLOT - 1}")
 
     def unfit(self, setting: str, found: _Input, wanted: str) -> Exception:
-        """The error of a feature of a wrong type."""
+        """The error that tells of a feature of a wrong type."""
         return self.wrong(setting, found.field.name, f"the feature holds {found.field.type}", f"name one of {wanted}")
 
 
 class SwitchSlot(FeatureStep):
-    """Gives the fids of features another slot, in place or in a copy `<name>_<suffix>`.
+    """Replaces the slot of the fids of features, either in the feature itself or in a copy `<name>_<suffix>`.
 
-    Fids v1 stay v1 and keep 54 bits of signature, v2 keep 48. `legacy_mask`: one bit more, so that an odd slot stays in
-    the last bit of the new one, as in models trained with Monolith.
+    Fids v1 stay v1 and keep the 54 bits of their signature; fids v2 keep 48 bits. With `legacy_mask` one bit more is
+    kept, so that the last bit of the old slot gets into the new one, as in models trained with Monolith.
     """
 
     example = "switch_slot: {features: [{feature_name: item, slot: 301}], suffix: share}"
@@ -75,7 +76,9 @@ class SwitchSlot(FeatureStep):
             self.check_name(f"features[{index}].feature_name", feature.feature_name)
             self.check_slot(f"features[{index}].slot", feature.slot)
             if feature.feature_name in seen:
-                raise self.wrong(f"features[{index}].feature_name", feature.feature_name, "is there twice", "drop one")
+                raise self.wrong(
+                    f"features[{index}].feature_name", feature.feature_name, "is there twice", "remove one of the two"
+                )
             seen.add(feature.feature_name)
 
     def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
@@ -95,7 +98,9 @@ class SwitchSlot(FeatureStep):
             raise self.unfit(f"{setting}.feature_name", found, "fids")
         if v1 and slot > fid.MAX_SLOT_V1:
             problem = f"{found.field.name} holds fids v1"
-            raise self.wrong(f"{setting}.slot", slot, problem, f"choose 0..{fid.MAX_SLOT_V1}, or convert_fids before")
+            raise self.wrong(
+                f"{setting}.slot", slot, problem, f"choose 0..{fid.MAX_SLOT_V1}, or run convert_fids before"
+            )
         return switch_slot(found.column, slot, v1, self.config.legacy_mask)
 
     def _copy_name(self, name: str) -> str:
@@ -103,14 +108,16 @@ class SwitchSlot(FeatureStep):
 
 
 class CombineFeatures(FeatureStep):
-    """Makes a feature of every pair of fids of two features, the first one outer.
+    """Makes a feature with one fid for every pair of a fid of one feature and a fid of another.
 
-    A fid is `slot` and a hash of the pair; with `legacy_product`, as models trained with Monolith have it, both halves
-    of the product, xored (0 absorbs, and small products collide); with `legacy_mask` as well, bit 48 of that stays in
-    the slot. A row is null where one of the features is, and where it would have more than 16384 pairs.
+    The pairs of a row are in the order of the first feature, then of the second. A fid consists of `slot` and a hash of
+    the pair. Models trained with Monolith need `legacy_product`: the two halves of the product of the fids, xored, in
+    place of the hash; every product with 0 is then the same, and small products collide. With `legacy_mask` as well,
+    bit 48 of that stays in the slot. A row is null where one of the two features is null, and where there are more than
+    16,384 pairs.
     """
 
-    counters = {"rows_too_many": "rows of too many pairs, left without the combination"}
+    counters = {"rows_too_many": "rows with more than 16,384 pairs, which are null"}
     example = "combine_features: {feature_names: [user, item], slot: 505, output_name: user_item}"
 
     def __init__(self, config: pb.CombineFeaturesConfig, context: StepContext = StepContext()) -> None:
@@ -122,7 +129,7 @@ class CombineFeatures(FeatureStep):
         self.check_slot("slot", config.slot)
         self.check_name("output_name", config.output_name)
         if config.legacy_mask and not config.legacy_product:
-            raise self.wrong("legacy_mask", True, "no model has it without legacy_product", "set both or none")
+            raise self.wrong("legacy_mask", True, "needs legacy_product, as in Monolith", "set both or none")
 
     def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
         first, second = (self._fids(batch, index) for index in (0, 1))
@@ -160,9 +167,9 @@ class MaskFid(FeatureStep):
 
 
 class MapIds(FeatureStep):
-    """Looks up the integers of a feature in `mapping`, in place or into `output_name`.
+    """Replaces the integers of a feature by those that `mapping` has for them, or writes these to `output_name`.
 
-    Those without an entry become `default_value`, -1 unless given.
+    An integer without an entry becomes `default_value`.
     """
 
     example = "map_ids: {feature_name: city, mapping: {123: 0, 456: 1}, output_name: city_index}"
@@ -186,10 +193,11 @@ class MapIds(FeatureStep):
 
 
 class ExtractFids(FeatureStep):
-    """Makes fids of the integers of a feature, or of `__UID__` and the like: `slot` and their CityHash64.
+    """Makes fids from the integers of a feature, or of a column of row metadata such as `__UID__`.
 
-    In place, or into `output_name`. `legacy_mask`: the slot's last bit is one of the hash unless the slot is odd, as in
-    models trained with Monolith.
+    A fid consists of `slot` and the CityHash64 of the integer. The fids replace the integers, or are written to
+    `output_name`. With `legacy_mask` one bit more of the hash is kept, which gets into the slot if the slot is even, as
+    in models trained with Monolith.
     """
 
     example = "extract_fids: {feature_name: __UID__, slot: 4, output_name: user}"
@@ -211,9 +219,10 @@ class ExtractFids(FeatureStep):
 
 
 class ConvertFids(FeatureStep):
-    """Turns fids v1 into v2: all features that hold them, or those of `feature_names`; fids v2 stay as they are.
+    """Turns fids v1 into fids v2, in all features that hold fids v1 or in those of `feature_names`.
 
-    Lossy: 6 of the 54 bits of the signature are dropped, so that two fids may become one.
+    Lossy: 6 of the 54 bits of the signature are dropped, so that two fids may become the same. Fids v2 stay as they
+    are.
     """
 
     example = "convert_fids: {feature_names: [fc_slot_1, fc_slot_2]}"
@@ -237,9 +246,10 @@ class ConvertFids(FeatureStep):
 
 
 class DecompressEmbedding(FeatureStep):
-    """Turns compressed embeddings (qtz8mm) of `dim` numbers into lists of floats, in place or into `output_name`.
+    """Turns embeddings of `dim` numbers that are compressed as qtz8mm into lists of floats.
 
-    A row without bytes is null; so is one whose bytes are wrong, or that has several values.
+    The lists replace the compressed embeddings, or are written to `output_name`. A row is null if it has no value or
+    several values, or if its bytes are no embedding of `dim` numbers.
     """
 
     counters = {"rows_undecodable": "rows whose bytes are not one compressed embedding of `dim` numbers"}
@@ -271,7 +281,7 @@ def _innermost(type: pa.DataType) -> pa.DataType:
 
 
 def _made_of(source: pa.Field, name: str, type: pa.DataType, kind: Mapping[bytes, bytes] | None = None) -> pa.Field:
-    """The field of what a step makes of `source`; in place it keeps its number."""
+    """The field of a feature that a step makes from `source`; a feature that is replaced keeps its number."""
     metadata = dict(kind or {})
     if source.name == name and record_batch.ID_KEY in (source.metadata or {}):
         metadata[record_batch.ID_KEY] = source.metadata[record_batch.ID_KEY]

@@ -1,8 +1,9 @@
 """Comparisons of the filters: one operation with its operands, applied to a whole column.
 
-gt ge eq lt le neq compare with one operand, `between` is lo <= x < hi, `in` and `not-in` ask for one of many,
-`startswith` and `endswith` for any of several; `any`, `all` and `diff` are about the set of values of a row. Strings
-are compared bytewise. Floats are compared as float32, doubles too, because operands are; NaN equals nothing.
+`gt`, `ge`, `eq`, `lt`, `le` and `neq` compare a value with one operand. `between` is true where lo <= x < hi. `in` and
+`not-in` ask whether the value is one of many operands. `startswith` and `endswith` ask whether the value begins or ends
+with one of several. `any`, `all` and `diff` compare the set of a row's values with the operands. Strings are compared
+byte by byte. Floats and doubles are compared as float32, because operands are float32; NaN equals nothing.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -26,12 +27,12 @@ SET_OPS = ("any", "all", "diff")
 
 MAX_OPERAND_FILE_BYTES = 64 << 20
 
-FEW = 8
-"""So many passes over the values cost less than one pass with a hash table."""
+MAX_SCANS = 8
+"""Up to this many passes over the values are cheaper than one pass with a hash table."""
 
 
 class Kind(StrEnum):
-    """What is compared: signed or unsigned integers, float32 or bytes."""
+    """What is compared: signed or unsigned integers, float32 or bytes. The texts are parts of error messages."""
 
     INT = "an integer"
     UINT = "an unsigned integer"
@@ -67,37 +68,37 @@ _COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.BooleanArray]] = {
 
 
 class Comparison(NamedTuple):
-    """An operation and its operands, an array of the `arrow_type` of what is compared."""
+    """An operation and its operands: an array of the `arrow_type` of the kind that is compared."""
 
     op: str
     operands: pa.Array
 
     def scalars(self, values: pa.Array) -> np.ndarray:
-        """bool [n]: which of `values`, an array without nulls, fulfil it."""
+        """bool [n]: for which of `values`, [n] without nulls, the operation is true."""
         return compare(self.op, values, self.operands)
 
     def sets(self, column: pa.ListArray) -> np.ndarray:
-        """bool [rows]: which rows, as sets of integers, fulfil it; a null is the empty set."""
+        """bool [rows]: for which rows, as sets of integers, the operation is true; a null is the empty set."""
         return compare_sets(self.op, column, self.operands.to_numpy())
 
 
 def comparison(step: Step, kind: Kind, ops: Collection[str]) -> Comparison:
-    """The comparison of a step's settings `op`, `*_operand` and `operand_filepath`; UserError for what is wrong.
+    """The comparison that a step's settings `op`, `*_operand` and `operand_filepath` describe.
 
-    An operand of an unsigned field is the int64 with its bits: -1 is 2^64 - 1.
+    An operand of an unsigned field is the int64 with the same bits: -1 is 2^64 - 1.
 
     Args:
-      kind: of what the step compares.
-      ops: operations that it allows.
+      kind: of the values that the step compares.
+      ops: operations that the step allows.
+
+    Raises: UserError naming the wrong setting.
     """
     config = step.config
     if config.op not in ops:
-        raise step.wrong("op", config.op, f"no operation on {kind}", f"choose {', '.join(ops)}")
+        raise step.wrong("op", config.op, f"is no operation on {kind}", f"choose {', '.join(ops)}")
     for name in _OPERAND_FIELDS:
         if name != kind.operand_field and getattr(config, name):
-            raise step.wrong(
-                name, _shown(getattr(config, name)), f"the values are {kind}", f"give {kind.operand_field}"
-            )
+            raise step.wrong(name, _shown(getattr(config, name)), f"each value is {kind}", f"give {kind.operand_field}")
     given = list(getattr(config, kind.operand_field))
     if getattr(config, "operand_filepath", ""):
         return Comparison(config.op, _operands_of_file(step, kind, given))
@@ -106,12 +107,12 @@ def comparison(step: Step, kind: Kind, ops: Collection[str]) -> Comparison:
 
 
 def compare(op: str, values: pa.Array, operands: pa.Array) -> np.ndarray:
-    """bool [n]: which of `values`, [n] without nulls, fulfil `op` with `operands`.
+    """bool [n]: for which of `values`, [n] without nulls, `op` with `operands` is true.
 
     Args:
-      op: of `ORDER_OPS`, `MEMBER_OPS` or, for bytes, `TEXT_OPS`.
+      op: one of `ORDER_OPS` or `MEMBER_OPS`, for bytes also of `TEXT_OPS`.
       values: numbers or strings; may be dictionary-encoded.
-      operands: of an `arrow_type`; `values` are compared as that.
+      operands: of the `arrow_type` of a kind, to which `values` are cast.
     """
     if pa.types.is_dictionary(values.type):
         if len(values.dictionary) > len(values):
@@ -138,7 +139,7 @@ def compare_sets(op: str, column: pa.ListArray, operands: np.ndarray) -> np.ndar
     """
     values, splits = list_columns.values_and_splits(column)
     wanted = np.unique(operands)
-    positions, codes = find(values, wanted)
+    positions, codes = find_values(values, wanted)
     rows = rows_of(positions, splits)
     if op == "all":
         return have_all(rows, codes, len(wanted), len(column))
@@ -147,14 +148,14 @@ def compare_sets(op: str, column: pa.ListArray, operands: np.ndarray) -> np.ndar
     return found if op == "any" else ~found
 
 
-def find(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_values(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(positions, codes), int64 [hits] each: `values[positions[i]] == wanted[codes[i]]`, positions in no order.
 
     Args:
       values: integers, [n].
-      wanted: integers, distinct.
+      wanted: distinct integers, [m].
     """
-    if len(wanted) <= FEW:
+    if len(wanted) <= MAX_SCANS:
         hits = [np.flatnonzero(values == each) for each in wanted.tolist()]
         return np.concatenate([_NONE, *hits]), np.repeat(np.arange(len(hits)), [len(each) for each in hits])
     codes = pc.index_in(_int64(values), value_set=_int64(wanted))
@@ -168,7 +169,11 @@ def rows_of(positions: np.ndarray, splits: np.ndarray) -> np.ndarray:
 
 
 def have_all(rows: np.ndarray, codes: np.ndarray, number: int, num_rows: int) -> np.ndarray:
-    """bool [num_rows]: whether the pairs (row, code) name every code of [0, number) for a row."""
+    """bool [num_rows]: whether the pairs (row, code) hold every code of [0, number) for a row.
+
+    Args:
+      rows, codes: int64 [n] each.
+    """
     enough = np.bincount(rows, minlength=num_rows) >= number
     chosen = enough[rows]
     index = np.cumsum(enough) - 1
@@ -188,7 +193,7 @@ def _as_type(values: pa.Array, type: pa.DataType) -> pa.Array:
 
 
 def _one_zero(values: pa.Array) -> pa.Array:
-    """-0.0 becomes 0.0, which a hash table holds apart."""
+    """`values` with 0.0 for -0.0: they are equal, but a hash table takes them for two values."""
     return pc.add(values, pa.scalar(0.0, values.type)) if pa.types.is_floating(values.type) else values
 
 
@@ -213,13 +218,13 @@ def _check_number_of(step: Step, kind: Kind, given: Sequence[Any]) -> None:
 def _operands_of_file(step: Step, kind: Kind, given: Sequence[Any]) -> pa.Array:
     path, op = step.config.operand_filepath, step.config.op
     if given:
-        raise step.wrong(kind.operand_field, _shown(given), "operand_filepath is there too", "give one of both")
+        raise step.wrong(kind.operand_field, _shown(given), "operand_filepath is there too", "give one of the two")
     if op not in MEMBER_OPS:
         raise step.wrong("operand_filepath", path, f"{op} takes no file", f"choose {' or '.join(MEMBER_OPS)}")
     values = _read_values(step, path)
     found = values.WhichOneof("type")
     if found is None or kind not in _FILE_LISTS[found]:
-        raise step.wrong("operand_filepath", path, f"holds {found or 'no list'}, the values are {kind}", "write a list")
+        raise step.wrong("operand_filepath", path, f"holds {found or 'no list'}, each value is {kind}", "write a list")
     return _array(step, "operand_filepath", kind, list(getattr(values, found).value))
 
 
@@ -234,7 +239,7 @@ def _read_values(step: Step, path: str) -> record_pb2.FilterValues:
     try:
         return record_pb2.FilterValues.FromString(data)
     except DecodeError as error:
-        raise step.wrong("operand_filepath", path, "no FilterValues message", "serialize one into it") from error
+        raise step.wrong("operand_filepath", path, "holds no FilterValues message", "serialize one into it") from error
 
 
 def _array(step: Step, name: str, kind: Kind, operands: Sequence[Any]) -> pa.Array:
@@ -243,7 +248,7 @@ def _array(step: Step, name: str, kind: Kind, operands: Sequence[Any]) -> pa.Arr
     if kind is Kind.FLOAT:
         array = np.array(operands, np.float32)
         if np.isnan(array).any():
-            raise step.wrong(name, "nan", "equals and exceeds nothing", "give a number")
+            raise step.wrong(name, "nan", "is no number, so every comparison with it fails", "give a number")
         return pa.array(array)
     return _as_type(pa.array(operands, pa.int64()), kind.arrow_type)
 

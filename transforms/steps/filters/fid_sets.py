@@ -1,4 +1,4 @@
-"""The fids that a row has in all its sparse features, as a set: which rows have some, all or none of given ones."""
+"""Which rows have some, all or none of given fids, in all of their sparse features together."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -6,21 +6,25 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from millrace.ops import record_library
 from millrace.transforms.batch import fid, list_columns, record_batch
-from millrace.transforms.steps.filters.comparisons import FEW, find, have_all, rows_of
-from millrace.transforms.steps.filters.find_fids import FIDS, MOST, find_fids
+from millrace.transforms.steps.filters.comparisons import MAX_SCANS, find_values, have_all, rows_of
 
+MAX_BITS = 8
+"""Fids that `fid_bits` looks for in one pass: one bit of a byte each."""
+
+_FIDS = pa.list_(pa.int64())
 _NONE = np.zeros(0, np.int64)
 
 
 class SparseFeature(NamedTuple):
-    """A column of fids, of the layout v1 or v2; the lists of a nested one count as joined."""
+    """A column of fids, in layout v1 or v2. Of a nested column, the lists of a row count as one joined list."""
 
     column: pa.ListArray
     v1: bool
 
     def fids(self) -> np.ndarray:
-        """int64 [n]"""
+        """int64 [n]: the fids of all rows, one row after the other."""
         values = self.column.flatten()
         return (values.flatten() if self._nested else values).to_numpy(zero_copy_only=False)
 
@@ -51,9 +55,9 @@ def keep_by_fids(batch: pa.RecordBatch, has: np.ndarray, none_of: np.ndarray, al
     if not len(wanted):
         return np.ones(batch.num_rows, bool)
     features = batch.select([index for index, field in enumerate(batch.schema) if _holds_fids(field)])
-    if len(wanted) <= MOST and all(type == FIDS for type in features.schema.types):
-        found = find_fids(features, wanted)
-        has_bits, none_bits, all_bits = (_bits(wanted, each) for each in (has, none_of, all_of))
+    if len(wanted) <= MAX_BITS and all(type == _FIDS for type in features.schema.types):
+        found = fid_bits(features, wanted)
+        has_bits, none_bits, all_bits = (_bits_of(wanted, each) for each in (has, none_of, all_of))
         kept = (found & none_bits == 0) & (found & all_bits == all_bits)
         return kept & (found & has_bits != 0) if len(has) else kept
     kept = np.ones(batch.num_rows, bool)
@@ -72,10 +76,24 @@ def keep_by_fids(batch: pa.RecordBatch, has: np.ndarray, none_of: np.ndarray, al
 
 
 def keep_by_slots(batch: pa.RecordBatch, slots: Sequence[int]) -> np.ndarray:
-    """bool [rows]: the row has a fid in every one of `slots`, v1 slots of fids v1 and v2 slots of fids v2."""
+    """bool [rows]: the row has a fid of every slot in `slots`; the slot of a fid is read in the fid's own layout."""
     wanted = np.unique(np.asarray(slots, np.int64))
-    rows, codes = _joined([(feature, *find(feature.slots(), wanted)) for feature in sparse_features(batch)])
+    rows, codes = _joined([(feature, *find_values(feature.slots(), wanted)) for feature in sparse_features(batch)])
     return have_all(rows, codes, len(wanted), batch.num_rows)
+
+
+def fid_bits(batch: pa.RecordBatch, wanted: np.ndarray) -> np.ndarray:
+    """uint8 [rows]: bit k is set where some column has `wanted[k]` in the row. What a null row hides does not count.
+
+    One pass over the columns in C++ (`ops/cc/records/rows/find_fids.h`).
+
+    Args:
+      batch: columns of list<int64>.
+      wanted: int64 [n], at most `MAX_BITS`.
+    """
+    if len(wanted) > MAX_BITS or any(type != _FIDS for type in batch.schema.types):
+        raise ValueError(f"{len(wanted)} fids in columns of {batch.schema.types}")
+    return record_library.find_fids(batch, np.ascontiguousarray(wanted, np.int64))
 
 
 def sparse_features(batch: pa.RecordBatch) -> Iterator[SparseFeature]:
@@ -89,38 +107,47 @@ def _holds_fids(field: pa.Field) -> bool:
     return (field.metadata or {}).get(record_batch.KIND_KEY) in (b"fid", b"fid_v1")
 
 
-def _bits(wanted: np.ndarray, chosen: np.ndarray) -> np.uint8:
-    """The bits that `find_fids` sets for fids of `wanted` that are in `chosen`."""
+def _bits_of(wanted: np.ndarray, chosen: np.ndarray) -> np.uint8:
+    """The bits that `fid_bits` sets for those fids of `wanted` that are in `chosen`."""
     return np.uint8(sum(1 << k for k, each in enumerate(wanted.tolist()) if each in chosen))
 
 
 def _find_fids(fids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`find`, which looks closer only at fids whose upper 16 bits, in both layouts the slot, some wanted fid has."""
-    if len(wanted) <= FEW:
-        return find(fids, wanted)
+    """`find_values(fids, wanted)`, in two steps where that is faster.
+
+    Many wanted fids are of few slots. The first step picks the fids whose upper 16 bits, which hold the slot in both
+    layouts, some wanted fid has; the hash table is then asked about those alone.
+    """
+    if len(wanted) <= MAX_SCANS:
+        return find_values(fids, wanted)
     prefixes = np.unique(_upper_bits(wanted))
-    if len(prefixes) > FEW:
-        return find(fids, wanted)
-    candidates, _ = find(_upper_bits(fids), prefixes)
-    positions, codes = find(fids[candidates], wanted)
+    if len(prefixes) > MAX_SCANS:
+        return find_values(fids, wanted)
+    candidates, _ = find_values(_upper_bits(fids), prefixes)
+    positions, codes = find_values(fids[candidates], wanted)
     return candidates[positions], codes
 
 
 def _upper_bits(fids: np.ndarray) -> np.ndarray:
-    """uint16 [n]: bits 63..48."""
+    """uint16 [n]: bits 63..48 of the fids; a view."""
     return fids.view("<u2")[3::4]
 
 
 def _joined(
     hits: Sequence[tuple[SparseFeature, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, codes), int64 each, of (feature, positions among its fids, codes of what is there)."""
+    """(rows, codes), int64 [n] each, of all `hits`.
+
+    Args:
+      hits: (feature, positions among its fids, codes of the wanted fids that are there) of each feature.
+    """
     rows = [rows_of(positions, feature.splits()) for feature, positions, _ in hits if len(positions)]
     codes = [codes for _, positions, codes in hits if len(positions)]
     return np.concatenate([_NONE, *rows]), np.concatenate([_NONE, *codes])
 
 
 def _marked(rows: np.ndarray, num_rows: int) -> np.ndarray:
+    """bool [num_rows]: true in `rows`."""
     marked = np.zeros(num_rows, bool)
     marked[rows] = True
     return marked

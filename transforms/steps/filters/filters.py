@@ -23,10 +23,11 @@ _UNSIGNED_FIELDS = ("uid", "item_id")
 
 
 class FilterByFid(Predicate):
-    """Keeps rows by the fids that their sparse features have, by slots, actions and the time of the request.
+    """Keeps rows by the fids of their sparse features, by slots, by actions and by the time of the request.
 
-    A row stays when all that is given holds. Fids v2 and v1 count by their raw values, slots by the layout of the
-    feature; nested lists count too. A row without request time has time 0.
+    A row stays when every condition that is given holds. Fids are compared by their raw values, whether v1 or v2; the
+    slot of a fid is read in the layout of its feature. Fids in nested lists count too. A row without a request time has
+    time 0.
     """
 
     example = "filter_by_fid:\n  has_fids: [290956192322012601]"
@@ -69,7 +70,7 @@ class FilterByAction(Predicate):
 
 
 class FilterByLabel(Predicate):
-    """Keeps rows of which some label i is above thresholds[i], or equals it unless filter_equal.
+    """Keeps rows with a label i that is above `thresholds[i]`, or equals it unless `filter_equal` is set.
 
     A row with fewer labels than there are thresholds is dropped.
     """
@@ -79,18 +80,19 @@ class FilterByLabel(Predicate):
     def __init__(self, config: pb.FilterByLabelConfig, context: StepContext = _ALONE) -> None:
         super().__init__(config, context)
         if not config.thresholds:
-            raise self.wrong("thresholds", "", "empty", "give one a label")
+            raise self.wrong("thresholds", "", "empty", "give one threshold per label")
 
     def keep(self, batch: pa.RecordBatch) -> np.ndarray:
         return keep_by_labels(batch, self.config.thresholds, self.config.filter_equal)
 
 
 class FilterByValue(Predicate):
-    """Keeps rows whose field of the line id fulfils an operation.
+    """Keeps rows for whose field of the line id an operation is true.
 
-    Integers, floats and strings: gt ge eq lt le neq between in not-in; strings also startswith endswith; repeated
-    integers: any all diff. A field that is not set has its default; an empty repeated one counts as `keep_empty` says.
-    `uid` and `item_id` are unsigned: an operand is the int64 with the same bits. `is_draw` counts as 0 or 1.
+    Operations on one integer, float or string: gt ge eq lt le neq between in not-in; on a string also startswith
+    endswith; on a repeated integer field: any all diff. A field that is not set has its default. A row whose repeated
+    field is empty stays if `keep_empty` is set. `uid` and `item_id` are unsigned: an operand is the int64 with the same
+    bits. `is_draw` counts as 0 or 1.
     """
 
     example = "filter_by_value:\n  field_name: read_count\n  op: in\n  int_operand: [0]"
@@ -108,11 +110,12 @@ class FilterByValue(Predicate):
 
 
 class FilterByFeatureValue(Predicate):
-    """Keeps rows whose feature holds one value that fulfils an operation, or integers whose set does.
+    """Keeps rows for whose value of a feature an operation is true.
 
-    `field_type` is int64, float, double or bytes. Operations as of `filter_by_value`; int64 also any all diff, on the
-    set of all its values. Where the row lacks the feature, or it holds something else than `field_type`, or no or
-    several values for an operation on one, `keep_empty` says what becomes of the row.
+    `field_type` is int64, float, double or bytes. The operations are those of `filter_by_value`; of an int64 feature
+    also any all diff, which compare the set of all values of the row. Some rows cannot be compared: those that lack the
+    feature, those in which it holds another type than `field_type`, and, for an operation on one value, those with no
+    or several values. They stay if `keep_empty` is set.
     """
 
     example = "filter_by_feature_value:\n  feature_name: price\n  field_type: float\n  op: gt\n  float_operand: [2.5]"
@@ -120,7 +123,7 @@ class FilterByFeatureValue(Predicate):
     def __init__(self, config: pb.FilterByFeatureValueConfig, context: StepContext = _ALONE) -> None:
         super().__init__(config, context)
         if not config.feature_name or record_batch.is_metadata_name(config.feature_name):
-            raise self.wrong("feature_name", config.feature_name, "no name of a feature", "name a feature")
+            raise self.wrong("feature_name", config.feature_name, "is no name of a feature", "name a feature")
         if config.field_type not in _FEATURE_KINDS:
             raise self.wrong("field_type", config.field_type, "unknown", f"choose {', '.join(_FEATURE_KINDS)}")
         kind = _FEATURE_KINDS[config.field_type]
@@ -133,14 +136,15 @@ class FilterByFeatureValue(Predicate):
 
 
 class SpecialStrategy(Step):
-    """Keeps a row as the first strategy of the list that it has says: with a probability, and perhaps a new label.
+    """Samples rows by their special strategies, and may set the label of those that stay.
 
-    A strategy without `sample_rate` keeps its rows; `label` becomes label[0] of those that stay. Rows that have none of
-    the strategies are dropped; rows without any strategy stay, unless `keep_empty_strategy` is false.
+    The first strategy of `strategies` that a row has decides. The row stays with the probability `sample_rate`, or
+    always without one; `label` becomes label[0] of a row that stays. A row that has strategies, but none of the list,
+    is dropped. A row without any strategy stays unless `keep_empty_strategy` is false.
     """
 
     counters = {
-        "rows_dropped": "rows without a strategy of the list, and those that were not drawn",
+        "rows_dropped": "rows without a strategy of the list, and rows that the sampling left out",
         "rows_relabelled": "rows whose label[0] was set",
     }
     example = "special_strategy:\n  strategies: [{strategy: 2, sample_rate: 0.5, label: 1}, {strategy: 3}]"
@@ -154,9 +158,9 @@ class SpecialStrategy(Step):
             if each.strategy in numbers[:index]:
                 raise self.wrong(f"strategies[{index}].strategy", each.strategy, "is there twice", "list it once")
             if each.HasField("sample_rate") and not 0.0 <= each.sample_rate <= 1.0:
-                raise self.wrong(f"strategies[{index}].sample_rate", each.sample_rate, "no share", "choose 0 to 1")
+                raise self.wrong(f"strategies[{index}].sample_rate", each.sample_rate, "is no share", "choose 0 to 1")
             if np.isnan(each.label):
-                raise self.wrong(f"strategies[{index}].label", each.label, "no number", "give a number")
+                raise self.wrong(f"strategies[{index}].label", each.label, "is no number", "give a number")
         self._numbers = np.array(numbers, np.int64)
         self._rates = np.array([_given(each, "sample_rate", 1.0) for each in config.strategies])
         self._labels = np.array([_given(each, "label", np.nan) for each in config.strategies], np.float32)
@@ -177,12 +181,12 @@ class SpecialStrategy(Step):
 
 
 def keep_by_actions(batch: pa.RecordBatch, actions: Sequence[int]) -> np.ndarray:
-    """bool [rows]: one of `actions` is among the row's."""
+    """bool [rows]: whether one of `actions` is among the row's actions."""
     return comparisons.compare_sets("any", line_id.column(batch, "actions"), np.asarray(actions, np.int64))
 
 
 def keep_by_labels(batch: pa.RecordBatch, thresholds: Sequence[float], filter_equal: bool = False) -> np.ndarray:
-    """bool [rows]: some label i is above thresholds[i] (or equal, unless `filter_equal`), compared as float32."""
+    """bool [rows]: whether a label i, as float32, is above thresholds[i], or equals it unless `filter_equal`."""
     kept = np.zeros(batch.num_rows, bool)
     values, splits = list_columns.values_and_splits(label_column(batch))
     rows = np.flatnonzero(np.diff(splits) >= len(thresholds))
@@ -193,7 +197,7 @@ def keep_by_labels(batch: pa.RecordBatch, thresholds: Sequence[float], filter_eq
 
 
 def keep_by_field(batch: pa.RecordBatch, name: str, comparison: Comparison, keep_empty: bool = False) -> np.ndarray:
-    """bool [rows]: the field `name` of the line id fulfils `comparison`; an empty repeated one is as `keep_empty`."""
+    """bool [rows]: whether `comparison` is true of the field `name` of the line id; `keep_empty` where it is empty."""
     column = line_id.column(batch, name)
     if not line_id.FIELDS[name].repeated:
         return comparison.scalars(column)
@@ -203,11 +207,11 @@ def keep_by_field(batch: pa.RecordBatch, name: str, comparison: Comparison, keep
 def keep_by_feature(
     batch: pa.RecordBatch, name: str, field_type: str, comparison: Comparison, keep_empty: bool = False
 ) -> np.ndarray:
-    """bool [rows]: the feature `name` fulfils `comparison`.
+    """bool [rows]: whether `comparison` is true of the feature `name`.
 
     Args:
-      field_type: int64, float, double or bytes, what the feature must hold.
-      keep_empty: the result where there is nothing to compare.
+      field_type: int64, float, double or bytes: what the feature must hold.
+      keep_empty: the result of rows in which there is nothing to compare.
     """
     kept = np.full(batch.num_rows, keep_empty)
     index = batch.schema.get_field_index(name)
@@ -228,17 +232,17 @@ def keep_by_feature(
 def first_strategy(column: pa.ListArray, strategies: np.ndarray) -> np.ndarray:
     """int64 [rows]: index of the first of `strategies`, int64 and distinct, that the row has; -1 for none."""
     values, splits = list_columns.values_and_splits(column)
-    positions, codes = comparisons.find(values, strategies)
+    positions, codes = comparisons.find_values(values, strategies)
     first = np.full(len(column), len(strategies))
     np.minimum.at(first, comparisons.rows_of(positions, splits), codes)
     return np.where(first < len(strategies), first, -1)
 
 
 def set_first_labels(batch: pa.RecordBatch, labels: np.ndarray) -> pa.RecordBatch:
-    """`batch` with label[0] of each row set, or given where the row has none.
+    """`batch` with label[0] of each row set; a row without labels gets one.
 
     Args:
-      labels: float32 [rows]; NaN leaves a row as it is.
+      labels: float32 [rows]; NaN leaves the row as it is.
     """
     changed = ~np.isnan(labels)
     if not changed.any():
@@ -253,17 +257,6 @@ def set_first_labels(batch: pa.RecordBatch, labels: np.ndarray) -> pa.RecordBatc
     return with_labels(batch, list_columns.list_array(values, splits, pa.float32(), nulls))
 
 
-def parse_integers(text: str) -> list[int]:
-    """The integers of a comma-separated list, empty items skipped; ValueError naming one that is no integer."""
-    numbers = []
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            numbers.append(int(item))
-        except ValueError:
-            raise ValueError(f"Invalid integer string: {item}") from None
-    return numbers
-
-
 def _kind_of(field: line_id.LineIdField) -> Kind:
     type = field.type.value_type if field.repeated else field.type
     if field.name in _UNSIGNED_FIELDS:
@@ -274,7 +267,7 @@ def _kind_of(field: line_id.LineIdField) -> Kind:
 
 
 def _holds(field: pa.Field, field_type: str) -> bool:
-    """Whether the column is a feature of lists of `field_type`: fids and raw features are not."""
+    """Whether the column holds lists of `field_type`. Fids and raw features have a kind of their own and do not."""
     if not pa.types.is_list(field.type) or (field.metadata or {}).get(record_batch.KIND_KEY):
         return False
     type = field.type.value_type
@@ -286,4 +279,5 @@ def _holds(field: pa.Field, field_type: str) -> bool:
 
 
 def _given(message: Any, name: str, default: Any) -> Any:
+    """The setting `name`, or `default` where it is not set."""
     return getattr(message, name) if message.HasField(name) else default

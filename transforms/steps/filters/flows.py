@@ -1,6 +1,10 @@
-"""Flows: rows of several data sources in one stream, told apart by `__DATA_SOURCE_KEY__`."""
+"""Flows: the rows of several data sources in one stream, told apart by `__DATA_SOURCE_KEY__`.
 
-from collections.abc import Mapping, Sequence
+A flow is named after its data source. `run_flows` of a recipe and the transforms of `transforms/beam/flows.py` split
+rows into flows and merge them again.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +17,11 @@ from millrace.transforms.steps.step import Predicate, StepContext
 
 _ALONE = StepContext()
 DATA_SOURCE_KEY = "__DATA_SOURCE_KEY__"
-"""Column: 32-bit key of the row's data source; 0 or null where it has none."""
+"""Name of the column with the 32-bit key of the row's data source, 0 or null in a row without one."""
 
 
 class SelectFlows(Predicate):
-    """Keeps the rows of the data sources with these names, by `__DATA_SOURCE_KEY__`."""
+    """Keeps the rows of the data sources that are named, by their `__DATA_SOURCE_KEY__`."""
 
     example = "select_flows:\n  data_sources: [mobile, pc]"
 
@@ -33,27 +37,19 @@ class SelectFlows(Predicate):
 
 
 def split_flows(batch: pa.RecordBatch, names: Sequence[str]) -> tuple[dict[str, pa.RecordBatch], pa.RecordBatch]:
-    """The rows of each flow, and those of no flow.
+    """The rows of each flow, and the rows that belong to none.
 
     Args:
       batch: rows with `__DATA_SOURCE_KEY__`.
-      names: of the flows.
+      names: names of the flows.
 
-    Returns: ({name: its rows in order}, rows whose key no name has).
-    Raises: UserError when two names cannot be told apart.
+    Returns: ({name: rows of the flow, in order}, rows whose key belongs to none of the names).
+    Raises: UserError when two names have the same key.
     """
     rows = source_keys(batch)
     keys = flow_keys(names)
     flows = {name: batch.filter(pa.array(rows == key)) for name, key in zip(names, keys, strict=True)}
     return flows, batch.filter(pa.array(np.isin(rows, keys, invert=True)))
-
-
-def merge_flows(flows: Mapping[str, pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows of all flows, one flow after the other, each row with the name of its flow.
-
-    Raises: ValueError when there is no flow, or a column has two types.
-    """
-    return record_batch.concat([named_flow(rows, name) for name, rows in flows.items()])
 
 
 def named_flow(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
@@ -62,13 +58,13 @@ def named_flow(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
 
 
 def flow_keys(names: Sequence[str]) -> np.ndarray:
-    """int64 keys of the flows `names`; UserError when two of them have one key."""
+    """int64 [n]: the keys of the flows `names`; UserError when two of them have the same key."""
     check_names(tuple(names), "flows")
     return np.array([data_source_key(name) for name in names], np.int64)
 
 
 def source_keys(batch: pa.RecordBatch) -> np.ndarray:
-    """int64 [rows]: the key of each row's data source, 0 where it has none."""
+    """int64 [rows]: the key of each row's data source, 0 in a row without one."""
     column = record_batch.column_of(batch, DATA_SOURCE_KEY)
     if column is None:
         return np.zeros(batch.num_rows, np.int64)

@@ -1,4 +1,4 @@
-"""Trees of filters: any, all or none of several, and the `logical_or` of two."""
+"""Filters that combine other filters: any, all or none of several, and the `logical_or` of two."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _ALONE = StepContext()
 
 
 class _Tree(Predicate):
-    """A filter that asks others, its `children`."""
+    """A filter that combines the results of other filters, its `children`."""
 
     def __init__(self, config: pb.PredicatesConfig, context: StepContext = _ALONE) -> None:
         super().__init__(config, context)
@@ -36,7 +36,7 @@ class AnyOf(_Tree):
 
 
 class AllOf(_Tree):
-    """Keeps rows that every one of the filters keeps; for branches of other trees."""
+    """Keeps rows that every one of the filters keeps, as steps one after the other do; for use within `any_of`."""
 
     example = (
         "all_of:\n  predicates:\n    - filter_by_action: {has_actions: [2]}\n    - filter_by_label: {thresholds: [0]}"
@@ -56,7 +56,7 @@ class NoneOf(_Tree):
 
 
 class LogicalOr(Predicate):
-    """Keeps rows that filter x or filter y keeps, or both."""
+    """Keeps rows that filter `x`, filter `y` or both keep."""
 
     example = "logical_or:\n  x: {filter_by_action: {has_actions: [2]}}\n  y: {filter_by_label: {thresholds: [0]}}"
 
@@ -80,11 +80,11 @@ PREDICATES: dict[str, type[Predicate]] = {
     "all_of": AllOf,
     "none_of": NoneOf,
 }
-"""{kind of a step: its class} of what a tree may hold: whatever only looks at rows."""
+"""{kind of a step: its class} of the steps that can be combined: those that look at rows and do not change them."""
 
 
 def make_predicate(parent: Step, setting: str, config: pb.BasicTransformConfig) -> Predicate:
-    """The filter that `parent` has as `setting`; UserError when it is something else than a filter, or wrong."""
+    """The filter that `parent` has as `setting`; UserError when it is no filter or one of its settings is wrong."""
     kind: Any = config.WhichOneof("type")
     if kind not in PREDICATES:
         problem = f"{kind} is no filter: it changes rows" if kind else "missing"

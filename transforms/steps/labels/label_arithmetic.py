@@ -1,4 +1,4 @@
-"""Arithmetic of labels. A label that says nothing, INVALID_LABEL, is left as it is."""
+"""Arithmetic on labels. INVALID_LABEL, which stands for no label, stays as it is."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,22 +18,25 @@ NORMALIZATIONS: Mapping[int, Callable[[np.ndarray, float], np.ndarray]] = {
     pb.LabelNormalizationConfig.REPOW: lambda labels, value: np.where(labels > 0, np.abs(labels) ** value, 0),
     pb.LabelNormalizationConfig.SCALELOG: lambda labels, value: np.log(np.maximum(labels / value + 1, 0)),
 }
-"""{method: what it makes of float64 labels}."""
+"""{method: function of float64 labels and the argument `value`}."""
 
 
 def bound_labels(labels: pa.ListArray, bounds: Sequence[float]) -> pa.ListArray:
-    """Labels with label i at most `bounds[i]`; a row with fewer labels than bounds stays as it is."""
+    """The labels, with label i of a row at most `bounds[i]`; a row with fewer labels than bounds stays as it is."""
     values, splits = values_and_splits(labels)
-    place = np.arange(len(values)) - np.repeat(splits[:-1], np.diff(splits))
-    bounded = np.repeat(np.diff(splits) >= len(bounds), np.diff(splits)) & (place < len(bounds))
-    limits = np.asarray(bounds, np.float32)[np.where(bounded, place, 0)]
+    position = np.arange(len(values)) - np.repeat(splits[:-1], np.diff(splits))
+    bounded = np.repeat(np.diff(splits) >= len(bounds), np.diff(splits)) & (position < len(bounds))
+    limits = np.asarray(bounds, np.float32)[np.where(bounded, position, 0)]
     return with_label_values(labels, np.where(bounded & is_valid(values), np.minimum(values, limits), values))
 
 
 def normalize_labels(labels: pa.ListArray, operations: Sequence[tuple[int, float]]) -> tuple[pa.ListArray, int]:
-    """Every label after these (method, value), one after the other, in float64.
+    """The labels after all `operations`, which are done one after the other in float64.
 
-    Returns: (labels, number of those that the operations made infinite or NaN).
+    Args:
+      operations: (method, value) pairs; a method is a key of `NORMALIZATIONS`.
+
+    Returns: (labels, number of labels that the operations made infinite or NaN).
     """
     values, _ = values_and_splits(labels)
     with np.errstate(all="ignore"):
@@ -47,7 +50,7 @@ def normalize_labels(labels: pa.ListArray, operations: Sequence[tuple[int, float
 
 
 def raise_labels(labels: pa.ListArray, floor: np.ndarray) -> pa.ListArray:
-    """Labels that are no lower than `floor`, float32 [rows], in their row."""
+    """The labels, each raised to the `floor`, float32 [rows], of its row where it is below."""
     values, splits = values_and_splits(labels)
     raised = np.maximum(values, floor[row_of_value(splits)])
     return with_label_values(labels, np.where(is_valid(values), raised, values))

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch import line_id
-from millrace.transforms.batch.action_column import append_action, most_prior, places
+from millrace.transforms.batch.action_column import append_action, most_prior, positions_in
 from millrace.transforms.batch.label_column import (
     TaskLabel,
     append_labels,
@@ -32,7 +32,7 @@ from millrace.transforms.steps.labels.label_arithmetic import (
 from millrace.transforms.steps.step import Counts, Step, StepContext, check_priority
 
 MAX_LABELS = 4096
-"""Labels that a step may give a row."""
+"""Most labels that a step may give a row: beyond any number of heads, and few enough for a row to stay small."""
 
 _ACTION_OPS = (*ORDER_OPS, *MEMBER_OPS)
 _DIVIDING = (
@@ -43,10 +43,10 @@ _DIVIDING = (
 
 
 class AddAction(Step):
-    """Appends an action to the rows whose field fulfils an operation.
+    """Appends an action to the rows for whose field an operation is true.
 
-    Fields and operands are those of `filter_by_value`; a field that holds a list is refused. An action that a row has
-    already is there twice afterwards.
+    Fields and operands are those of `filter_by_value`; a field that holds a list is refused. The action is appended
+    even if the row has it already.
     """
 
     counters = {"actions_added": "rows that got the action"}
@@ -75,11 +75,11 @@ class AddAction(Step):
 
 
 class AddLabel(Step):
-    """Appends one label a task by the row's actions; `sample_rate` becomes `new_sample_rate`.
+    """Appends one label per task by the row's actions, and sets the sample rate of every row to `new_sample_rate`.
 
-    A row with a positive action gets 1. A row with a negative action, or any other row when the task names no negative
-    ones, gets `negative_value` with the task's probability. Others get INVALID_LABEL. A label that was there before,
-    the first of the row, becomes INVALID_LABEL unless it is positive.
+    A row with a positive action of the task gets 1. A row with a negative action, or any other row when the task names
+    no negative actions, gets `negative_value` with the probability `sample_rate` of the task. All others get
+    INVALID_LABEL. The first label that a row had before becomes INVALID_LABEL unless it is positive.
     """
 
     example = "add_label: {task_label_configs: [{pos_actions: [1, 2], neg_actions: [3]}], negative_value: 0}"
@@ -101,7 +101,7 @@ class AddLabel(Step):
         return line_id.set_column(batch, "sample_rate", np.full(batch.num_rows, self._new_rate, np.float32))
 
     def _labels(self, batch: pa.RecordBatch) -> np.ndarray:
-        """float32 [rows, tasks]"""
+        """float32 [rows, tasks]: the label of each task."""
         actions = line_id.column(batch, "actions")
         labels = np.empty((batch.num_rows, len(self._tasks)), np.float32)
         for index, task in enumerate(self._tasks):
@@ -125,8 +125,8 @@ class AddLabel(Step):
 class ScatterLabel(Step):
     """Moves the first label of a row to the position of the row's channel.
 
-    The row has as many labels as the largest position asks for; all others, and all of a row whose channel has no
-    position, are INVALID_LABEL.
+    Every row gets as many labels as the largest position needs. All of its other labels are INVALID_LABEL, and so are
+    all labels of a row whose channel has no position.
     """
 
     counters = {"rows_without_channel": "rows whose channel has no position"}
@@ -147,11 +147,11 @@ class ScatterLabel(Step):
 
 
 class MultiLabelGen(Step):
-    """Labels a row for the head that one of its fields names; all other heads get INVALID_LABEL.
+    """Gives a row a label for the head that one of its fields names, and INVALID_LABEL for all other heads.
 
-    The label is the row's first one (`use_origin_label`), or follows from its most prior action: `pos_label` for one of
-    `pos_actions`, `neg_label` for one of `neg_actions`, else INVALID_LABEL. The most prior action is the first of
-    `action_priority` that the row has, else the row's first.
+    With `use_origin_label` the label is the row's first label. Otherwise it follows from the row's most prior action,
+    which is the first of `action_priority` that the row has, else the row's first action: `pos_label` for one of
+    `pos_actions`, `neg_label` for one of `neg_actions`, else INVALID_LABEL.
     """
 
     counters = {"rows_without_head": "rows whose field names no head"}
@@ -181,7 +181,7 @@ class MultiLabelGen(Step):
         positives = len(self.config.pos_actions)
         values = np.full(len(labelled) + 1, self.config.neg_label, np.float32)
         values[:positives], values[-1] = self._positive, INVALID_LABEL
-        return np.where(none, np.float32(INVALID_LABEL), values[places(action, labelled)])
+        return np.where(none, np.float32(INVALID_LABEL), values[positions_in(labelled, action)])
 
     def _head_values(self) -> pa.Array:
         """The keys of `head_index` as the field holds them."""
@@ -212,7 +212,7 @@ class MultiLabelGen(Step):
 
 
 class LabelUpperBound(Step):
-    """Makes label i of a row at most `bounds[i]`; a row with fewer labels than bounds stays as it is."""
+    """Lowers label i of a row to `bounds[i]` where it is above; a row with fewer labels than bounds stays as it is."""
 
     counters = {"rows_short": "rows with fewer labels than bounds"}
     example = "label_upper_bound: {bounds: [1, 3600]}"
@@ -259,7 +259,7 @@ class LabelNormalization(Step):
 
 
 class UseFieldAsLabel(Step):
-    """Makes each label of a row at least as large as a numeric field of the row.
+    """Raises each label of a row to the value of a numeric field of the row where it is below.
 
     With `overwrite_invalid_value` a field of `label_threshold` or more counts as 0.
     """
@@ -281,10 +281,10 @@ class UseFieldAsLabel(Step):
 
 
 class FillMultiRankOutput(Step):
-    """Appends one label, the rank of the row: the first of these that is enabled.
+    """Appends one label, the rank of the row, by the first of these settings that is set.
 
-    `enable_draw_as_rank`: 1 for a draw, else 0. `enable_chnid_as_rank`: the channel if it is 0 or 1, else 2.
-    `enable_lineid_rank_as_rank`: the rank, at most `rank_num` - 1.
+    `enable_draw_as_rank`: 1 where `is_draw` is true, else 0. `enable_chnid_as_rank`: the channel if it is 0 or 1, else
+    2. `enable_lineid_rank_as_rank`: the field `rank`, at most `rank_num` - 1.
     """
 
     example = "fill_multi_rank_output: {enable_lineid_rank_as_rank: true, rank_num: 18}"
@@ -302,7 +302,7 @@ class FillMultiRankOutput(Step):
         return with_labels(batch, append_labels(label_column(batch), ranks[:, None]))
 
     def _ranks(self, batch: pa.RecordBatch) -> np.ndarray:
-        """[rows]"""
+        """[rows]: the rank of each row."""
         if self.config.enable_draw_as_rank:
             return line_id.column(batch, "is_draw").to_numpy(zero_copy_only=False)
         if self.config.enable_chnid_as_rank:
@@ -313,10 +313,10 @@ class FillMultiRankOutput(Step):
 
 def _label_count(step: Step, name: str, positions: Iterable[int]) -> int:
     """Labels that a row needs for these positions; UserError when there are none or one is out of range."""
-    places = list(positions)
-    if not places:
+    given = list(positions)
+    if not given:
         raise step.wrong(name, "", "no positions", "give one or more")
-    for place in places:
-        if not 0 <= place < MAX_LABELS:
-            raise step.wrong(name, place, "position out of range", f"choose 0..{MAX_LABELS - 1}")
-    return max(places) + 1
+    for position in given:
+        if not 0 <= position < MAX_LABELS:
+            raise step.wrong(name, position, "position out of range", f"choose 0..{MAX_LABELS - 1}")
+    return max(given) + 1

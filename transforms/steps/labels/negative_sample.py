@@ -1,4 +1,4 @@
-"""Down-sampling of negatives, the same for every run with one seed, and the rate that corrects for it."""
+"""Sampling of negatives: every run with the same seed drops the same rows, and the sample rate tells the trainer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch import line_id
-from millrace.transforms.batch.action_column import most_prior, places
+from millrace.transforms.batch.action_column import most_prior, positions_in
 from millrace.transforms.batch.label_column import label_at, label_column
 from millrace.transforms.steps.step import Counts, Step, StepContext, check_priority, keep_rows
 
@@ -16,19 +16,20 @@ from millrace.transforms.steps.step import Counts, Step, StepContext, check_prio
 def drop_rates(
     actions: pa.ListArray, priority: Sequence[int], rates: Mapping[int, float], default: float
 ) -> np.ndarray:
-    """float64 [rows]: rate of each row's most prior action; `default` where `rates` has none, or the row no action."""
+    """float64 [rows]: the rate of the row's most prior action, or `default` if it has none or `rates` lacks it."""
     action, none = most_prior(actions, priority)
-    by_place = np.asarray([*rates.values(), default])
-    return np.where(none, default, by_place[places(action, list(rates))])
+    rate_at = np.asarray([*rates.values(), default])
+    return np.where(none, default, rate_at[positions_in(list(rates), action)])
 
 
 class NegativeSample(Step):
     """Drops a share of the negatives: rows whose label `label_index` is below `threshold`.
 
-    The share is `drop_rate`, or with `per_action_drop_rate` that of the row's most prior action (the first of
-    `action_priority` that the row has, else its first) if it is listed there. INVALID_LABEL is below every threshold; a
-    row without such a label is kept. `correct_sample_rate` multiplies the sample rate of every row that is kept by
-    1 - `drop_rate`: the trainer sees logit - ln rate, which undoes the sampling in the odds of a positive.
+    The share is `drop_rate`. With `per_action_drop_rate` it is the rate of the row's most prior action, if that is
+    listed there; the most prior action is the first of `action_priority` that the row has, else its first action.
+    INVALID_LABEL is below every threshold; a row without a label at `label_index` is kept. `correct_sample_rate`
+    multiplies the sample rate of every row that is kept by 1 - `drop_rate`; the trainer subtracts the logarithm of the
+    sample rate from the logit, which undoes the effect of the sampling on the odds of a positive.
     """
 
     counters = {"rows_dropped": "negatives that are dropped"}
@@ -44,7 +45,12 @@ class NegativeSample(Step):
         for index, each in enumerate(config.per_action_drop_rate):
             self._check_rate(f"per_action_drop_rate[{index}].rate", each.rate)
             if self._rates.setdefault(each.action, each.rate) != each.rate:
-                raise self.wrong(f"per_action_drop_rate[{index}]", each.rate, "a second rate", "give an action one")
+                raise self.wrong(
+                    f"per_action_drop_rate[{index}]",
+                    each.rate,
+                    "is a second rate of the action",
+                    "give each action one rate",
+                )
         self._check_together()
 
     def process(self, batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:

@@ -1,7 +1,8 @@
-"""Rows that stand for several rows, or for none: corrections of what was said too early.
+"""Corrected rows that make up for provisional ones: how many rows a row counts as, by its actions and earlier ones.
 
-A feed that sends a provisional negative first and the corrected row later lets the second one weigh so much that it
-makes up for the first.
+A feed may send a row as a negative at once, and again when an action on it has come. The second row lists the actions
+of the first one in `pre_actions`. `reweight` gives the second row a label and a number of copies with which a trainer
+that learns from both rows ends up where it would with the right row alone.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch import line_id, record_batch
-from millrace.transforms.batch.action_column import best_places, places, reduce_rows
+from millrace.transforms.batch.action_column import best_positions, positions_in, reduce_rows
 from millrace.transforms.batch.label_column import label_at, label_column, set_label_at, with_labels
 from millrace.transforms.batch.list_columns import splits_of, values_and_splits
 from millrace.transforms.batch.provenance import MAX_COPIES, derived_rows
@@ -25,7 +26,7 @@ _LARGEST_COUNT = 2.0**53
 
 
 class ActionWeight(NamedTuple):
-    """What an action says: rows that stand for it, and the label of a row whose best action it is."""
+    """What an action counts for: its factor, and the label of a row whose best action it is."""
 
     action: int
     weight: int
@@ -33,15 +34,16 @@ class ActionWeight(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What the actions of the rows come to, [rows] each.
+    """The actions of all rows on one side, before or now, [rows] each.
 
     Attributes:
-      standing: int64, lower is better: place of the best action, then rows of unlisted actions, then rows without any.
-      copies: float64, rows that the actions stand for.
-      label: float64, label of the best action, NaN where it has none.
+      rank: int64, the position of the row's best action in the list of priorities, so that lower is better. Rows with
+        unlisted actions alone come after all listed ones, and rows without actions come last.
+      copies: float64, the number of rows that the actions count for.
+      label: float64, the label of the best action, NaN where it has none.
     """
 
-    standing: np.ndarray
+    rank: np.ndarray
     copies: np.ndarray
     label: np.ndarray
 
@@ -55,12 +57,14 @@ def replicas(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How often each row counts, and its label.
 
-    Rows that got better actions than before take their label, and as many rows as both sides stand for: the sum where
-    the labels differ, the difference where they are equal (with the label negated where less is left than was sent).
+    A row whose actions are better than those before takes the label of its best action. It counts as often as the
+    actions of both sides together if the two labels differ, because it undoes the earlier row and adds its own. If the
+    labels are equal it counts as often as the two sides differ, with the label negated if the earlier row counted for
+    more. A row whose actions are no better counts 0 times; a row without any actions counts once.
 
     Args:
       before, now: list<int32> [rows], the actions of an earlier row and of this one.
-      labels: float32 [rows]
+      labels: float32 [rows], the labels that the rows have.
       priority: actions, the most prior first.
 
     Returns: (int64 [rows], float32 [rows]).
@@ -77,8 +81,8 @@ def replicas(
 
 
 def _compared(earlier: Side, later: Side, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`replicas` of rows that have actions on one side or on both."""
-    better = earlier.standing > later.standing
+    """(how often each row counts, its label) of rows that have actions on one side or on both."""
+    better = earlier.rank > later.rank
     label = np.where(better & ~np.isnan(later.label), later.label, labels)
     same = np.trunc(earlier.label) == np.trunc(label)
     taken_back = earlier.copies - later.copies
@@ -92,11 +96,11 @@ def _side(values: np.ndarray, splits: np.ndarray, priority: Sequence[int], weigh
     rows = len(splits) - 1
     if not len(values):
         return Side(np.full(rows, len(priority) + 1), np.zeros(rows), np.full(rows, np.nan))
-    place = places(values, priority)
-    best = best_places(place, splits, len(priority))
-    superseded = (place < len(priority)) & (place != np.repeat(best, np.diff(splits)))
+    position = positions_in(priority, values)
+    best = best_positions(position, splits, len(priority))
+    superseded = (position < len(priority)) & (position != np.repeat(best, np.diff(splits)))
     weight = np.asarray([*(each.weight for each in weights), 1], np.float64)
-    factors = weight[places(values, [each.action for each in weights])]
+    factors = weight[positions_in([each.action for each in weights], values)]
     copies = _products(np.where(superseded, 1.0, factors), splits)
     empty = splits[1:] == splits[:-1]
     labels = {each.action: each.label for each in weights}
@@ -105,16 +109,16 @@ def _side(values: np.ndarray, splits: np.ndarray, priority: Sequence[int], weigh
 
 
 def _products(factors: np.ndarray, splits: np.ndarray) -> np.ndarray:
-    """float64 [rows]: product of each row's factors, at most 2^53; 1 for an empty row."""
+    """float64 [rows]: the product of each row's factors, at most 2^53, the largest exact count; 1 for an empty row."""
     with np.errstate(over="ignore", invalid="ignore"):
         products = reduce_rows(np.multiply, factors, splits, 1.0)
-    # NaN comes of a zero and an overflow: the product is zero.
+    # NaN comes of infinity times zero: the true product is zero.
     products[np.isnan(products)] = 0.0
     return np.minimum(products, _LARGEST_COUNT)
 
 
 def repeat_rows(batch: pa.RecordBatch, times: np.ndarray, fanout: int) -> pa.RecordBatch:
-    """Each row `times`, int64 [rows] in [0, fanout]; copies get a `__SOURCE_ROW__` of their own."""
+    """Each row repeated `times`, int64 [rows] in [0, fanout]; every copy gets a `__SOURCE_ROW__` of its own."""
     splits = splits_of(times)
     copies = take_rows(batch, np.repeat(np.arange(batch.num_rows), times))
     if record_batch.column_of(batch, record_batch.SOURCE_ROW) is None:
@@ -125,14 +129,17 @@ def repeat_rows(batch: pa.RecordBatch, times: np.ndarray, fanout: int) -> pa.Rec
 
 
 class Reweight(Step):
-    """Repeats a row, or multiplies its weight, by what its actions weigh; rows that weigh nothing are dropped.
+    """Repeats a row, or multiplies its weight, so that it makes up for an earlier row of the same impression.
 
-    `actions` are compared with `pre_actions`, what an earlier row of the same record said. The best action of a side is
-    the first of `action_priority` that it has. A side stands for the product of the weights of its actions, without
-    listed ones that are not the best. If `actions` are better (none at all is worst, none listed next), the row takes
-    the label of its best action, and counts as often as it stands for, plus what `pre_actions` stand for if their label
-    was another; if it was the same, as often as the two differ, with the label negated if there is less than before. A
-    row without any actions counts once; all others, and rows without labels, are dropped.
+    The `actions` of the row are compared with its `pre_actions`, the actions of the earlier row. The best action of
+    either side is the first of `action_priority` that it has. A side counts for the product of the weights of its
+    actions; of the listed actions only the best one enters the product.
+
+    If `actions` are better than `pre_actions`, the row takes the label of its best action. Unlisted actions alone are
+    worse than any listed one, and no actions at all are worst. If the two labels differ, the row counts as often as
+    both sides together; if they are equal, as often as the two sides differ, with the label negated if `pre_actions`
+    counted for more. A row without actions on either side counts once. Rows whose actions are no better, and rows
+    without labels, are dropped.
     """
 
     counters = {
@@ -163,7 +170,7 @@ class Reweight(Step):
         return repeat_rows(batch, times, self.fanout)
 
     def _weighed(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, np.ndarray]:
-        """(`batch` with its labels corrected, int64 [rows]: how often each row counts)."""
+        """(`batch` with its labels corrected, int64 [rows]: the number of times that each row counts)."""
         labels = label_column(batch)
         first, has_label = label_at(labels, 0)
         before, now = (line_id.column(batch, name) for name in ("pre_actions", "actions"))
@@ -184,7 +191,7 @@ class Reweight(Step):
 
 
 def _with_weight(batch: pa.RecordBatch, times: np.ndarray) -> pa.RecordBatch:
-    """`batch` with `__WEIGHT__` multiplied; a null is 1."""
+    """`batch` with `__WEIGHT__` multiplied by `times`; a weight that is null counts as 1."""
     column = record_batch.column_of(batch, record_batch.WEIGHT)
     before = 1.0 if column is None else pc.fill_null(column, 1.0).to_numpy()
     weights = pa.array((before * times).astype(np.float32))

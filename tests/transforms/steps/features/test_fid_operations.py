@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +15,6 @@ from millrace.transforms.steps.features.fid_operations import (
     convert_fids,
     extract_fids,
     fid_mask,
-    fused_value_rowids,
     high_product,
     map_ids,
     switch_slot,
@@ -51,15 +49,6 @@ def test_ids_are_looked_up_one_by_one() -> None:
     mapping = {123: 0, 456: 1, 789: 2}
     assert map_ids(pa.array([123, 456, 789, 912]), mapping).to_pylist() == [0, 1, 2, -1]
     assert map_ids(pa.array([123, None, 912], pa.int32()), mapping, 7).to_pylist() == [0, None, 7]
-
-
-@covers("data:v36")
-def test_every_value_knows_its_row() -> None:
-    assert fused_value_rowids(pa.array([[], [1], [2, 3]], _FIDS)).tolist() == [1, 2, 2]
-    ragged = pa.ListArray.from_arrays(pa.array([0, 4, 4, 7, 8, 8], pa.int32()), pa.array(range(8)))
-    assert fused_value_rowids(ragged).tolist() == [0, 0, 0, 0, 2, 2, 2, 3]
-    with pytest.raises(ValueError, match="expected lists"):
-        fused_value_rowids(pa.array([1, 2]))
 
 
 @covers("data:v36")

@@ -148,7 +148,7 @@ def test_operands_come_from_a_file(tmp_path: Path) -> None:
 
 def test_a_wrong_operand_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _file(tmp_path, int64_list=record_pb2.Int64List(value=[1]))
-    with pytest.raises(UserError, match="f.operand_filepath=.*holds int64_list, the values are a string"):
+    with pytest.raises(UserError, match="f.operand_filepath=.*holds int64_list, each value is a string"):
         _comparison(field_name="did", op="in", operand_filepath=path)
     with pytest.raises(UserError, match="gt takes no file"):
         _comparison(field_name="chnid", op="gt", operand_filepath=path)
@@ -167,14 +167,14 @@ def test_a_wrong_operand_file_is_refused_by_name(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"op": "over", "int_operand": [1]}, "f.op=over: no operation on an integer"),
+        ({"op": "over", "int_operand": [1]}, "f.op=over: is no operation on an integer"),
         ({"op": "startswith", "int_operand": [1]}, "f.op=startswith"),
         ({"op": "any", "int_operand": [1]}, "f.op=any"),
         ({"op": "gt"}, "f.int_operand=.*gt needs 1"),
         ({"op": "gt", "int_operand": [1, 2]}, "gt needs 1"),
         ({"op": "between", "int_operand": [1]}, "between needs 2"),
         ({"op": "in"}, "in needs an operand"),
-        ({"op": "gt", "float_operand": [1]}, "f.float_operand=.*the values are an integer; give int_operand"),
+        ({"op": "gt", "float_operand": [1]}, "f.float_operand=.*each value is an integer; give int_operand"),
         ({"op": "gt", "string_operand": ["1"]}, "f.string_operand="),
         ({"field_name": "q_pred", "op": "gt", "float_operand": [float("nan")]}, "f.float_operand=nan"),
         ({"field_name": "actions", "op": "in", "int_operand": [1]}, "f.op=in.*choose any, all, diff"),

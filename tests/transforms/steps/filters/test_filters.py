@@ -18,6 +18,7 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import fid_v1, fid_v2
 from millrace.transforms.batch.provenance import with_provenance
+from millrace.transforms.recipe.text import parse_integers, parse_recipe
 from millrace.transforms.steps.filters import comparisons, filters
 from millrace.transforms.steps.filters.comparisons import Kind
 from millrace.transforms.steps.step import Counts, Predicate, StepContext
@@ -169,9 +170,16 @@ def test_slots_are_those_of_each_layout() -> None:
 
 @covers("data:v14")
 def test_text_sets_are_read_and_checked() -> None:
-    assert filters.parse_integers("6457882839108881377,6436927642569553426,") == _FIDS[1::-1]
+    text = "6457882839108881377,6436927642569553426,"
+    assert parse_integers(text) == _FIDS[1::-1]
     with pytest.raises(ValueError, match="Invalid integer string: abc"):
-        filters.parse_integers("1,abc")
+        parse_integers("1,abc")
+    config = parse_recipe(f'steps: [{{filter_by_fid: {{filter_fids: "{text}"}}}}]').config
+    assert config.configs[0].basic_config.filter_by_fid.filter_fids == _FIDS[1::-1]
+    with pytest.raises(UserError, match=r"recipe:1: .*filter_fids=1,abc: Invalid integer string: abc"):
+        parse_recipe('steps: [{filter_by_fid: {filter_fids: "1,abc"}}]')
+    with pytest.raises(UserError, match=r"filter_fids=-1: out of range"):
+        parse_recipe('steps: [{filter_by_fid: {filter_fids: "2,-1"}}]')
 
 
 @covers("data:v18")

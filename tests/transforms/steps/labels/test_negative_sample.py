@@ -94,7 +94,7 @@ def test_a_choice_at_random_needs_to_know_the_row() -> None:
         ({"action_priority": [1], "per_action_drop_rate": [{"rate": -1}]}, r"per_action_drop_rate\[0\].rate=-1"),
         (
             {"action_priority": [1], "per_action_drop_rate": [*_RATES, {"action": 1, "rate": 0.5}]},
-            r"per_action_drop_rate\[5\]=0.5: a second rate",
+            r"per_action_drop_rate\[5\]=0.5: is a second rate",
         ),
         ({"drop_rate": 1, "correct_sample_rate": True}, "correct_sample_rate"),
         (
