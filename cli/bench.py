@@ -1,4 +1,4 @@
-"""`millrace bench`: measures every stage on this machine, one line a case."""
+"""`millrace bench`: measures every stage on this machine, one line per case."""
 
 import argparse
 import importlib.metadata
@@ -14,7 +14,7 @@ from millrace.cli.common import add_command
 from millrace.runtime.errors import UserError
 
 _FOLDER = Path(__file__).resolve().parents[1] / "tests" / "benchmarks"
-_LIMIT_SECONDS = 600.0
+_LIMIT_SECONDS = 600.0  # per benchmark: one that hangs does not keep the others from running
 _VERSIONS = ("tensorflow", "keras", "apache-beam", "pyarrow", "numpy", "confluent-kafka", "grpcio")
 
 
@@ -22,12 +22,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = add_command(
         subparsers,
         "bench",
-        "Runs the benchmarks of tests/benchmarks one after the other and prints one line a case.",
+        "Runs the benchmarks of tests/benchmarks one after the other and prints one line per case. Needs a checkout.",
         "millrace bench --only transforms\nmillrace bench --json > bench.jsonl",
         _run,
     )
     parser.add_argument("--only", metavar="NAME", help=f"one of {', '.join(_names())}")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line; the first names the machine")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line; the first describes the machine")
 
 
 def _names() -> list[str]:

@@ -17,7 +17,7 @@ millrace dev status --json
 millrace dev logs kafka
 millrace dev down"""
 
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.3  # between two looks at the logs: a reader takes it for at once
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

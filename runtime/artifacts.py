@@ -22,7 +22,7 @@ from millrace.runtime.errors import UserError
 PRISM_VERSION = "2.77.0"
 
 _COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
-_FETCH_SECONDS = 1800.0
+_FETCH_SECONDS = 1800.0  # several times what a slow line or a busy machine takes: only what hangs is given up
 # Between two lines that say how far a fetch is: a person waits for them, a log only has to show that it goes on.
 _TERMINAL_SECONDS, _LOG_SECONDS = 10.0, 30.0
 _KEPT_LINES = 1000  # of a program's output: an error of Maven or Go is far shorter
@@ -35,7 +35,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Tool:
-    """A program that has to be installed, and how."""
+    """A program that has to be installed, and how to install it."""
 
     program: str
     remedy: str

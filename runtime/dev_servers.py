@@ -19,9 +19,9 @@ from millrace.runtime.daemon import Daemon, free_port, port_is_free
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
 
-_START_SECONDS = 90.0
-_START_ATTEMPTS = 3
-_PORT_RELEASE_SECONDS = 10.0
+_START_SECONDS = 90.0  # a quiet machine takes 5 s, a busy one tens: only a server that hangs takes longer
+_START_ATTEMPTS = 3  # each with other ports, where another process has taken one
+_PORT_RELEASE_SECONDS = 10.0  # the kernel frees the port of a stopped server at once, unless its process still ends
 # A short start matters more than speed: no second compiler tier, no garbage collector threads.
 _JVM_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 
@@ -152,7 +152,7 @@ class DevServer(ABC):
             self._daemon.start(self._main(java, ports), self.folder)
             if self._wait_answers(ports):
                 return
-            # Between the choice of a port and its use another process can take it: only then is a new try of use.
+            # Another process can take a port between its choice and its use; only then does another attempt help.
             if attempt + 1 == _START_ATTEMPTS or all(map(port_is_free, ports.values())):
                 break
         last = self._daemon.log_tail().splitlines()[-1:] or ["the log is empty"]

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,6 +93,68 @@ def test_the_packages_that_run_here_are_those_that_are_pinned() -> None:
         if installed != pinned:
             differing[name] = (pinned, installed)
     assert differing == {}, "run `make setup`, or `make lock` after a change of dependencies"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked sdist."""
+    return _unpacked_sdist(tmp_path_factory.mktemp("sdist"), {})
+
+
+def _unpacked_sdist(folder: Path, variables: dict[str, str]) -> Path:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "-e", str(folder), "sdist", "-d", str(folder)]
+    subprocess.run(command, cwd=_ROOT, env=os.environ | variables, capture_output=True, timeout=120, check=True)
+    (archive,) = folder.glob("millrace-*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def test_an_sdist_holds_real_files_and_no_tests(source: Path) -> None:
+    assert not [path for path in source.rglob("*") if path.is_symlink()]
+    assert not (source / "tests").exists() and not list(source.rglob("*.so"))
+    for path in (_ROOT / "millrace").iterdir():
+        assert (source / "millrace" / path.name).exists() or path.name == "__pycache__", path.name
+    for name in _package_data():
+        assert (source / "millrace" / name).is_file(), name
+
+
+def _package_data() -> list[str]:
+    """Files of the package that are no modules, by their path below millrace/."""
+    folders = [path.resolve() for path in (_ROOT / "millrace").iterdir() if path.is_symlink()]
+    suffixes = (".yaml", ".proto", ".xml", ".java")
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
+    assert len(files) > 10
+    return [str(path.relative_to(_ROOT)) for path in files]
+
+
+def test_cmake_configures_an_sdist(source: Path, tmp_path: Path) -> None:
+    switches = ["-DMILLRACE_TESTS=OFF", "-DMILLRACE_OPS=OFF", f"-DMILLRACE_OUTPUT_DIR={tmp_path}"]
+    command = ["cmake", "-S", str(source), "-B", str(tmp_path / "build"), "-G", "Ninja", *switches]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_sdist_says_whether_its_wheels_have_the_op_library(source: Path, tmp_path: Path) -> None:
+    assert not (source / "without-ops").exists()
+    assert (_unpacked_sdist(tmp_path, {"MILLRACE_WITHOUT_OPS": "1"}) / "without-ops").exists()
+
+
+def test_a_users_folders_of_our_names_do_not_meet_ours(tmp_path: Path) -> None:
+    for name in ("ops", "serving", "runtime"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('nothing of ours imports this')")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__init__.py").touch()
+    (tmp_path / "training" / "shop.py").write_text(
+        "from millrace.examples.movies import MovieRanking\nclass Shop(MovieRanking):\n    name = 'shop'\n"
+    )
+    program = "from millrace.training.task import load_task; print(load_task('training.shop:Shop').name)"
+    # -P: like the installed command, Python does not put the working folder on its path by itself.
+    command = [sys.executable, "-P", "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "shop\n", done.stderr
 
 
 def test_a_build_asks_for_what_the_libraries_need_and_this_machine_lacks(
