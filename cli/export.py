@@ -1,4 +1,4 @@
-"""`millrace export`: the newest checkpoint as a SavedModel, without a trainer."""
+"""`millrace export`: writes the newest checkpoint as a SavedModel, without a trainer."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`millrace predict`: one prediction from the shell."""
+"""`millrace predict`: asks a model server for one prediction."""
 
 import argparse
 import json
@@ -10,7 +10,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = common.add_command(
         subparsers,
         "predict",
-        "Asks a model server for one prediction. Lists give a batch; single values are repeated to its size.",
+        "Asks a model server for one prediction. Several values of an input make a batch; a single value "
+        "stands in each of its rows.",
         "millrace predict --server 127.0.0.1:8500 --model feed --input user_id=17 --input item_id=3,9,2 "
         "--input device=phone --input hour=13",
         _run,
@@ -22,11 +23,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="append",
         default=[],
         metavar="NAME=VALUE[,VALUE...]",
-        help="one input of the signature; give the flag once per input",
+        help="values of one input of the signature; give the flag once per input",
     )
-    parser.add_argument("--version", type=int, metavar="N", help="a version (default: the newest)")
-    parser.add_argument("--signature", default="serving_default", metavar="NAME", help="default: %(default)s")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--version", type=int, metavar="N", help="version of the model (default: the newest)")
+    parser.add_argument("--signature", default="serving_default", metavar="NAME", help="of the model (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="for the answer (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

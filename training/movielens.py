@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from millrace.runtime.errors import UserError
-from millrace.training.task.task import Task
+from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.config import FeedConfig, LabelRule
 from millrace.transforms.feed.train_rows import row_fids

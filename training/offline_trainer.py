@@ -1,4 +1,4 @@
-"""A bounded run over stored batches in order: the online step, predicting each batch before it is learned."""
+"""A bounded run through stored rows in order: each batch is predicted, then learned by the step of online training."""
 
 import time
 from collections import deque
@@ -21,15 +21,18 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
 Progress = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
 
 
 @dataclass(frozen=True)
 class OfflineResult:
-    """Quality of the predictions, each made before its row was learned, and speed.
+    """Speed of a run, and quality of its predictions, each of which was made before its row was learned.
 
     Attributes:
-      auc, auc_last_third, log_loss, calibration: of the first head.
-      delay_rows: how many rows late the model learned; a whole batch is predicted before any of it is learned.
+      rows: rows of the data.
+      delay_rows: rows between a prediction and the learning of its row, beside the batch that is predicted as a whole.
+      auc, auc_last_third, log_loss, calibration: of the first head, over rows with a valid label.
+      seconds, rows_per_second: of predicting and learning, without reading.
     """
 
     rows: int
@@ -43,9 +46,14 @@ class OfflineResult:
 
 
 def read_input(path: Path, task: Task) -> pa.RecordBatch:
-    """All rows at `path`: a MovieLens folder, a Parquet file, or a folder of Parquet files in the order of their paths.
+    """All rows at `path` as one train batch.
 
-    Folders below are read as well, but not what did not become rows, nor what is still being written.
+    Args:
+      path: a MovieLens folder, a Parquet file, or a folder whose Parquet files are read in the order of their paths,
+        with those of its subfolders. Dead letters, routed actions and hidden files (still being written) are left out.
+
+    Raises:
+      UserError: there is no data, or it is not that of a feed of `task`.
     """
     if is_movielens(path):
         return read_movielens(path, task)
@@ -89,11 +97,12 @@ def train(
 
     Args:
       data: train rows in the order of time.
-      delay_rows: 0, or at least this many rows lie between a prediction and the learning of its row.
-      micro_batch, epochs: slices of an update and passes over a batch, see TrainStep.
-      progress: called with (rows done, rows in all).
+      batch_size: rows that are predicted at once.
+      delay_rows: at least this many rows lie between a prediction and the learning of its row.
+      micro_batch, epochs: rows per update and passes over a batch, see TrainStep.
 
-    Returns: the result and the trained step with its tables.
+    Returns:
+      The result, and the trained step with its tables.
     """
     layout = TrainLayout.of(task)
     batches = BatchQueue(layout, f"{task.name}/offline", capacity=2)
@@ -115,7 +124,7 @@ def train(
     return _result(data, np.concatenate(scores), delay_rows, seconds, len(task.heads)), step
 
 
-def delay_curve(
+def quality_by_delay(
     task: Task,
     data: pa.RecordBatch,
     delays: Sequence[int] = (256, 1024, 8192, 33_000),
@@ -124,11 +133,14 @@ def delay_curve(
     batch_size: int = 256,
     progress: Progress = lambda done, total: None,
 ) -> list[dict[str, float | int | str]]:
-    """Quality against lateness: one point a delay, [{"name", "delay_rows", "auc_last_third", "auc"}].
+    """How much worse the predictions are when rows are learned later; trains one model per delay.
 
     Args:
-      delays: rows; a delay up to `batch_size` is what predicting whole batches costs anyway.
-      without_ids, without_ids_data: a task without user and item ids, and its rows, for the last point.
+      delays: in rows; one up to `batch_size` means none, since a batch is predicted as a whole.
+      without_ids, without_ids_data: a task without user and item ids, and its rows, for a last point.
+
+    Returns:
+      One {"name", "delay_rows", "auc_last_third", "auc"} per delay.
     """
     points: list[dict[str, float | int | str]] = []
     for delay in delays:

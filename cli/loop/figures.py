@@ -68,11 +68,10 @@ def versions_published(model_dir: Path, seen: Sequence[float]) -> int:
 def delay_curve(data: Path, delays: Sequence[int]) -> list[dict[str, float | None]]:
     """AUC of the last third of `data` for each delay in rows, and without user and item ids (delay None)."""
     from millrace.examples.movies import MovieContent, MovieRanking
-    from millrace.training.offline_trainer import delay_curve as measure
-    from millrace.training.offline_trainer import read_input
+    from millrace.training.offline_trainer import quality_by_delay, read_input
 
     task, without = MovieRanking(), MovieContent()
-    points = measure(task, read_input(data, task), delays, without, read_input(data, without))
+    points = quality_by_delay(task, read_input(data, task), delays, without, read_input(data, without))
     return [
         {"delay_rows": float(point["delay_rows"]) or None, "auc": round(float(point["auc_last_third"]), 4)}
         for point in points

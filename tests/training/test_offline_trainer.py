@@ -11,7 +11,7 @@ import pytest
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.examples.movies import MovieContent, MovieRanking
 from millrace.runtime.errors import UserError
-from millrace.training.offline_trainer import delay_curve, read_input, train
+from millrace.training.offline_trainer import quality_by_delay, read_input, train
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import hash_strings
 from tests.fakes.train_blocks import make_batch
@@ -107,7 +107,7 @@ def test_genres_and_years_come_from_the_movies_file_and_may_be_missing(tmp_path:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the MovieLens data is not on this machine")
 def test_freshness_is_worth_more_than_any_model_on_real_ratings() -> None:
     task, content = MovieRanking(), MovieContent()
-    points = delay_curve(task, read_input(DATA, task), (256, 1024, 33_000), content, read_input(DATA, content))
+    points = quality_by_delay(task, read_input(DATA, task), (256, 1024, 33_000), content, read_input(DATA, content))
     fresh, late, stale, without = (float(point["auc_last_third"]) for point in points)
     assert fresh >= 0.74
     assert fresh > late > stale > 0.6

@@ -24,18 +24,23 @@ _LOG = logging.getLogger(__name__)
 _DELTAS = counter("deltas_published", "delta messages that the broker acknowledged")
 _ENTRIES = counter("delta_entries_published", "embedding entries in acknowledged deltas")
 PUBLISH_FAILURES = counter("publish_failures", "deltas or events that could not be delivered yet", ("what",))
-MAX_MESSAGE_BYTES = 900_000
-_DENSE_LIMIT_BYTES = 256 * 1024
-_READ_SECONDS = 10.0
-_DELIVERY_SECONDS = 30
-_RETRY_SECONDS = 2.0
+MAX_MESSAGE_BYTES = 900_000  # brokers refuse records above 1 MB unless they are told otherwise
+_DENSE_LIMIT_BYTES = 256 * 1024  # larger dense parts reach servers with exports: each delta would repeat them
+_READ_SECONDS = 10.0  # for the last message of the topic, at the start
+_DELIVERY_SECONDS = 30  # after that a delta counts as refused, and a later one carries newer values of its entries
+_RETRY_SECONDS = 2.0  # between attempts to reach the broker again; meanwhile training goes on
 _SCHEMA_VERSION = 1
 
 
 def delta_messages(
     store: EmbeddingStore, touched: dict[str, np.ndarray], max_bytes: int = MAX_MESSAGE_BYTES
 ) -> Iterator[list[ModelDelta.Table]]:
-    """Tables of one message each, at most about `max_bytes` of entries; ids without an entry were evicted."""
+    """The tables of each message, at most `max_bytes` of ids and values per message.
+
+    Args:
+      store: where the values are read from.
+      touched: {table: int64 [n], ids whose entry changed}; an id without an entry goes out as evicted.
+    """
     tables: list[ModelDelta.Table] = []
     space = max_bytes
     for name, ids in touched.items():
@@ -66,10 +71,16 @@ def delta_messages(
 
 
 class DeltaPublisher:
-    """Produces what changed since the last call, in order, one batch of messages at a time.
+    """Publishes the entries and dense variables that changed since the delta before, in numbered messages.
 
-    Keys are put back when the broker does not take their message, so that a later delta carries them. Sequence numbers
-    go on where the topic ends, also after a restart.
+    When the broker does not take a message, the ids of the delta are marked as touched again, so that a later delta
+    carries their newest values. Numbers go on from the last message of the topic, also after a restart.
+
+    Args:
+      topic: is created if it is missing; it has one partition.
+      dense: its variables go along whole when one changed, unless they are larger than 256 KiB.
+      make: makes a Kafka producer.
+      clock: seconds, monotonic.
 
     Attributes:
       sequence: number of the last acknowledged message.
@@ -90,7 +101,6 @@ class DeltaPublisher:
         self._store, self._dense, self._make, self._clock = store, dense, make, clock
         self.sequence = self.next_offset = 0
         self._producer: Any = None
-        self._sent: list[np.ndarray] = []
         self._touched: dict[str, np.ndarray] = {}
         self._waiting = 0
         self._failed: str | None = None
@@ -102,10 +112,20 @@ class DeltaPublisher:
 
     @property
     def in_flight(self) -> bool:
+        """Whether messages are on their way: neither acknowledged nor refused."""
         return self._waiting > 0
 
     def publish(self, global_step: int, base_version: int, event_time_ms: int) -> int:
-        """Cuts and sends a delta unless the one before is on its way; returns how many messages it took."""
+        """Sends what changed, unless the delta before is on its way or the broker is away.
+
+        Args:
+          global_step: step of the model.
+          base_version: newest version that is exported, 0 without one.
+          event_time_ms: newest event that was learned.
+
+        Returns:
+          How many messages were sent.
+        """
         self.poll()
         if self.in_flight or not self._ready():
             return 0
@@ -132,17 +152,17 @@ class DeltaPublisher:
         return len(batches)
 
     def has_lost_ids(self) -> bool:
-        """Whether ids were forgotten since the last call: what they hold reaches servers with an export only."""
+        """Whether touched ids were forgotten since the last call; their values reach servers with an export only."""
         lost, self._lost_ids = self._lost_ids, False
         return lost
 
     def poll(self, seconds: float = 0.0) -> None:
-        """Takes acknowledgements; after a failure puts the keys back once nothing is on its way any more."""
+        """Takes acknowledgements. After a failure marks the ids as touched again, once nothing is in flight."""
         if self._producer is not None:
             self._producer.poll(seconds)
         if self._waiting or self._failed is None:
             return
-        _LOG.warning("deltas of %s are not delivered (%s); their keys stay touched", self._model_name, self._failed)
+        _LOG.warning("deltas of %s are not delivered (%s); their ids stay touched", self._model_name, self._failed)
         PUBLISH_FAILURES.labels("delta").inc()
         self._store.restore_touched(self._touched)
         self._touched, self._last_dense = {}, []
@@ -172,7 +192,10 @@ class DeltaPublisher:
         return True
 
     def _resume(self) -> None:
-        """A new producer that goes on after the last message of the topic; the old one may have left one behind."""
+        """Makes a new producer and goes on after the last message of the topic.
+
+        A message that the old producer gave up may be in the topic all the same.
+        """
         low, high = watermarks(self._connection, self.topic)[0]
         if high > low:
             last = _last_record(self._connection, self.topic, high)
@@ -200,7 +223,7 @@ class DeltaPublisher:
             self._failed = str(error)
 
     def _changed_dense(self) -> list[ModelDelta.Dense]:
-        """All dense variables if one changed since they were last sent and they are small enough to ride along."""
+        """All dense variables if one changed since they were last sent; none when they are too large for deltas."""
         arrays = [np.asarray(variable) for variable in self._dense.variables]
         if sum(array.nbytes for array in arrays) > _DENSE_LIMIT_BYTES:
             return []

@@ -19,12 +19,16 @@ from millrace.runtime.topics import Topics
 from millrace.training.publish.delta_publisher import PUBLISH_FAILURES
 from millrace.training.publish.exporter import Export
 
-_DELIVERY_SECONDS = 30
+_DELIVERY_SECONDS = 30  # an announcement may wait for a new leader of its partition
 _SCHEMA_VERSION = 1
 
 
 class EventPublisher:
-    """Announces on `model.events` what has become durable. To be called from one thread."""
+    """Announces on `model.events` what has become durable. To be called from one thread.
+
+    Args:
+      bzid: business id, the first part of the key under which agents look for the model.
+    """
 
     def __init__(self, connection: KafkaConnection, topics: Topics, model_name: str, bzid: str = "default") -> None:
         self._topic, self._model_name, self._bzid = topics.model_events, model_name, bzid
@@ -32,7 +36,14 @@ class EventPublisher:
         self._producer = make_producer(connection)
 
     def export(self, export: Export, ckpt_name: str) -> None:
-        """Announces a version all of whose files are durable. Raises UndeliveredError."""
+        """Announces a version all of whose files are durable.
+
+        Args:
+          ckpt_name: name of the newest checkpoint, empty if there is none.
+
+        Raises:
+          UndeliveredError: no broker acknowledged the event.
+        """
         sub_graph = ModelEvent.SubGraph(path=str(export.path.resolve()), size_bytes=export.size_bytes)
         self._send(
             f"{self._bzid}/{self._model_name}",
@@ -47,9 +58,12 @@ class EventPublisher:
         )
 
     def checkpoint(self, global_step: int, folder: Path) -> None:
-        """Announces a checkpoint whose manifest is in place. Raises UndeliveredError.
+        """Announces a checkpoint whose manifest is in place.
 
-        Its key is not the model's: compaction must never replace the last export by a checkpoint.
+        The event's key is not that of exports: compaction would replace the last export by a checkpoint.
+
+        Raises:
+          UndeliveredError: no broker acknowledged the event.
         """
         event = self._event(kind=ModelEvent.CHECKPOINT, global_step=global_step, ckpt_name=folder.name)
         self._send(f"{self._bzid}/{self._model_name}/checkpoint", event)

@@ -1,4 +1,4 @@
-"""Standalone SavedModels: raw columns in, one probability a head out; fids are computed in the graph."""
+"""Standalone SavedModels: raw columns go in, one probability per head comes out; the graph computes the fids."""
 
 import json
 import shutil
@@ -30,13 +30,15 @@ MANIFEST_PATH = Path("assets.extra") / "millrace.json"
 
 @dataclass(frozen=True)
 class ExportCut:
-    """A moment between two steps, for one version.
+    """The model at one moment between two steps, to be written as one version.
 
     Attributes:
+      version: the version's number, Unix seconds or higher.
       tables: the tables' content.
-      snapshot: folder that they are written to, removed when the export is written.
+      snapshot: folder that they are written to; it is removed once the export is written.
       dense: values of the dense variables, in their order.
-      delta_sequence, delta_offset: last delta whose content is inside, and where the next one will be.
+      delta_topic: topic of the model's deltas; empty when there are none.
+      delta_sequence, delta_offset: number of the last delta that the content has, and offset of the next one.
     """
 
     version: int
@@ -51,7 +53,7 @@ class ExportCut:
 
 @dataclass(frozen=True)
 class Export:
-    """A durable version."""
+    """A version on disk, all of whose files are durable."""
 
     version: int
     global_step: int
@@ -60,7 +62,12 @@ class Export:
 
 
 class ServingModel(tf.Module):
-    """What a server loads: tables, dense variables that deltas can assign, and the signature `serving_default`."""
+    """What a server loads: tables, dense variables that deltas can assign, and the signature `serving_default`.
+
+    Args:
+      values: of the dense variables, in the order of `dense.names`.
+      store: the tables; the SavedModel holds them.
+    """
 
     def __init__(self, task: Task, dense: DenseModel, values: list[np.ndarray], store: EmbeddingStore) -> None:
         super().__init__()
@@ -73,7 +80,7 @@ class ServingModel(tf.Module):
         self.predict = tf.function(self._predict, input_signature=[inputs])
 
     def _predict(self, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Probabilities [batch] by head, of raw columns [batch]."""
+        """{head: probabilities float32 [batch]} of {input: raw column [batch]}."""
         ragged = [fids_of(feature, inputs[feature.input_name]) for feature in self._task.features]
         pooled = self.store.pooled_lookup(
             list(self._task.pooled_features()), [values for values, _ in ragged], [splits for _, splits in ragged]
@@ -90,9 +97,12 @@ _DTYPES = {"int64": tf.int64, "string": tf.string}
 
 
 def fids_of(feature: SparseFeature, column: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(fids int64 [n], row_splits int64 [batch + 1]) of a raw column [batch], equal to the feed's.
+    """(fids int64 [n], row_splits int64 [batch + 1]) of a raw column, the same fids as the feed computes.
 
-    An empty string and an integer outside of [0, 2^48) stand for a missing value: no fid.
+    An empty string and an integer outside of [0, 2^48) stand for a missing value, which gives no fid.
+
+    Args:
+      column: [batch] of the feature's `input_dtype`.
     """
     slot = tf.constant(feature.slot << SIGNATURE_BITS, tf.int64)
     if feature.input_dtype == "string":
@@ -107,10 +117,12 @@ def fids_of(feature: SparseFeature, column: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 
 class Exporter:
-    """Writes versions below `<model_dir>/exports/standalone`: under another name, synced, renamed.
+    """Writes versions as folders of `<model_dir>/exports/standalone`.
+
+    A version is written under another name, synced and then renamed, so a folder with a number is always complete.
 
     Args:
-      keep: newest versions to keep.
+      keep: newest versions that stay: one that is served, one that is being loaded, and one to go back to.
     """
 
     def __init__(self, task: Task, model_dir: Path, keep: int = 3) -> None:
@@ -118,13 +130,20 @@ class Exporter:
         self.base = model_dir / "exports" / "standalone"
 
     def versions(self) -> list[int]:
-        """Versions that are there, ascending."""
+        """The numbers of the versions on disk, ascending."""
         if not self.base.is_dir():
             return []
         return sorted(int(path.name) for path in self.base.iterdir() if path.name.isdecimal())
 
     def cut(self, step: TrainStep, delta_topic: str = "", delta_sequence: int = 0, delta_offset: int = 0) -> ExportCut:
-        """Holds the model as it is now. To be called between steps; raises OSError or tf.errors.OpError."""
+        """Holds the model as it is now; to be called between steps.
+
+        Args:
+          delta_topic, delta_sequence, delta_offset: see ExportCut.
+
+        Raises:
+          OSError, tf.errors.OpError: the disk failed.
+        """
         version = max([int(time.time()), *(version + 1 for version in self.versions()[-1:])])
         snapshot = self.base / f"{_TEMPORARY}{version}.tables"
         self.base.mkdir(parents=True, exist_ok=True)
@@ -136,7 +155,11 @@ class Exporter:
         )
 
     def write(self, cut: ExportCut, step: TrainStep) -> Export:
-        """Makes the cut a durable version; steps may go on meanwhile. Raises OSError or tf.errors.OpError."""
+        """Makes the cut a durable version and removes the oldest ones; steps may go on meanwhile.
+
+        Raises:
+          OSError, tf.errors.OpError: the disk failed.
+        """
         store_name = f"{self._task.name}@{cut.version}"
         temporary = self.base / f"{_TEMPORARY}{cut.version}"
         cut.tables.write(cut.snapshot, with_state=False)
@@ -188,13 +211,13 @@ class Exporter:
         return sum(path.stat().st_size for path in [*files, manifest])
 
     def _remove_leftovers(self) -> None:
-        """What a crash left; only one export is written at a time."""
+        """Removes what a crash left. Only one export is written at a time, so none of it is in use."""
         for path in self.base.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def export_checkpoint(task: Task, model_dir: Path) -> Export:
-    """Exports the newest checkpoint that verifies; UserError when there is none."""
+    """Exports the newest checkpoint of `model_dir` that verifies. Raises UserError when there is none."""
     batches = BatchQueue(TrainLayout.of(task), f"{task.name}/export")
     store, _ = new_stores(task, batches.name, audit=False)
     step = TrainStep(task, store, batches)

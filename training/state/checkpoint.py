@@ -1,4 +1,4 @@
-"""A checkpoint is one manifest: dense variables, tables, offsets and provenance of one moment between two steps."""
+"""Checkpoints: dense variables, tables, offsets and provenance of one moment between two steps, under one manifest."""
 
 import copy
 import json
@@ -30,13 +30,14 @@ _DENSE, _TABLES, _AUDIT = "dense", "tables", "audit"
 
 @dataclass(frozen=True)
 class CheckpointCut:
-    """A moment between two steps: dense variables are on disk, the rest is held in memory.
+    """The trainer at one moment between two steps: dense variables are on disk, the rest is held in memory.
 
     Attributes:
       folder: checkpoints/<step>, without a manifest yet.
       tables: {folder below `folder`: cut of a store}.
-      delta_sequence: last delta that the tables hold.
-      prediction_rows: rows of the prediction file.
+      position: a copy of the trainer's.
+      delta_sequence: number of the last delta whose content the tables have.
+      prediction_rows: rows of predictions.bin at this moment.
     """
 
     folder: Path
@@ -49,7 +50,11 @@ class CheckpointCut:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a trainer goes on from; without a checkpoint, the beginning."""
+    """What a trainer goes on from.
+
+    Attributes:
+      name: of the checkpoint's folder; empty without a checkpoint, when everything stands at the beginning.
+    """
 
     position: Position = field(default_factory=Position)
     global_step: int = 0
@@ -63,14 +68,15 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one model below `<model_dir>/checkpoints`.
+    """The checkpoints of one model, in `<model_dir>/checkpoints/<step>`.
 
-    A folder counts only with a manifest whose files verify. The manifest is renamed into place when everything else is
-    durable, so a crash at any point leaves the checkpoint before.
+    A folder is a checkpoint only with a manifest whose files verify. The manifest is renamed into place when everything
+    else is durable, so after a crash at any point the checkpoint before is still there.
 
     Args:
-      keep, keep_every_seconds: the newest ones to keep and the period of those kept for good, see Retention.
-        `<model_dir>/exempt_checkpoints.json` names others that stay; it is read at each save.
+      schema_fingerprint: of the task; a checkpoint with another one is refused.
+      keep, keep_every_seconds: which checkpoints stay, see Retention. `<model_dir>/exempt_checkpoints.json` names
+        others that stay, too; it is read at each save.
     """
 
     def __init__(
@@ -87,7 +93,11 @@ class Checkpoints:
         self._retention = Retention(keep, keep_every_seconds)
 
     def cut(self, step: TrainStep, position: Position, delta_sequence: int, prediction_rows: int = 0) -> CheckpointCut:
-        """Holds what the next step would change. To be called between steps; raises OSError or tf.errors.OpError."""
+        """Holds what the next step would change; to be called between steps.
+
+        Raises:
+          OSError, tf.errors.OpError: the disk failed.
+        """
         global_step = int(step.global_step.numpy())
         folder = self._folder / str(global_step)
         if folder.exists():
@@ -100,9 +110,10 @@ class Checkpoints:
         return CheckpointCut(folder, cuts, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
 
     def finish(self, cut: CheckpointCut) -> CheckpointManifest:
-        """Makes the cut durable and publishes its manifest; steps may go on meanwhile.
+        """Makes the cut durable, manifest last, and removes superfluous checkpoints; steps may go on meanwhile.
 
-        Raises OSError or tf.errors.OpError.
+        Raises:
+          OSError, tf.errors.OpError: the disk failed.
         """
         position = cut.position
         for name, cut_of_store in cut.tables.items():
@@ -136,7 +147,7 @@ class Checkpoints:
         return manifest
 
     def restore(self, step: TrainStep) -> Restored:
-        """Puts the newest checkpoint that verifies into `step`; warns of each one that does not.
+        """Loads the newest checkpoint that verifies into `step`; logs a warning for each newer one that does not.
 
         Raises:
           UserError: the checkpoint is of another task or of another declaration of this one.
@@ -197,7 +208,7 @@ class Checkpoints:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Step folders below `folder`, complete or not."""
+    """The folders of `folder` that have a step as their name, complete or not, the highest step first."""
     found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
@@ -228,7 +239,7 @@ def verify(folder: Path) -> CheckpointManifest:
 
 
 def newest_manifest(model_dir: Path) -> tuple[Path, CheckpointManifest] | None:
-    """(folder, manifest) of the newest checkpoint that verifies."""
+    """(folder, manifest) of the newest checkpoint that verifies; None without one."""
     for folder in newest_first(model_dir / "checkpoints"):
         try:
             return folder, verify(folder)
@@ -238,7 +249,10 @@ def newest_manifest(model_dir: Path) -> tuple[Path, CheckpointManifest] | None:
 
 
 def read_audit(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(audit fids int64 [n], times applied float32 [n]) in the newest checkpoint; empty when it has no audit table."""
+    """How often each source row was applied, as the newest checkpoint says: (audit fids int64 [n], float32 [n]).
+
+    Both are empty when there is no checkpoint, or none with an audit table.
+    """
     newest = newest_manifest(model_dir)
     if newest is None or not (newest[0] / _AUDIT).is_dir():
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -253,7 +267,7 @@ def read_audit(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dense_state(step: TrainStep) -> dict[str, tf.Variable]:
-    """Every dense variable under a name that does not depend on how Keras tracks it."""
+    """{name: variable} of the dense part; the names do not depend on how Keras tracks its variables."""
     state = {f"model_{i}": variable for i, variable in enumerate(step.dense.variables)}
     state |= {f"optimizer_{i}": variable.value for i, variable in enumerate(step.optimizer.variables)}
     return state | {"global_step": step.global_step}

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest few, one of each period for good, and those that a file exempts."""
+"""Which checkpoints stay: the newest few, the first of each period for good, and those that a file names."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -16,12 +16,15 @@ class Saved:
 
 @dataclass(frozen=True)
 class Retention:
-    """The rule. It remembers nothing: what is on disk decides, so it is the same after a restart.
+    """Which of several checkpoints may be deleted. It keeps no state: what is on disk decides, also after a restart.
 
     Args:
       max_to_keep: newest checkpoints to keep, exempt ones not counted.
-      keep_every_seconds: keep for good, beside the newest, the first checkpoint of each period of this length. Periods
-        are counted from the Unix epoch.
+      keep_every_seconds: the first checkpoint of each period of this length stays for good, beside the newest ones.
+        Periods are counted from the Unix epoch: 86400 gives days in UTC. None: none stays for good.
+
+    Raises:
+      ValueError: a number is not positive.
     """
 
     max_to_keep: int = 3
@@ -37,7 +40,7 @@ class Retention:
         """What may be deleted, oldest first.
 
         Args:
-          saved: all checkpoints there are, oldest first.
+          saved: all checkpoints on disk, oldest first.
           exempt: paths that stay whatever the rule says.
         """
         candidates = [each for each in saved if each.path not in exempt]
@@ -54,13 +57,13 @@ class Retention:
 
 
 def read_exempt(path: Path) -> frozenset[Path]:
-    """Resolved paths of the exempt checkpoints that exist; empty when there is no file.
+    """Resolved paths of the checkpoints that `path` exempts from deletion and that exist; empty without the file.
 
     Args:
       path: a JSON list of checkpoint folders, absolute or relative to the file's folder.
 
     Raises:
-      ValueError: the file holds something else.
+      ValueError: the file holds something else; the message names it.
     """
     try:
         names = json.loads(path.read_text("utf-8"))

@@ -85,8 +85,10 @@ class SaveSchedule:
     def _period_is_over(self, step: int) -> bool:
         if self.every_seconds is None:
             return step >= (self._step or 0) + (self.every_steps or 0)
-        outside = self.window is not None and self.clock() not in self.window
-        return self._is_over(self._begun_at, self.window.seconds_outside if outside else self.every_seconds)
+        seconds = self.every_seconds
+        if self.window is not None and self.clock() not in self.window:
+            seconds = self.window.seconds_outside
+        return self._is_over(self._begun_at, seconds)
 
     def _is_over(self, since: float, seconds: float) -> bool:
         """Whether `seconds` have passed; they count as passed when the clock was set back in between."""

@@ -1,4 +1,4 @@
-"""One update from the gradients of a tf.GradientTape: clip, decay, dense variables, tables, and the step last."""
+"""One update from the gradients of a tf.GradientTape: clipping, weight decay, dense variables, tables, global step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,12 @@ class Clipping:
 
     Args:
       clip_norm: the limit; None clips nothing. DENSE_AND_SPARSE needs it.
-      sparse_clip_norm: another limit for gradients of embeddings. Without it GLOBAL_NORM takes `clip_norm` and
-        DENSE_AND_SPARSE leaves them as they are; other modes do not know it.
+      sparse_clip_norm: the limit of the gradients of embeddings. Without it GLOBAL_NORM takes `clip_norm`, and
+        DENSE_AND_SPARSE leaves them as they are; other modes refuse it.
       sparse_warmup_steps: the sparse limit grows linearly from 0 at step 0 to its value at this step.
+
+    Raises:
+      ValueError: the mode lacks what it needs, or does not know what is given.
     """
 
     mode: ClipMode = ClipMode.GLOBAL_NORM
@@ -48,7 +51,7 @@ class Clipping:
 def clip(
     clipping: Clipping, dense: list[tf.Tensor], sparse: list[tf.Tensor], global_step: tf.Tensor
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """(dense, sparse) gradients, clipped.
+    """The gradients of dense variables and of embeddings, clipped: (dense, sparse).
 
     Raises:
       InvalidArgumentError: a norm is infinite or NaN; there is no direction to clip to.
@@ -99,7 +102,7 @@ def _clip_values(gradients: list[tf.Tensor], limit: float) -> list[tf.Tensor]:
 class GradientUpdate(tf.Module):
     """Applies the gradients of one step.
 
-    A tf.Module, so that tf.train.Checkpoint saves what an asynchronous push holds back.
+    It is a tf.Module, so that tf.train.Checkpoint saves the gradients that `asynchronous_dense` holds back.
 
     Args:
       variables: trainable dense variables. One with an attribute `optimizer` is updated by that.
@@ -109,8 +112,8 @@ class GradientUpdate(tf.Module):
       global_step: incremented by each update, after everything else.
       dense_weight_decay: this times the variable is added to its gradient, after clipping.
       dense_reduce_mean: divide dense gradients by the batch size.
-      asynchronous_dense: dense variables get each step's gradients one step later, the first step updates none.
-      reduce_dense: of several workers, the means of their clipped dense gradients.
+      asynchronous_dense: whether dense variables get the gradients of a step one step later; the first updates none.
+      reduce_dense: takes the clipped dense gradients of this worker and returns their means over all workers.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Predict-then-train quality: exact AUC, log loss, calibration, over a window and over the whole run."""
+"""Quality of predictions that were made before their row was learned: AUC, log loss and calibration."""
 
 import logging
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 _LOG = logging.getLogger(__name__)
-_EPSILON = 1e-7
+_EPSILON = 1e-7  # probabilities nearer to 0 or 1 count as this far, so that one row cannot make the mean infinite
 PREDICTION_DTYPE = np.dtype([("score", "<f4"), ("label", "u1")])
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve, exact by sorting; ties count half. NaN unless both classes are there.
+    """Area under the ROC curve, exact by sorting; ties count half. NaN unless there are positives and negatives.
 
     Args:
       labels: [n], positive where > 0.5.
@@ -29,7 +29,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean cross entropy in nats; NaN for no rows."""
+    """Mean cross entropy in nats of labels [n], positive where > 0.5, and probabilities [n]. NaN if n is 0."""
     if not len(labels):
         return float("nan")
     p = np.clip(np.asarray(probabilities, np.float64), _EPSILON, 1 - _EPSILON)
@@ -37,22 +37,25 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean prediction over mean label: 1.0 is calibrated. NaN without a positive."""
+    """Mean of probabilities [n] over mean of labels [n]: 1.0 is calibrated, 2.0 predicts twice too much.
+
+    NaN without a positive.
+    """
     observed = float((np.asarray(labels) > 0.5).sum())
     return float(np.sum(probabilities, dtype=np.float64)) / observed if observed else float("nan")
 
 
 def last_third(labels: np.ndarray, scores: np.ndarray) -> float:
-    """AUC of the last third of rows in the given order."""
+    """AUC of the last third of the rows: labels [n] and scores [n] in the order of training."""
     start = len(labels) * 2 // 3
     return auc(labels[start:], scores[start:])
 
 
 @dataclass
 class Progressive:
-    """Metrics of the last `window` predictions, each made before its row was trained on.
+    """Metrics of the last `window` predictions or a batch more, each made before its row was learned.
 
-    `probabilities` are of the same scale as the labels: corrected for sampling where the feed sampled.
+    Where the feed samples negatives, the probabilities must be those of the sampled rows, as the labels are.
     """
 
     window: int = 20_000
@@ -70,7 +73,7 @@ class Progressive:
             self._probabilities.pop(0)
 
     def result(self) -> dict[str, float]:
-        """{"auc", "log_loss", "calibration"} of the window."""
+        """{"auc": ..., "log_loss": ..., "calibration": ...} of the window; NaN where it says nothing."""
         labels = np.concatenate(self._labels) if self._labels else np.zeros(0)
         probabilities = np.concatenate(self._probabilities) if self._probabilities else np.zeros(0)
         return {
@@ -81,10 +84,13 @@ class Progressive:
 
 
 class PredictionFile:
-    """`predictions.bin`: score float32 and label uint8 of each row in training order, 5 bytes a row.
+    """`predictions.bin`: score float32 and label uint8 of each row in training order, 5 bytes per row.
 
-    The file is cut back to its older half's end when it outgrows `max_rows`; `dropped` rows came before what is left.
-    A disk that fails costs predictions, never the training.
+    When the file has more than `max_rows` rows its older half is removed. When the disk fails, predictions are lost and
+    training goes on.
+
+    Attributes:
+      rows: rows of the file, without those that wait for `flush`.
     """
 
     def __init__(self, path: Path, max_rows: int = 20_000_000) -> None:
@@ -93,7 +99,7 @@ class PredictionFile:
         self.rows = path.stat().st_size // PREDICTION_DTYPE.itemsize if path.exists() else 0
 
     def truncate(self, rows: int) -> None:
-        """Forgets what came after the first `rows` rows: a restart predicts them again."""
+        """Removes the rows after the first `rows`: a restarted trainer predicts these again."""
         self._pending = []
         if rows < self.rows:
             with open(self.path, "r+b") as file:
@@ -101,12 +107,13 @@ class PredictionFile:
             self.rows = rows
 
     def add(self, labels: np.ndarray, scores: np.ndarray) -> None:
+        """Takes labels [n] and scores [n]; `flush` writes them."""
         block = np.empty(len(labels), PREDICTION_DTYPE)
         block["score"], block["label"] = scores, labels > 0.5
         self._pending.append(block)
 
     def rows_when_flushed(self) -> int:
-        """Appends what waits; returns how many rows the file has then."""
+        """Appends what was added since the last call; returns how many rows the file then has."""
         self.flush()
         return self.rows
 

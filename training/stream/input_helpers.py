@@ -1,4 +1,4 @@
-"""Small helpers between parsed batches and a model: tensors, a look-ahead by one, windows of batches."""
+"""Small helpers between parsed batches and a model: conversion to tensors, a look-ahead, windows of batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,15 @@ from millrace.transforms.batch.arrays import Ragged
 
 
 def to_tensors(parsed: Mapping[str, Ragged | np.ndarray]) -> dict[str, Any]:
-    """What `transforms.batch.arrays.parse` gives, as tensors: a `tf.RaggedTensor` int64 [rows, None] for a sparse
-    feature, float32, int64 or string [rows, shape] for the others."""
+    """What `transforms.batch.arrays.parse` gives, as tensors.
+
+    A sparse feature becomes a `tf.RaggedTensor` int64 [rows, None]; the others float32, int64 or string [rows, shape].
+    """
     return {name: _tensor(value) for name, value in parsed.items()}
 
 
 def cache_one(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """(element, is_last) for each element, by looking ahead by one: workers in step can stop together."""
+    """(element, is_last) for each element, found by looking ahead by one, so that workers in step can stop together."""
     is_tuple = isinstance(dataset.element_spec, tuple)
 
     def look(*window: Any) -> tf.data.Dataset:

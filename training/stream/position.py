@@ -1,4 +1,4 @@
-"""Where a trainer stands: next offsets of the train topic and which source rows it has applied."""
+"""How far a trainer has come: next offsets of the train topic, and which source rows it has applied."""
 
 import io
 import zipfile
@@ -19,14 +19,14 @@ class ProvenanceError(ValueError):
 
 
 class SeenRows:
-    """Which (partition, offset, row) were applied: bits by source record, over a sliding horizon.
+    """Which source rows (partition, offset, row) were applied: one bit per row of the newest records of each partition.
 
-    The 64 rows of a record are one word, their first copies another one, and so on: a window of words for each
-    partition and number of the copy that has been seen, each with a horizon of its own.
+    The 64 rows of a source record are the bits of one word. Rows that a step copied have other numbers: their first
+    copies are the bits of another word, and so on. There is one window of words per partition and number of the copy.
 
     Args:
-      horizon: source records remembered behind the newest one of each window; older rows are too old to tell, so
-        they are refused and counted. Rounded up to a power of two.
+      horizon: how many source records before the newest one a window remembers, rounded up to a power of two. Of older
+        rows it is not known whether they were applied, so they are refused and counted. A record takes 8 bytes.
     """
 
     def __init__(self, horizon: int = 1 << 20) -> None:
@@ -38,6 +38,9 @@ class SeenRows:
 
         Args:
           partition, offset, row: int64 [n].
+
+        Raises:
+          ProvenanceError: a row's number or offset is out of range; nothing is marked then.
         """
         if not len(row):
             return Admission(np.zeros(0, bool), 0, 0)
@@ -72,7 +75,7 @@ class SeenRows:
 
     @classmethod
     def load(cls, data: bytes) -> "SeenRows":
-        """The state that `save` wrote; ProvenanceError when `data` is anything else."""
+        """The state that `save` wrote. Raises ProvenanceError when `data` is anything else."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 seen = cls(int(arrays["horizon"]))
@@ -87,19 +90,19 @@ class SeenRows:
 
 
 def _name_of(partition: int, copy: int) -> str:
-    """Name of a window in a saved state."""
+    """The name of a window in a saved state."""
     return f"{partition}_{copy}" if copy else str(partition)
 
 
 def _key_of(name: str) -> tuple[int, int]:
-    """(partition, copy) of a name. ValueError for any other."""
+    """(partition, copy) of a name that `_name_of` gave. Raises ValueError for any other."""
     partition, _, copy = name.partition("_")
     return int(partition), int(copy or 0)
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What `SeenRows.admit` found: `new` is bool [n], the others count the rows that are not."""
+    """What `SeenRows.admit` found: `new` is bool [n]; of the rows that are not new, some are repeats, some too old."""
 
     new: np.ndarray
     duplicates: int
@@ -118,7 +121,7 @@ class _Window:
             self._ring[np.arange(base, base + count) & (len(self._ring) - 1)] = words
 
     def admit(self, offset: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, int]:
-        """(bool [n]: new and now marked, number of rows that are too old)."""
+        """(bool [n]: the row is new, and is marked now; the number of rows that are too old)."""
         self._cover(int(offset.min()), int(offset.max()))
         in_reach = offset >= self._base
         keys = offset * ROWS_PER_RECORD + row
@@ -131,11 +134,11 @@ class _Window:
         return new, int((~in_reach).sum())
 
     def content(self) -> tuple[int, np.ndarray]:
-        """(base, words uint64 [end - base])."""
+        """(first record of the window, its words uint64 [end - base])."""
         return self._base, self._ring[np.arange(self._base, self._end) & (len(self._ring) - 1)].copy()
 
     def _cover(self, low: int, high: int) -> None:
-        """Moves the window so that it holds `high`, and `low` where the horizon allows it."""
+        """Moves the window so that it contains record `high`, and record `low` where the horizon allows it."""
         if self._end <= self._base:
             self._base = self._end = max(low, high + 1 - self._horizon, 0)
         base = max(min(self._base, low), max(self._end, high + 1) - self._horizon, 0)
@@ -148,7 +151,7 @@ class _Window:
         self._base, self._end = base, end
 
     def _grow(self, needed: int, base: int) -> None:
-        """A larger ring with the words from `base` on."""
+        """Makes the ring large enough for `needed` words, with those of record `base` and later ones."""
         size = min(self._horizon, 1 << (needed - 1).bit_length())
         kept = np.arange(max(base, self._base), self._end)
         old, self._ring = self._ring, np.zeros(size, np.uint64)
@@ -164,7 +167,7 @@ class _Window:
 
 @dataclass
 class Position:
-    """What a checkpoint says about the input: everything before `offsets`, and `seen` after it, is in the model.
+    """What a checkpoint says about the input: rows before `offsets` are in the model, and later ones that `seen` has.
 
     Attributes:
       offsets: {partition of the train topic: next offset to read}; every row before it was applied or refused.
@@ -179,17 +182,24 @@ class Position:
     rows_too_old: int = 0
 
     def applied(self, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> None:
-        """Records rows that a step has just learned; ProvenanceError if one of them was learned before.
+        """Records rows that a step has just learned.
 
         Args:
           partition, offset, row: int64 [n], provenance.
+
+        Raises:
+          ProvenanceError: one of the rows was learned before.
         """
         if not self.seen.admit(partition, offset, row).new.all():
             raise ProvenanceError("a row that was already applied has reached the train step")
         self.rows_applied += len(row)
 
     def passed(self, offsets: Mapping[int, int], duplicates: int = 0, too_old: int = 0) -> None:
-        """Records that all blocks before `offsets` are done, and how many rows were refused; offsets never go back."""
+        """Records that all blocks before `offsets` are applied or refused, and how many rows of them were refused.
+
+        Args:
+          offsets: {partition of the train topic: next offset}; one that is below the recorded one changes nothing.
+        """
         for partition, offset in offsets.items():
             self.offsets[partition] = max(offset, self.offsets.get(partition, 0))
         self.rows_duplicate += duplicates

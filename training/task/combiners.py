@@ -1,6 +1,7 @@
-"""From the embeddings of a row's ids to one tensor a row, in plain TensorFlow: the reference, and for portable graphs.
+"""From the embeddings of a row's ids to one tensor per row, in plain TensorFlow.
 
-Rows are ragged: row r of `row_splits` int64 or int32 [rows + 1] holds embeddings splits[r] up to splits[r + 1].
+They are the reference of the pooled lookup's op, and serve graphs that must load without it. Rows are ragged: with
+`row_splits` int64 or int32 [rows + 1], row r has the embeddings [row_splits[r], row_splits[r + 1]).
 """
 
 import tensorflow as tf
@@ -9,7 +10,7 @@ from millrace.training.task.features import Combiner, FirstN, ReduceMean, Reduce
 
 
 def combine(combiner: Combiner, row_splits: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
-    """Embeddings [ids, dim] combined to [rows, dim], or [rows, combiner.n, dim] for FirstN."""
+    """The embeddings [ids, dim] of each row combined: [rows, dim], or [rows, combiner.n, dim] for FirstN."""
     match combiner:
         case FirstN(n):
             return first_n(row_splits, embeddings, n)
@@ -42,7 +43,7 @@ def square_norm(row_splits: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
     """y = sqrt(sum of x^2) over each row's embeddings x [ids, dim]: [rows, dim]. Gradient x / y, 0 where y is 0."""
     squares = reduce_sum(row_splits, tf.square(embeddings))
     positive = squares > 0
-    # Both branches of tf.where get a gradient: the root must not see a zero, or it yields NaN.
+    # Both branches of tf.where get a gradient, and that of the root of zero is infinite: times zero it gives NaN.
     return tf.where(positive, tf.sqrt(tf.where(positive, squares, 1)), 0)
 
 

@@ -1,6 +1,6 @@
 """Slots, slices and columns: what a model looks up, declared up front and without TensorFlow.
 
-For example a bias and a vector a movie, of the twenty movies watched last:
+For example one bias and one vector per movie, of the twenty movies that a user watched last:
 
     movie = FeatureSlot("movie", has_bias=True)
     vector = movie.add_feature_slice(32)
@@ -37,17 +37,17 @@ from millrace.ops.table_config import (
 
 @dataclass(frozen=True)
 class ReduceSum:
-    """Sum of a row's embeddings, [batch, dim]; zeros for an empty row."""
+    """Sum of the embeddings of a row's ids, [batch, dim]; zeros for a row without ids."""
 
 
 @dataclass(frozen=True)
 class ReduceMean:
-    """Mean of a row's embeddings, [batch, dim]; zeros for an empty row."""
+    """Mean of the embeddings of a row's ids, [batch, dim]; zeros for a row without ids."""
 
 
 @dataclass(frozen=True)
 class FirstN:
-    """The first `n` embeddings of a row in order, [batch, n, dim]; zeros fill short rows."""
+    """The embeddings of a row's first `n` ids in order, [batch, n, dim]; zeros fill up a row with fewer ids."""
 
     n: int
 
@@ -61,7 +61,7 @@ Combiner = ReduceSum | ReduceMean | FirstN
 
 @dataclass(frozen=True, eq=False)
 class FeatureSlice:
-    """Dimensions [start, end) of a slot's embeddings, with rules of their own."""
+    """Dimensions [start, end) of a slot's embeddings, with an optimizer and other rules of their own."""
 
     slot: "FeatureSlot" = dataclasses.field(repr=False)
     start: int
@@ -71,20 +71,23 @@ class FeatureSlice:
 
 @dataclass(eq=False)
 class FeatureSlot:
-    """One space of ids, which becomes one table; its slices lie side by side in an entry.
+    """One space of ids, which becomes one table. The slices of an entry lie one after the other.
 
     Args:
       name: of the table; `str(slot_id)` by default.
       slot_id: upper 15 bits of the ids.
-      has_bias: begin with a slice of one dimension, `bias`.
-      initializer, optimizer, compressor, learning_rate: of slices that do not say otherwise.
+      has_bias: whether the first slice has one dimension and is called `bias`.
+      initializer, optimizer, compressor, learning_rate: of slices that are added without their own.
       bias_initializer, bias_optimizer, bias_compressor, bias_learning_rate: of the bias; without a learning rate it
-        takes its optimizer's, never that of the vectors.
-      occurrence_threshold: how often an id is seen without getting an entry; 0: the first time gives it one.
-      expire_days: entries not updated for so long are dropped.
+        takes that of its optimizer, never that of the other slices.
+      occurrence_threshold: how often an id is seen before it gets an entry the next time; 0: it gets one at once.
+      expire_days: entries that were not updated for so many days are removed.
 
     Attributes:
       slices: in the order of their dimensions; `add_feature_slice` appends to them.
+
+    Raises:
+      ValueError: neither name nor slot_id is given.
     """
 
     name: str = ""
@@ -119,7 +122,7 @@ class FeatureSlot:
 
     @property
     def bias(self) -> FeatureSlice:
-        """The bias slice; ValueError when the slot has none."""
+        """The bias slice. Raises ValueError when the slot has none."""
         if not self.has_bias:
             raise ValueError(f"slot {self.name!r} has no bias; declare it with has_bias=True")
         return self.slices[0]
@@ -132,7 +135,7 @@ class FeatureSlot:
         compressor: Compressor | None = None,
         learning_rate: LearningRate | None = None,
     ) -> FeatureSlice:
-        """Appends a slice of `dim` floats; what is not given is the slot's."""
+        """Appends a slice of `dim` floats; a rule that is not given is that of the slot."""
         return self._append(
             Segment(
                 dim,
@@ -184,10 +187,11 @@ class FeatureColumn:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """The table of a slot.
+    """The table of one slot.
 
     Attributes:
-      unmerged_slice_dims: dims of the slices as declared; `config` may hold several of them in one segment.
+      config: what an EmbeddingStore is opened with; one of its segments may hold several neighbouring slices.
+      unmerged_slice_dims: dims of the slices as they were declared.
     """
 
     config: TableConfig
@@ -195,7 +199,7 @@ class FeatureTable:
 
 
 def feature_tables(slots: Sequence[FeatureSlot]) -> tuple[FeatureTable, ...]:
-    """One table a slot, neighbouring slices of equal rules and learning rates merged into one segment.
+    """The table of each slot; neighbouring slices with equal rules and learning rates become one segment.
 
     Raises:
       ValueError: two slots have one name, or a slot has no slice.
@@ -216,6 +220,9 @@ def split_slices(feature: str, embeddings: Any, dims: Sequence[int]) -> dict[str
     Args:
       embeddings: tensor or array [..., sum(dims)].
       dims: `unmerged_slice_dims` of the feature's table.
+
+    Raises:
+      ValueError: the last axis has another length than `sum(dims)`.
     """
     if embeddings.shape[-1] != sum(dims):
         raise ValueError(f"feature {feature!r} has {embeddings.shape[-1]} dimensions, its slices {list(dims)}")
@@ -246,7 +253,7 @@ def _merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
 
 
 def _rules(segment: Segment) -> tuple[Segment, LearningRate]:
-    """All of a segment but its dim, with the learning rate that is in force."""
+    """What two segments must have in common to be merged: all but the dim, and the learning rate that is in force."""
     rate = learning_rate_of(segment.optimizer, segment.learning_rate)
     return dataclasses.replace(segment, dim=1, learning_rate=None), rate
 

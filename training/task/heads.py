@@ -1,4 +1,4 @@
-"""From logits to a loss: sampling correction, masks, weights; and the Keras model that makes the logits."""
+"""The dense part of a model: the Keras graph that makes logits, and the loss of these logits."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 from millrace.training.task import Head, Task
 from millrace.transforms.batch.record_batch import INVALID_LABEL
 
-_LEAST_RATE = 1e-12
+_LEAST_RATE = 1e-12  # keeps the logarithm finite
 _INVALID = np.float32(INVALID_LABEL / 2)  # a sum with an invalid label is still invalid
 
 
@@ -17,9 +17,9 @@ def valid_labels(labels: tf.Tensor) -> tf.Tensor:
 
 
 def correct_logits(logits: tf.Tensor, sample_rates: tf.Tensor) -> tf.Tensor:
-    """x - ln r, [rows, heads]: what the logit becomes in data whose negatives were kept at rate r.
+    """x - ln r, float32 [rows, heads]: the logit x in data whose negatives were kept with probability r.
 
-    The loss sees the corrected logit, a server the raw one: its sigmoid is the probability in the unsampled world.
+    The loss takes the corrected logit. A server takes the raw one: its sigmoid is the probability before sampling.
 
     Args:
       logits: float32 [rows, heads].
@@ -28,8 +28,10 @@ def correct_logits(logits: tf.Tensor, sample_rates: tf.Tensor) -> tf.Tensor:
     return logits - tf.math.log(tf.clip_by_value(sample_rates, _LEAST_RATE, 1.0))[:, tf.newaxis]
 
 
-def fake_negative_weights(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Weights of losses where every row comes once as a negative: `transforms.feed.early_negatives` has the formula.
+def early_negative_weights(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Weights of the losses, float32 [rows, heads], when each row comes once as an early negative.
+
+    `transforms.feed.early_negatives` has the formula and its reason.
 
     Args:
       logits, labels: float32 [rows, heads]; the logits are the raw ones and get no gradient.
@@ -46,31 +48,35 @@ def total_loss(
     sample_rates: tf.Tensor,
     early_negatives: bool = False,
 ) -> tf.Tensor:
-    """Sum over rows and heads of weight * cross entropy of the corrected logit; invalid labels count nothing.
+    """Sum over rows and heads of weight * cross entropy of the corrected logit, a scalar; invalid labels add nothing.
 
-    A sum, not a mean: an entry's gradient is that of its rows, whatever the size of the batch.
+    A sum, not a mean: the gradient of an entry is then that of the rows that have it, whatever the size of the batch.
 
     Args:
+      heads: their weights multiply those of the rows.
       logits, labels: float32 [rows, heads].
       weights, sample_rates: float32 [rows].
-      early_negatives: rows come as negatives before their action can, and again with it.
+      early_negatives: whether the feed sends each row as a negative at once, and again when its action comes.
     """
     valid = valid_labels(labels)
     targets = tf.where(valid, labels, 0.0)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, correct_logits(logits, sample_rates))
     if early_negatives:
-        losses *= fake_negative_weights(logits, labels)
+        losses *= early_negative_weights(logits, labels)
     head_weights = tf.constant([[head.weight for head in heads]], tf.float32)
     return tf.reduce_sum(tf.where(valid, losses, 0.0) * head_weights * weights[:, tf.newaxis])
 
 
 class DenseModel:
-    """A task's Keras model with its heads in declared order.
+    """The Keras model of a task, with its heads in declared order.
 
     Attributes:
-      model: Keras functional model, inputs by feature name.
+      model: Keras functional model; its inputs have the names of the features.
       variables: its TensorFlow variables, trainable ones first.
-      names: one unique name a variable, the same in every process that builds this task.
+      names: one unique name per variable, the same in every process that builds this task.
+
+    Raises:
+      ValueError: `build_model` returns no logits for one of the heads.
     """
 
     def __init__(self, task: Task) -> None:
@@ -89,14 +95,15 @@ class DenseModel:
 
     @property
     def trainable(self) -> list[keras.Variable]:
+        """The variables that an optimizer updates."""
         return list(self.model.trainable_variables)
 
     def logits(self, embeddings: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """float32 [rows, heads] with the model's own variables."""
+        """Logits float32 [rows, heads] of {feature: float32 [rows, dim]}."""
         return self._stack(self.model(embeddings, training=training))
 
     def logits_with(self, variables: list[tf.Tensor], embeddings: dict[str, tf.Tensor]) -> tf.Tensor:
-        """float32 [rows, heads] with other values in the place of `variables`."""
+        """The same, with other values in the place of `self.variables`, in their order."""
         count = len(self.model.trainable_variables)
         outputs, _ = self.model.stateless_call(variables[:count], variables[count:], embeddings, training=False)
         return self._stack(outputs)
@@ -106,5 +113,5 @@ class DenseModel:
 
 
 def _unique(paths: list[str]) -> list[str]:
-    """Paths, with the position appended to the second of equal ones."""
+    """The paths; a path that stood before gets its position appended."""
     return [path if paths.index(path) == i else f"{path}#{i}" for i, path in enumerate(paths)]

@@ -32,19 +32,20 @@ MAX_SLOT = 32766  # 32767 belongs to the audit table
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """Ids of one event column, looked up in a table and pooled to float32 [batch, dim].
+    """Ids of one event column, looked up in a table and combined to one vector per row, float32 [batch, dim].
 
     Args:
-      name: key of the pooled tensor in `embeddings`.
+      name: key of the vector in `embeddings` of `Task.build_model`.
       slot: 1..32766, upper 15 bits of the fids; features of one column and slot share their fids.
       column: `user_id`, `item_id` or `context.<field>`.
-      dim: floats an entry.
-      combiner: "sum" or "mean" over the ids of a row.
-      table: features of one table share weights; the feature's own name by default.
+      dim: floats per entry of the table.
+      combiner: "sum" or "mean" over the ids of a row; a row without ids gives zeros.
+      table: name of the table; features of one table share its entries. By default the feature's name.
+      optimizer, initializer: how entries learn, and what they begin with.
       dtype: "int64" or "string", how the column arrives; by default ids are int64 and context is string.
       compressor: how servers hold the weights.
       occurrence: how often an id has to be seen before it gets an entry; None: once.
-      expire_days: an entry that was not updated for so long is removed.
+      expire_days: an entry that was not updated for so many days is removed.
     """
 
     name: str
@@ -90,7 +91,14 @@ class SparseFeature:
 
 @dataclass(frozen=True)
 class Head:
-    """One binary outcome: its label, loss ("binary_crossentropy") and weight in the total loss."""
+    """One binary outcome that the model predicts.
+
+    Args:
+      name: key of its logits in what `Task.build_model` returns, and of its probability in a server's answer.
+      label: which actions make an impression a positive.
+      loss: "binary_crossentropy", the only one so far.
+      weight: factor of its loss in the total loss, more than 0.
+    """
 
     name: str
     label: LabelRule
@@ -98,6 +106,7 @@ class Head:
     weight: float = 1.0
 
     def check(self) -> None:
+        """Raises UserError naming the first wrong setting."""
         if self.loss != "binary_crossentropy":
             raise UserError(f"head {self.name}.loss", self.loss, "unknown", "choose binary_crossentropy")
         if not self.weight > 0:
@@ -105,14 +114,14 @@ class Head:
 
 
 class Task(ABC):
-    """A model to be: derive, set the class attributes, and build the dense part.
+    """The declaration of a model: derive from it, set the class attributes, and build the dense part.
 
     Attributes:
       name: the model's name in topics, folders and requests.
-      features, heads: what goes in and what comes out, in this order everywhere.
-      dense_learning_rate: of the Keras optimizer (Adam) of the dense variables.
+      features, heads: what goes in and what comes out; batches, checkpoints and exports keep this order.
+      dense_learning_rate: learning rate of Adam, the optimizer of the dense variables.
       window_seconds: how long an impression waits for its actions before it counts as negative.
-      negative_rate: share of negatives kept by the feed.
+      negative_rate: the probability with which the feed keeps a negative, in (0, 1].
       early_negatives: rows reach the trainer as negatives at once, and again when their action comes within the window;
         the loss is weighted accordingly (`millrace.transforms.feed.early_negatives`).
     """
@@ -127,13 +136,18 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
-        """Keras functional graph: {feature: [batch, dim]} to {head: logits [batch] or [batch, 1]}.
+        """Builds the dense part as a Keras functional graph; Keras is to be imported in here.
 
-        `dense` maps names of dense inputs to tensors; it is empty so far.
+        Args:
+          embeddings: {name of a feature: Keras tensor float32 [batch, dim]}.
+          dense: {name of a dense input: Keras tensor}; empty so far.
+
+        Returns:
+          {name of a head: logits, float32 [batch] or [batch, 1]}.
         """
 
     def check(self) -> None:
-        """Raises UserError when the declaration contradicts itself."""
+        """Raises UserError naming the first setting that is wrong or contradicts another."""
         _check_unique(f"{type(self).__name__}.features", [feature.name for feature in self.features])
         _check_unique(f"{type(self).__name__}.heads", [head.name for head in self.heads])
         for feature in self.features:
@@ -143,7 +157,7 @@ class Task(ABC):
         self.tables()
 
     def feed_config(self, **overrides: Any) -> FeedConfig:
-        """What the feed must produce for this task; `overrides` are fields of FeedConfig."""
+        """What the feed must produce for this task; `overrides` are fields of FeedConfig with other values."""
         columns = self.fid_columns()
         settings: dict[str, Any] = {
             "model": self.name,
@@ -165,7 +179,7 @@ class Task(ABC):
         return {f.name: first.setdefault((f.slot, f.column), f.name) for f in self.features}
 
     def tables(self) -> tuple[TableConfig, ...]:
-        """One configuration a table; UserError when two features of a table disagree."""
+        """The configuration of each table. Raises UserError when two features of one table disagree."""
         tables: dict[str, TableConfig] = {}
         for feature in self.features:
             config = TableConfig(
@@ -187,14 +201,15 @@ class Task(ABC):
         return tuple(tables.values())
 
     def pooled_features(self) -> tuple[PooledFeature, ...]:
+        """What a lookup needs to know of each feature, in their order."""
         return tuple(PooledFeature(f.name, f.table_name, f.combiner) for f in self.features)
 
     def serving_inputs(self) -> dict[str, str]:
-        """{input name: "int64" or "string"}, each [batch]."""
+        """{name of an input of the exported model: its dtype, "int64" or "string"}; each is a tensor [batch]."""
         return {feature.input_name: feature.input_dtype for feature in self.features}
 
     def schema_fingerprint(self) -> str:
-        """Changes whenever a checkpoint of the old declaration would not fit the new one."""
+        """16 hex digits that differ whenever a checkpoint of the old declaration would not fit the new one."""
         shape = {
             "model": self.name,
             "features": [[f.name, f.slot, f.column, f.combiner, f.table_name, f.input_dtype] for f in self.features],
@@ -207,7 +222,15 @@ class Task(ABC):
 
 
 def load_task(path: str, field_name: str = "--task") -> Task:
-    """The task at `package.module:ClassName`, checked; UserError says what is wrong and what there is."""
+    """An instance of the class at `package.module:ClassName`, checked. The working folder is searched, too.
+
+    Args:
+      path: as a user typed it.
+      field_name: the flag that errors name.
+
+    Raises:
+      UserError: there is no such module or task, or the task is declared wrong; it says which tasks there are.
+    """
     module_name, _, class_name = path.partition(":")
     if not module_name or not class_name:
         raise UserError(field_name, path, "not package.module:ClassName", "e.g. millrace.examples.movies:MovieRanking")
