@@ -37,13 +37,17 @@ def _add_generate(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--users", type=int, default=2000, metavar="N", help="number of users (default: %(default)s)")
     parser.add_argument("--items", type=int, default=1000, metavar="N", help="number of items (default: %(default)s)")
     parser.add_argument(
-        "--items-per-impression", type=int, default=3, metavar="K", help="items shown at a time (default: %(default)s)"
+        "--items-per-impression", type=int, default=3, metavar="K", help="items per impression (default: %(default)s)"
     )
     parser.add_argument(
-        "--window-seconds", type=float, default=5.0, metavar="S", help="the feed's window (default: %(default)s)"
+        "--window-seconds",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="window of the feed, after which actions are late (default: %(default)s)",
     )
     _add_sending_flags(parser)
-    parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop after so long (default: never)")
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop after this time (default: never)")
 
 
 def _add_replay(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,7 +64,9 @@ def _add_replay(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("path", type=Path, metavar="PATH", help="a MovieLens folder, or its ratings.csv")
     parser.add_argument("--format", choices=("movielens",), default="movielens", help="(default: %(default)s)")
     _add_sending_flags(parser)
-    parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop after so long (default: at the end)")
+    parser.add_argument(
+        "--duration", type=float, metavar="SECONDS", help="stop after this time (default: after the last rating)"
+    )
 
 
 def _add_ratings(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,11 +87,18 @@ def _add_ratings(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def _add_sending_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rate", type=float, default=1000.0, metavar="N", help="records a second, both topics (default: %(default)g)"
+        "--rate",
+        type=float,
+        default=1000.0,
+        metavar="N",
+        help="records per second, both topics together (default: %(default)g)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
     parser.add_argument(
-        "--ledger", type=Path, metavar="PATH", help="write what was sent here (Parquet), summary beside it"
+        "--ledger",
+        type=Path,
+        metavar="PATH",
+        help="Parquet file that lists each row that was sent, with a summary beside it as .json",
     )
     parser.add_argument(
         "--partitions", type=int, default=4, metavar="N", help="of topics that do not exist yet (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""`millrace records`: looks at, counts, converts, sends and compares the records of files and topics."""
+"""`millrace records`: shows, counts, converts, sends and compares the records of files and topics."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ from millrace.cli.common import RECIPES, add_command
 from millrace.cli.records.source import SOURCES, add_source_flags
 
 _DESCRIPTION = f"""\
-Looks at, counts, converts, sends and compares records.
+Shows, counts, converts, sends and compares records.
 {SOURCES}"""
 
 _PLACES = {"DEST": "a path"}
@@ -61,12 +61,14 @@ def _add(
 
 
 def _add_head(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _add(actions, "head", f"Prints the first rows, one JSON object a line.\n{SOURCES}", "SOURCE")
-    parser.add_argument("-n", "--limit", type=_at_least_one, metavar="N", help="rows (default: 10, in a table 3)")
+    parser = _add(actions, "head", f"Prints the first rows, one JSON object per line.\n{SOURCES}", "SOURCE")
+    parser.add_argument(
+        "-n", "--limit", type=_at_least_one, metavar="N", help="number of rows (default: 10, in a table 3)"
+    )
     parser.add_argument("--format", choices=("json", "table"), default="json", help="(default: %(default)s)")
-    parser.add_argument("--columns", type=_names, metavar="NAMES", help="only these, with commas between them")
-    parser.add_argument("--fids", action="store_true", help='fids as "slot/signature" in place of numbers')
-    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe that filters and changes rows before")
+    parser.add_argument("--columns", type=_names, metavar="NAMES", help="only these columns, with commas between them")
+    parser.add_argument("--fids", action="store_true", help='show fids as "slot/signature" in place of numbers')
+    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe whose steps the rows pass first")
     add_source_flags(parser)
 
 
@@ -74,12 +76,12 @@ def _add_stat(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = _add(
         actions,
         "stat",
-        "Counts records, rows and dead letters, and says what is in each column: rows that have it, values, distinct\n"
-        f"values (an estimate from 4,096 on), range, lengths of lists.\n{SOURCES}",
+        "Counts records, rows and dead letters, and describes each column: rows that have it, values, distinct values\n"
+        f"(an estimate from 4,096 on), range, lengths of lists.\n{SOURCES}",
         "SOURCE",
     )
-    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop behind the batch of the N-th row")
-    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe that filters and changes rows before")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after the batch that holds the N-th row")
+    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe whose steps the rows pass first")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     add_source_flags(parser)
 
@@ -89,21 +91,25 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
         actions,
         "convert",
         "Writes all rows to one file. The end of DEST tells its format: .parquet, .avro, .arrow, .jsonl or .tfrecord\n"
-        "(tf.Example, or what --to says); other files have framed records and need --to. Behind .jsonl, .tfrecord or\n"
-        "another name .snappy, .zst, .zlib and .gz compress. DEST appears whole or not at all. Exit code 1, and no\n"
-        "DEST, when records cannot be read and --dead-letters is not given.\n" + SOURCES,
+        "(tf.Example, or what --to says); other files hold framed records and need --to. A further end .snappy, .zst,\n"
+        ".zlib or .gz compresses a file of records. DEST appears whole or not at all: when records cannot be read and\n"
+        "--dead-letters is not given, there is no DEST, and the exit code is 1.\n" + SOURCES,
         "SOURCE",
         "DEST",
     )
-    parser.add_argument("--to", metavar="FORMAT", help="of DEST, where its name does not tell")
-    parser.add_argument("--to-frames", metavar="HEADERS", help="of DEST's records (default: sort-id)")
+    parser.add_argument("--to", metavar="FORMAT", help="format of DEST, where its name does not tell")
+    parser.add_argument(
+        "--to-frames", metavar="HEADERS", help="headers of the framed records of DEST (default: sort-id)"
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="steps that rows go through, YAML or JSON")
     parser.add_argument(
         "--save-pools",
         action="store_true",
         help="at the end write the item pools of generate_negatives to its snapshot_folder",
     )
-    parser.add_argument("--dead-letters", type=Path, metavar="FILE", help="Parquet file of what cannot be read")
+    parser.add_argument(
+        "--dead-letters", type=Path, metavar="FILE", help="Parquet file for the records that cannot be read"
+    )
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_source_flags(parser)
 
@@ -112,8 +118,8 @@ def _add_replay(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = _add(
         actions,
         "replay",
-        "Sends records to a topic: as they are, with their keys and headers; those of a topic to the partition that\n"
-        "they had where both have as many. Files of rows become Arrow blocks, or what --to says. With\n"
+        "Sends records to a topic unchanged, with their keys and headers; those of a topic keep their partitions if\n"
+        "both topics have as many. The rows of files of rows become Arrow blocks, or what --to says. With\n"
         "--from-dead-letters refused records go back to the topic and partition where they came from, or to TOPIC.\n"
         "Exit code 1 when a record was not delivered.\n" + SOURCES,
         "SOURCE",
@@ -121,11 +127,13 @@ def _add_replay(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("topic", nargs="?", metavar="TOPIC", help="an existing topic")
     parser.add_argument("--from-dead-letters", action="store_true", help="SOURCE holds dead letters")
     parser.add_argument(
-        "--reason", type=_names, default=[], metavar="REASONS", help="dead letters of these reasons only"
+        "--reason", type=_names, default=[], metavar="REASONS", help="send only dead letters of these reasons"
     )
-    parser.add_argument("--to", default="arrow", metavar="FORMAT", help="of rows of files (default: %(default)s)")
-    parser.add_argument("--rate", type=_positive, metavar="N", help="records a second (default: as fast as it goes)")
-    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="records at most")
+    parser.add_argument(
+        "--to", default="arrow", metavar="FORMAT", help="format of the rows of files of rows (default: %(default)s)"
+    )
+    parser.add_argument("--rate", type=_positive, metavar="N", help="records per second (default: as fast as possible)")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="send no more than N records")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_source_flags(parser)
 
@@ -134,19 +142,19 @@ def _add_diff(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = _add(
         actions,
         "diff",
-        "Compares rows: which only A has, which only B has, and which columns of the others differ. Rows belong\n"
-        "together by where they come from (file or partition, offset, row), or by --key; then where they come from is\n"
-        f"ignored. Exit code 1 when they differ.\n{SOURCES}",
+        "Compares rows: which only A has, which only B has, and which columns of the others differ. Rows are paired\n"
+        "by where they come from (file or partition, offset, row), or by the columns of --key; then where they come\n"
+        f"from is ignored. The exit code is 1 when they differ.\n{SOURCES}",
         "A",
         "B",
     )
-    parser.add_argument("--key", type=_names, metavar="NAMES", help="columns that tell which rows belong together")
-    parser.add_argument("--ordered", action="store_true", help="equal rows in another order differ, too")
+    parser.add_argument("--key", type=_names, metavar="NAMES", help="columns by which rows are paired")
+    parser.add_argument("--ordered", action="store_true", help="equal rows in another order count as a difference")
     parser.add_argument(
         "--limit", type=_at_least_one, default=3, metavar="N", help="examples of each kind (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--records-b", metavar="FORMAT", help="of B (default: by its name, else as A)")
+    parser.add_argument("--records-b", metavar="FORMAT", help="format of B (default: as its name tells, else as A)")
     add_source_flags(parser)
 
 

@@ -8,7 +8,7 @@ from millrace.cli.records.screen import console, count, progress, table
 from millrace.cli.records.source import open_source
 from millrace.pipelines.files.format import format_of_path
 from millrace.pipelines.records.diff import Difference, RecordDiff
-from millrace.pipelines.records.source import PROVENANCE
+from millrace.transforms.batch.provenance import PROVENANCE
 
 _EXIT_DIFFERENT = 1
 
@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     a = open_source(arguments, arguments.a)
     b = open_source(arguments, arguments.b, arguments.records_b or format_of_path(arguments.b))
     with progress("comparing", None) as advance:
-        difference = RecordDiff(a, b, arguments.key or PROVENANCE, advance).run(arguments.limit)
+        difference = RecordDiff(a, b, arguments.key or tuple(PROVENANCE), advance).run(arguments.limit)
     differs = not difference.equal or (arguments.ordered and difference.same_order is False)
     if arguments.json:
         print(json.dumps(_facts(difference) | {"equal": not differs}))

@@ -18,7 +18,7 @@ from millrace.transforms.codecs.json_text import FidText, json_lines, json_value
 from millrace.transforms.recipe.chain import TransformChain
 
 _JSON_ROWS, _TABLE_ROWS = 10, 3
-_MAX_NAME = 40
+_MAX_NAME = 40  # of a column that is shown whole: beyond that a name takes the space of the values
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,14 +40,16 @@ def run(arguments: argparse.Namespace) -> int:
     if as_table:
         console().print(_table(shown, fids))
     if refused.counts:
-        print(f"{count(refused.counts.total())} up to there cannot be read: {refused}", file=sys.stderr)
+        print(
+            f"{count(refused.counts.total())} before the end of these rows cannot be read: {refused}", file=sys.stderr
+        )
     return 0
 
 
 def _first_rows(
     source: RecordSource, chain: TransformChain | None, limit: int, refused: DeadLetterCounts
 ) -> Iterator[pa.RecordBatch]:
-    """`limit` rows at most; counts what could not be read until then."""
+    """The first `limit` rows; counts in `refused` the records before them that cannot be read."""
     with closing(source.parts()) as parts:
         for part in parts:
             rows = part.rows
@@ -72,7 +74,7 @@ def _chosen(rows: pa.RecordBatch, names: list[str] | None) -> pa.RecordBatch:
 
 
 def _table(batches: list[pa.RecordBatch], fids: FidText) -> Table:
-    """A line a column and a column a row: there are more columns than rows."""
+    """A table with one line per column of the rows: a person looks at few rows, which have many columns."""
     cells: dict[str, dict[int, str]] = {}
     shown = 0
     for batch in batches:

@@ -1,4 +1,4 @@
-"""What `millrace records` shows beside its results: progress on stderr, tables and small charts."""
+"""Progress on stderr, tables and small charts for the actions of `millrace records`."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _BAR_WIDTH = 30
-_PIPE_WIDTH = 160
+_PIPE_WIDTH = 160  # columns of a file or pipe: as wide as the widest table, so that nothing is cut off
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def progress(description: str, total: int | None) -> "Iterator[ReadProgress]":
 
         def advance(done: int, more: int) -> None:
             nonlocal rows, before
-            rows = more if done < before else rows + more  # less than before: a second pass
+            rows = more if done < before else rows + more  # less than before: a second pass has begun
             before = done
             bar.update(line, completed=done, rows=rows)
 
@@ -41,12 +41,12 @@ def progress(description: str, total: int | None) -> "Iterator[ReadProgress]":
 
 
 def console() -> Console:
-    """Standard output; wide where nobody looks at its width."""
+    """Standard output; 160 columns wide where it is no terminal."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
-    """A titled table; the first column is text, and so are those whose name begins with a blank, others are numbers."""
+    """A titled table. The first column and columns whose names begin with a blank are text; the others are numbers."""
     made = Table(header_style="", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         is_text = index == 0 or name.startswith(" ")
@@ -62,7 +62,7 @@ def count(number: int, unit: str = "record") -> str:
 
 
 def spark(counts: Sequence[int]) -> str:
-    """One character a count, its height the share of the largest; a blank for none."""
+    """One character per count, whose height is its share of the largest count; a blank for 0."""
     most = max(counts, default=0)
     return "".join(_LEVELS[-(-count * (len(_LEVELS) - 1) // most)] if count else " " for count in counts)
 

@@ -1,4 +1,4 @@
-"""What the actions of `millrace records` share: the flags of a source, and how it is opened."""
+"""What the actions of `millrace records` share: the flags that describe a source, and how they open it."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ _COMPRESSIONS = {"none": "NO", "snappy": "SNAPPY", "zstd": "ZSTD", "zlib": "ZLIB
 
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how SOURCE is read."""
+    """Adds the flags that say how SOURCE is read."""
     source = parser.add_argument_group("source")
     source.add_argument(
         "--records",
@@ -35,8 +35,8 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
         help="headers of framed records, as `millrace feed --frames` names them; default: a Kafka value is one record, "
         "and files have sort-id",
     )
-    source.add_argument("--compression", choices=tuple(_COMPRESSIONS), help="of files (default: by their names)")
-    source.add_argument("--fids-v1", action="store_true", help="keep fids v1 as they are (default: made v2)")
+    source.add_argument("--compression", choices=tuple(_COMPRESSIONS), help="of files (default: as their names tell)")
+    source.add_argument("--fids-v1", action="store_true", help="keep fids v1 (default: convert them to v2)")
     source.add_argument(
         "--tf-features",
         type=Path,
@@ -48,7 +48,8 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
         "--column-types",
         type=Path,
         metavar="FILE",
-        help='JSON of columns of Parquet or JSON: {"item": 2}; 1 fid_v1, 2 fid_v2, 3 float, 4 double, 5 int, 6 bytes',
+        help='JSON file of the types of columns of Parquet or JSON: {"item": 2}; 1 fid_v1, 2 fid_v2, 3 float, '
+        "4 double, 5 int, 6 bytes",
     )
     topic = parser.add_argument_group("topic")
     topic.add_argument(
@@ -57,17 +58,27 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
         metavar="POSITION",
         help='earliest, latest, group, time:MILLISECONDS, or JSON of offsets like {"0": 17} (default: %(default)s)',
     )
-    topic.add_argument("--until", default="end", metavar="POSITION", help="the same, or `end`, as it is now (default)")
-    topic.add_argument("--partition", type=int, metavar="P", help="only this one")
-    topic.add_argument("--group", default="millrace-records", metavar="NAME", help="of --start group")
+    topic.add_argument(
+        "--until",
+        default="end",
+        metavar="POSITION",
+        help="the same, or `end`: the ends at the start of the command (default)",
+    )
+    topic.add_argument("--partition", type=int, metavar="P", help="read this partition only")
+    topic.add_argument(
+        "--group",
+        default="millrace-records",
+        metavar="NAME",
+        help="consumer group of `--start group` (default: %(default)s)",
+    )
     add_kafka_flags(parser)
 
 
 def open_source(arguments: argparse.Namespace, name: str, records: str | None = None) -> "RecordSource":
-    """The source of this name, found and checked.
+    """Opens the source `name`. Raises UserError when it does not exist or its format is unknown.
 
     Args:
-      records: its format; default: what --records says, or the name.
+      records: its format; default: as --records says, or as the name tells.
     """
     from millrace.pipelines.records.source import TopicSource, open_files
     from millrace.runtime.topic_range import resolve_range
@@ -97,7 +108,7 @@ def dest_settings(arguments: argparse.Namespace, name: str) -> "RecordSettings":
 
 
 def row_settings(arguments: argparse.Namespace) -> "RecordSettings":
-    """How rows are written as the values of a topic, by --to."""
+    """How rows become values of a topic, by --to."""
     return _settings(arguments, _TOPIC_MARK, arguments.to, "--to")
 
 
@@ -135,7 +146,7 @@ def _settings(
 
 
 def _format_of_topic(arguments: argparse.Namespace, name: str) -> str:
-    """What Millrace's own topics hold; blocks of rows where nothing is known."""
+    """The format of Millrace's own topics; Arrow blocks for all others."""
     own = topics(arguments)
     known = {own.dead_letter: "dead_letter", own.impressions: "json", own.actions: "json"}
     return known.get(topic_name(arguments, name), "arrow")

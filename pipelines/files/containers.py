@@ -3,9 +3,9 @@
 Parquet, Avro and Arrow files hold rows, which are read and written as canonical batches. Framed files, TFRecord files
 and JSON lines hold records, which are read as raw blocks and written from their values.
 
-A row that is read says where it comes from: partition = number of the file, offset = number of the row or record in the
-file; rows that already say so keep what they say. What cannot be read is a dead letter; a file of another kind than it
-should be gives one dead letter for its rest.
+Provenance of what is read: partition = number of the file, offset = number of the row or record in the file. Rows that
+have provenance already keep it. What cannot be read becomes a dead letter; a file that turns out to be of another kind
+gives one dead letter for the rest of it.
 """
 
 import functools
@@ -27,10 +27,10 @@ from millrace.transforms.frames.framing import FILE_FRAMES, LINES, MAX_RECORD_BY
 from millrace.transforms.frames.stream import BLOCK_BYTES, FrameStream
 
 DEAD_LETTER = "dead_letter"
-"""The format of refused records with the reasons: Parquet in files, headers of the message in `feed.dead-letter`."""
+"""The format of refused records and the reasons why: columns of Parquet in files, headers in `feed.dead-letter`."""
 
 TOPIC = "files"
-"""Topic of raw blocks and dead letters of files."""
+"""Name that stands for the topic in raw blocks and dead letters of files."""
 
 Batches = Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]
 """(raw block or canonical rows, dead letters)."""
@@ -39,10 +39,10 @@ ReadFile = Callable[[BinaryIO, int, str], Batches]
 """Reads one file, given its number and its path."""
 
 BATCH_ROWS = 8192
-"""Rows of one batch that is read, and records of one piece that is written: some MB, so that memory stays bounded."""
+"""Rows of one batch that is read, and records that are framed at once: a few MB, so that memory stays bounded."""
 
-# Rows of a row group of Parquet and of a batch of an Arrow file: large enough to compress well, small enough that
-# several readers share a file.
+# Rows per row group of Parquet and per batch of an Arrow file: enough to compress well, few enough that several
+# workers can share the row groups of one file.
 _ROW_GROUP = 1 << 16
 _NO_ROWS = record_batch.empty(pa.schema([]))
 _NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
@@ -102,12 +102,12 @@ def read_parquet(
 
 
 def write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
-    """Writes canonical batches of one schema, one at least; a mark in the file says that its rows are canonical."""
+    """Writes canonical batches, at least one, all of one schema; a mark in the file says that they are canonical."""
     write_plain_parquet(file, map(mark_canonical, batches))
 
 
 def write_plain_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
-    """Writes batches that are no canonical rows, such as dead letters: of one schema, one at least."""
+    """Writes batches that are not canonical rows, such as dead letters: at least one, all of one schema."""
     groups = _row_groups(batches)
     first = next(groups)
     with parquet_writer(file, first.schema) as writer:
@@ -117,12 +117,12 @@ def write_plain_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> No
 
 
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    """Writes batches as they come; a file that somebody reads again is compressed best, and fast enough, by zstd."""
+    """A writer for batches that come one by one. Zstandard makes smaller files than Parquet's default, Snappy."""
     return pq.ParquetWriter(file, schema, compression="zstd")
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Tables of whole row groups, without copies; the last one has what is left, and of no rows there is one."""
+    """The batches as tables of whole row groups, without copies; the last has what is left, and may have no rows."""
     held: list[pa.RecordBatch] = []
     rows = given = 0
     for batch in batches:
@@ -174,7 +174,7 @@ def _arrow_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
 
 
 def write_arrow(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
-    """Writes canonical batches of one schema, one at least, as an Arrow IPC file with the mark of canonical rows."""
+    """Writes canonical batches, at least one, all of one schema, as an Arrow IPC file that says they are canonical."""
     marked = map(mark_canonical, batches)
     first = next(marked)
     with pa.ipc.new_file(file, first.schema) as writer:
@@ -184,7 +184,7 @@ def write_arrow(file: BinaryIO, batches: Iterable[pa.RecordBatch]) -> None:
 
 
 def read_dead_letters(file: BinaryIO, number: int, path: str) -> Batches:
-    """The dead letters that a Parquet file holds, as `feed` and `records convert` write them. UserError for others."""
+    """The dead letters of a Parquet file that `feed` or `records convert` wrote. Raises UserError for other files."""
     try:
         for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
             yield _NO_ROWS, batch.select(dead_letter.SCHEMA.names).cast(dead_letter.SCHEMA)
@@ -198,7 +198,7 @@ class StreamSettings(NamedTuple):
     Attributes:
       compression: default: by the end of its path.
       topic: of the raw blocks.
-      block_bytes: size of a block, about.
+      block_bytes: approximate size of a block.
       max_record_bytes: longer records become dead letters.
     """
 
@@ -218,7 +218,7 @@ def read_records(
     framing: Framing = FILE_FRAMES,
     settings: StreamSettings = _BY_NAME,
 ) -> Batches:
-    """Raw blocks of records that follow one another by `framing`; of lines, those that are not blank."""
+    """Raw blocks of the records of a file; blank lines are no records, but count in the offsets."""
     stream = FrameStream(
         read_chunks(file, compression_of(path, settings.compression)),
         framing,
@@ -244,10 +244,10 @@ def write_records(
     compression: Compression = Compression.NO,
     data_source: str = "",
 ) -> None:
-    """Writes the values of records one after the other.
+    """Writes the values of records, each in a frame.
 
     Args:
-      data_source: whose key a LagrangeX header carries.
+      data_source: name whose key a LagrangeX header carries.
     """
     pieces = (array.slice(start, BATCH_ROWS) for array in values for start in range(0, len(array), BATCH_ROWS))
     write_chunks(file, (join_frames(piece, framing, data_source) for piece in pieces), compression)
@@ -258,10 +258,10 @@ class Container(NamedTuple):
 
     Attributes:
       suffix: end of the names of its files, before that of a compression.
-      read: (file, number, path) to batches; the functions above take more, which `functools.partial` binds.
+      read: (file, number, path) to batches; further arguments of the functions above are bound by the caller.
       write: (file, canonical batches), or (file, values of records).
-      framing: how records follow one another; None: the file holds rows.
-      format: which format the suffix tells; None: it tells none.
+      framing: how the records are framed; None: the file holds rows.
+      format: of files whose names end in the suffix; None: the suffix tells no format.
     """
 
     suffix: str

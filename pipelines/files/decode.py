@@ -1,4 +1,4 @@
-"""Raw blocks to canonical rows, in every format that records have."""
+"""Decodes raw blocks to canonical rows, in every format of records."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,17 +16,17 @@ from millrace.transforms.frames.framing import FrameOptions, deframe
 Decode = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
 """Raw block to (canonical rows, dead letters)."""
 
-# Offsets of one record when its rows may be more than the 64 that provenance can tell apart.
+# An ExampleBatch has up to 1,024 rows, and the provenance of one offset tells 64 apart: a record takes 16 offsets.
 _ROW_STRIDE = 16
-# Records that decide about the columns of JSON: enough to meet rare keys, few enough to be parsed twice unnoticed.
+# Records from which the columns of JSON are inferred: enough to meet rare keys, and parsed twice in under a second.
 _SAMPLE = 10_000
 
 
 def make_decoder(settings: RecordSettings, frames: FrameOptions | None = None) -> Decode:
-    """Decodes the blocks of one source, one after the other.
+    """A decoder for the blocks of one source, which must be given in order.
 
     Args:
-      frames: headers of the frames that values hold; None: a value is one record.
+      frames: headers of the frames in a value that holds several records; None: a value is one record.
     """
     decode: Decode
     if settings.format == "json":
@@ -39,9 +39,9 @@ def make_decoder(settings: RecordSettings, frames: FrameOptions | None = None) -
 
 
 class _JsonDecoder:
-    """The first block with objects decides about columns and types.
+    """Infers columns and types from the first block that has JSON objects.
 
-    An object within an object gives columns `outer.inner`; true and false become 1 and 0, as records hold them.
+    An object within an object gives columns `outer.inner`; true and false become the integers 1 and 0.
     """
 
     def __init__(self, settings: RecordSettings) -> None:
@@ -66,10 +66,12 @@ def _as_features(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def json_schema(block: pa.RecordBatch, kinds: Mapping[str, str]) -> pa.Schema:
-    """Columns and types of JSON objects, from the first 10,000 of a raw block; metadata columns have their own types.
+    """Columns and types of JSON objects, inferred from the first 10,000 records of a raw block.
 
-    What only ever is null or an empty list there has no type and is left out. Raises: UserError where a key has values
-    of several types.
+    Metadata columns have the types of `record_batch`. A key that has only nulls and empty lists there has no type and
+    is left out.
+
+    Raises: UserError where a key has values of several types.
     """
     lines = [value for value in block.column("value").slice(0, _SAMPLE).to_pylist() if _is_object(value)]
     if not lines:
@@ -112,7 +114,7 @@ def _is_unknown(type: pa.DataType) -> bool:
 
 
 def _without_times(type: pa.DataType) -> pa.DataType:
-    """Text that looks like a time stays text."""
+    """`type` with text in place of the times that Arrow infers from text that looks like a time."""
     if pa.types.is_timestamp(type):
         return pa.string()
     return pa.list_(_without_times(type.value_type)) if pa.types.is_list(type) else type
@@ -129,9 +131,12 @@ def _tf_example_decoder(settings: RecordSettings) -> Decode:
 def decode_block(
     block: pa.RecordBatch, format: str, frames: FrameOptions | None = None, fids: FidLayout = "v2"
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """(canonical rows, dead letters) of a raw block, deframed first where values hold frames.
+    """(canonical rows, dead letters) of a raw block.
 
-    An ExampleBatch may have 1,024 rows: its rows' source offsets are 16 times those of their records.
+    The source offsets of the rows of an ExampleBatch are 16 times the offsets of their records.
+
+    Args:
+      frames: as of `make_decoder`.
     """
     if frames is not None:
         return _deframed(block, frames, lambda values: decode_block(values, format, None, fids))
@@ -149,6 +154,6 @@ def _deframed(block: pa.RecordBatch, frames: FrameOptions, decode: Decode) -> tu
 
 
 def _spaced(batch: pa.RecordBatch, times: int, over: int) -> pa.RecordBatch:
-    """`batch` with its offsets multiplied and divided."""
+    """`batch` with its offsets multiplied by `times` and divided by `over`."""
     offsets = pa.array(record_batch.numpy_column(batch, "offset") * times // over)
     return record_batch.with_column(batch, batch.schema.field("offset"), offsets)

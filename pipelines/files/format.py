@@ -1,4 +1,4 @@
-"""Which format, framing and compression the records of a path or topic have: by its name, or as somebody says."""
+"""Which format, framing and compression the records of a path or topic have: as its name or the user says."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,10 +34,11 @@ class RecordSettings:
 
     Attributes:
       format: one of FORMAT_NAMES.
-      framing: of records in files, or in Kafka values that hold several; None: a value is one record.
-      compression: of files; UNKNOWN: by the end of their names.
-      fids: "as_is" keeps fids v1, "v2" converts them.
-      tf_example: which features of a `tf.Example` become what.
+      framing: of records in files, or in Kafka values that hold several records. None: a value is one record, a file
+        holds rows.
+      compression: of files; UNKNOWN: as the end of their names tells.
+      fids: "as_is" keeps fids v1, "v2" converts them to v2.
+      tf_example: what the features of a `tf.Example` become; needed for this format.
       kinds: {column: one of `tables.KINDS`} of Parquet and JSON.
     """
 
@@ -50,13 +51,17 @@ class RecordSettings:
 
 
 def format_of_path(path: str) -> str | None:
-    """The format that the end of a path tells, compression aside; None when it tells nothing."""
+    """The format that the end of a path tells, without the suffix of a compression; None when it tells none."""
     suffixes = [each for each in Path(path).suffixes if each not in SUFFIXES]
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def file_framing(path: str, format: str, frames: FrameOptions | None) -> Framing | None:
-    """How the records of a file lie one after the other; None for files of rows."""
+    """How the records of a file are framed; None for files of rows.
+
+    Args:
+      frames: as the user says; default: frames with sort ids. JSON and TFRecord files have frames of their own.
+    """
     if format in ROW_FORMATS or format == DEAD_LETTER:
         return None
     if format == "json":
@@ -67,14 +72,17 @@ def file_framing(path: str, format: str, frames: FrameOptions | None) -> Framing
 
 
 def check_format(name: str, field: str, files: bool) -> None:
-    """Raises UserError naming `field` unless records, or files, can have this format and tell the types of columns."""
+    """Raises UserError naming `field` unless a feed can read records, or files, of this format.
+
+    JSON is left out: a feed must know the types of columns before the first record.
+    """
     choices = [each for each in dict.fromkeys([*FORMATS, *(ROW_FORMATS if files else ())]) if each != "json"]
     if name not in choices:
         raise UserError(field, name, "unknown", f"choose {', '.join(choices)}")
 
 
 def check_settings(settings: RecordSettings, path: str, flag: str) -> None:
-    """Raises UserError naming `flag` for a format that does not exist or lacks what it needs."""
+    """Raises UserError naming `flag` for an unknown format, or the flag that the format needs and lacks."""
     if settings.format not in FORMAT_NAMES:
         raise UserError(flag, settings.format, "unknown", f"choose {', '.join(FORMAT_NAMES)}")
     if settings.format == TF_EXAMPLE and settings.tf_example is None:
@@ -89,8 +97,8 @@ def check_settings(settings: RecordSettings, path: str, flag: str) -> None:
 
 
 def read_tf_features(path: Path, flag: str) -> "TfExampleOptions":
-    """The description of a `tf.Example`, JSON or YAML: `sparse_features` {name: slot}, `dense_features` [name], `label`
-    and `instance_weight`. UserError names `flag`."""
+    """The options that a JSON or YAML file describes: `sparse_features` {name: slot}, `dense_features` [name], `label`
+    and `instance_weight`. Raises UserError naming `flag`."""
     from millrace.transforms.codecs.tf_example import TfExampleOptions
 
     given = _read_text(path, flag)
@@ -109,7 +117,7 @@ def read_tf_features(path: Path, flag: str) -> "TfExampleOptions":
 
 
 def _read_text(path: Path, flag: str) -> object:
-    """What a JSON or YAML file says."""
+    """The value of a JSON or YAML file."""
     try:
         if path.stat().st_size > _MAX_TEXT_BYTES:
             raise UserError(flag, path, f"has more than {_MAX_TEXT_BYTES} bytes", "give the right file")

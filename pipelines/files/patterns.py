@@ -67,7 +67,7 @@ def _numbers(first: int, last: int, pattern: str, field: str) -> list[str]:
 
 
 def _dates(kind: str, first: str, last: str | None, field: str) -> list[str]:
-    """Texts of the days, or hours, of a range; of one more than are allowed at most."""
+    """The days, or hours, of a range as texts; no more than one above `MAX_PATTERNS`, which the caller refuses."""
     if len(first) not in _DATES or len(last or first) != len(first):
         problem = f"{first} and {last} are not two dates of one kind" if last else "is not a date"
         raise UserError(field, f"{kind}({first})", problem, "write YYYYMMDD, or YYYYMMDDHH for hours")

@@ -39,14 +39,14 @@ __all__ = [
 
 _NAMESPACE = telemetry.namespace("pipelines", "file_sinks")
 _HOUR_MS = 3_600_000
-_LAST_HOUR = 253_402_300_800_000 // _HOUR_MS  # the year 10000
+_LAST_HOUR = 253_402_300_800_000 // _HOUR_MS  # the year 10000, which a folder name of eight digits cannot hold
 
 UNKNOWN_HOUR = "dt=unknown/hour=unknown"
 """Folder of rows without a usable event time."""
 
 
 class _WriteFiles(beam.PTransform):
-    """What the sinks have in common; gives the paths of the files."""
+    """What the sinks have in common: batches in, the paths of the written files out."""
 
     container: Container
 
@@ -66,7 +66,7 @@ class _WriteFiles(beam.PTransform):
         return self.container.suffix
 
     def folders(self, batch: pa.RecordBatch) -> tuple[np.ndarray, list[str]]:
-        """(int64 [rows]: index of the folder of each row, folders below the main one, each with its slash)."""
+        """(int64 [rows], index of each row's folder; paths of the folders below the main one, each with its slash)."""
         return np.zeros(batch.num_rows, np.int64), [""]
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[str]:
@@ -127,11 +127,11 @@ class _WriteDoFn(beam.DoFn):
 
 
 def _place(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(partition, offset, row) of the rows of a raw block or a canonical batch. ValueError where they do not say it."""
+    """Provenance (partition, offset, row), int [rows] each, of a raw block or canonical batch. ValueError without."""
     if record_batch.column_of(batch, record_batch.SOURCE_OFFSET) is not None:
         return provenance_of(batch)
     if record_batch.column_of(batch, "offset") is None:
-        raise ValueError("the rows do not say where they come from; give them provenance.with_provenance")
+        raise ValueError("the rows have no provenance; add it with provenance.with_provenance")
     has_row = record_batch.column_of(batch, RECORD_ROW) is not None
     row = record_batch.numpy_column(batch, RECORD_ROW) if has_row else np.zeros(batch.num_rows, np.int64)
     return record_batch.numpy_column(batch, "partition"), record_batch.numpy_column(batch, "offset"), row
@@ -143,7 +143,7 @@ def _sorted(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _when(window: Any, pane: PaneInfo) -> str:
-    """What tells the files of several windows and firings apart."""
+    """The part of a file name that differs between windows and between firings of one window; empty without either."""
     text = ""
     if not isinstance(window, GlobalWindow):
         text = f"-{window.start.to_utc_datetime():%Y%m%dT%H%M%S}"
@@ -180,7 +180,7 @@ class WriteFramedFiles(_WriteRecords):
     Args:
       folder, shards, compression: as of `WriteTfRecordFiles`.
       frames: the headers; the default has empty sort ids.
-      data_source: whose key a LagrangeX header carries.
+      data_source: name whose key a LagrangeX header carries.
     """
 
     container = CONTAINERS["framed"]
@@ -230,7 +230,7 @@ class WriteParquetFiles(_WriteFiles):
 
     Args:
       folder: where the files go.
-      shards: number of files, of each hour if need be.
+      shards: number of files; with `hourly`, per hour.
       hourly: one folder per hour of event time, UTC: `dt=20251101/hour=05`; rows without a time go to `dt=unknown`.
     """
 
@@ -248,7 +248,7 @@ class WriteParquetFiles(_WriteFiles):
 
 
 def hour_folders(batch: pa.RecordBatch) -> tuple[np.ndarray, list[str]]:
-    """(int64 [rows]: index of the folder of each row, folders) by event time, or request time where there is none."""
+    """(int64 [rows], index of each row's folder; folders) by event time, or by request time where there is none."""
     times = record_batch.column_of(batch, record_batch.EVENT_TIME_MS)
     seconds = record_batch.column_of(batch, record_batch.REQ_TIME)
     if times is None:

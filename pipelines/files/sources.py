@@ -1,8 +1,8 @@
 """Files as bounded sources: raw blocks of framed files, TFRecords and lines, canonical rows of Parquet, Avro and Arrow.
 
-Every source gives `{"rows": ..., "dead_letters": ...}`. A row says where it comes from: partition = number of its file
-in the order of the paths, offset = its number in the file; rows that already say so keep what they say. Framed files
-have no marks to split at, so one worker reads a file; Parquet files are spread by row groups.
+Every source gives `{"rows": ..., "dead_letters": ...}`. Provenance of a row: partition = number of its file in the
+order of the paths, offset = its number in the file; rows that have provenance already keep it. One worker reads a whole
+file, as files of records have no marks to split at; only the row groups of Parquet files are spread over workers.
 """
 
 import functools
@@ -33,6 +33,7 @@ from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
+from millrace.transforms.beam.codecs import DEAD_LETTERS, ROWS
 from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.codecs.avro_schema import arrow_schema, parse_schema
 from millrace.transforms.frames.compression import Compression
@@ -51,16 +52,13 @@ __all__ = [
     "read_files",
 ]
 
-DEAD_LETTERS = "dead_letters"
-ROWS = "rows"
-
 _NAMESPACE = telemetry.namespace("pipelines", "file_sources")
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 _Output: TypeAlias = pa.RecordBatch | _DeadLetters
 
 
 class _ReadFiles(beam.PTransform):
-    """What the sources have in common: `files`, [(number, path)], each of which `read` reads."""
+    """What the sources have in common: numbered files, each of which one call of `read` reads."""
 
     read: ReadFile
 
@@ -85,7 +83,7 @@ def _with_dead_letters(reader: beam.DoFn) -> beam.PTransform:
 
 
 class _CountingDoFn(beam.DoFn):
-    """Counts what it gives.
+    """Gives rows and dead letters, and counts them.
 
     Counters (`millrace.pipelines.file_sources`): `rows_read`, `files_read`, `dead_letters_<reason>`.
     """
@@ -122,10 +120,10 @@ class _ReadStreams(_ReadFiles):
     """Files that are streams of records to raw blocks (`raw_block.raw_schema`).
 
     Args:
-      patterns: of the paths (`patterns.match_files`).
+      patterns: of the paths, with wildcards and placeholders (`patterns.expand_pattern`).
       compression: default: by the end of each path.
       topic: of the raw blocks.
-      block_bytes: size of a block, about.
+      block_bytes: approximate size of a block.
       max_record_bytes: longer records become dead letters.
       field: what an error calls the patterns.
       first_file: number of the first file.
@@ -158,7 +156,7 @@ class ReadFramedFiles(_ReadStreams):
     """Files of framed records to raw blocks, with `data_source_key` if the header has it.
 
     Args:
-      patterns: of the paths (`patterns.match_files`).
+      patterns: of the paths, with wildcards and placeholders (`patterns.expand_pattern`).
       frames: the headers; the default has sort ids only.
       settings: `compression`, `topic`, `block_bytes`, `max_record_bytes`, `field`, `first_file`, as of
         `ReadTfRecordFiles`.
@@ -182,10 +180,10 @@ class ReadJsonLines(_ReadStreams):
 
 
 class ReadParquetFiles(_ReadFiles):
-    """Parquet files to canonical rows (`parquet_codec.to_canonical`), the row groups spread over the workers.
+    """Parquet files to canonical rows (`tables.to_canonical`), the row groups spread over the workers.
 
     Args:
-      patterns: of the paths (`patterns.match_files`).
+      patterns: of the paths, with wildcards and placeholders (`patterns.expand_pattern`).
       columns: to read; default: all.
       column_types: {column: one of `tables.KINDS`} where types and field metadata do not say enough.
       batch_rows: largest number of rows per batch.
@@ -275,7 +273,7 @@ class ReadAvroFiles(_ReadFiles):
     """Avro container files to canonical rows, one batch per block of the file.
 
     Args:
-      patterns: of the paths (`patterns.match_files`).
+      patterns: of the paths, with wildcards and placeholders (`patterns.expand_pattern`).
       reader_schema: what the rows shall have, by Avro's rules of schema resolution; default: each file's own.
       first_file: number of the first file.
 
@@ -299,7 +297,7 @@ class ReadArrowFiles(_ReadFiles):
     """Arrow IPC files and streams of canonical batches.
 
     Args:
-      patterns: of the paths (`patterns.match_files`).
+      patterns: of the paths, with wildcards and placeholders (`patterns.expand_pattern`).
       first_file: number of the first file.
 
     Raises: UserError when no file matches.

@@ -1,4 +1,4 @@
-"""Opens files and puts them in place, on every file system that Beam knows."""
+"""Opens files and publishes whole ones, on every file system that Beam knows."""
 
 import os
 from collections.abc import Callable

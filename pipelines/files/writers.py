@@ -1,4 +1,4 @@
-"""Writes an iterator of canonical batches into one file of any format, with bounded memory."""
+"""Writes canonical batches to one file of any format; memory is bounded by a batch."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
@@ -19,7 +19,7 @@ Encode = Callable[[pa.RecordBatch], pa.BinaryArray]
 
 
 def make_encoder(settings: RecordSettings) -> Encode:
-    """Rows to values, in every format that records have."""
+    """A function from rows to the values of records, in the format of `settings`."""
     if settings.format == "json":
         return lambda rows: json_lines(rows).cast(pa.binary())
     if settings.format == TF_EXAMPLE:
@@ -32,12 +32,12 @@ def make_encoder(settings: RecordSettings) -> Encode:
 
 
 def needs_schema(settings: RecordSettings) -> bool:
-    """Whether all rows of a file must have the same columns."""
+    """Whether all rows of the file must have the same columns: files of rows, but not files of records."""
     return settings.framing is None
 
 
 def write_rows(file: BinaryIO, batches: Iterable[pa.RecordBatch], settings: RecordSettings) -> None:
-    """Writes `batches`; where the format needs it (`needs_schema`) they have one schema, and there is one at least.
+    """Writes `batches`. Where `needs_schema` is true there must be at least one, and all must have one schema.
 
     Raises: UserError naming a column that the format cannot hold.
     """
@@ -55,7 +55,7 @@ def _slices(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
 
 
 class MoreColumnsError(Exception):
-    """A batch has columns that the first one lacks; `schema` has those of all."""
+    """A batch has columns that the first one lacks; `schema` has the columns of all batches."""
 
     def __init__(self, schema: pa.Schema) -> None:
         super().__init__(f"columns {', '.join(schema.names)}")
@@ -63,10 +63,10 @@ class MoreColumnsError(Exception):
 
 
 def with_one_schema(batches: Iterator[pa.RecordBatch], schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
-    """The batches with the columns of `schema`, default: the first one's; one of no rows where there are none.
+    """The batches with the columns of `schema`, default: of the first batch. Without batches, one that has no rows.
 
     Raises:
-      MoreColumnsError: other columns turned up. All batches were read by then, to know them.
+      MoreColumnsError: a batch has other columns. All batches have been read by then, so that it names them all.
       UserError: a column has two types, or one that no feature has.
     """
     for batch in batches:

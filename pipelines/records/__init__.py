@@ -1,1 +1,1 @@
-"""What `millrace records` does with records of files and topics."""
+"""What `millrace records` does with the records of files and topics: one module per action, and their source."""

@@ -1,4 +1,4 @@
-"""From a source of records to one file, through a recipe if need be; nothing is written unless all is well."""
+"""Converts a source of records to one file, through a recipe if there is one; a failure leaves no file."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ _SHARDED_FORMATS = ("arrow", "parquet", "json")
 
 
 class BadRecordsError(Exception):
-    """Records that cannot be read, and no place to put them."""
+    """Some records cannot be read, and no file for dead letters is given."""
 
     def __init__(self, refused: DeadLetterCounts) -> None:
         super().__init__(str(refused))
@@ -31,7 +31,7 @@ class BadRecordsError(Exception):
 
 @dataclass
 class Converted:
-    """What happened: rows that were read and written, and what could not be read."""
+    """The outcome: rows that were read, rows that were written, and records that could not be read."""
 
     rows_read: int = 0
     rows_written: int = 0
@@ -39,12 +39,12 @@ class Converted:
 
 
 class Conversion:
-    """One run through a source.
+    """One conversion of a source.
 
     Args:
-      make_chain: makes the steps anew for each pass over the source, or None where rows stay as they are.
-      dead_letters: file of the dead letters, Parquet of `dead_letter.SCHEMA`; None: there must not be any.
-      progress: is told each part that was read.
+      make_chain: makes the steps, which have state, anew for each pass over the source; gives None without a recipe.
+      dead_letters: Parquet file for the dead letters (`dead_letter.SCHEMA`); None: a dead letter fails the conversion.
+      progress: called after each part.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Conversion:
     def to_file(self, path: str, settings: RecordSettings) -> Converted:
         """Writes the rows to `path`, which appears whole or not at all.
 
-        A format whose rows share one schema needs a second pass where the first batch does not have all columns.
+        A file of rows has one schema: it takes a second pass when a later batch has columns that the first one lacks.
 
         Raises: BadRecordsError, UserError.
         """

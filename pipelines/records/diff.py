@@ -1,4 +1,4 @@
-"""Compares the rows of two sources by key. Two digests a row are held in memory, whatever rows are made of."""
+"""Compares the rows of two sources by key. Memory holds two digests per row, 16 bytes, however wide the rows are."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,19 +8,22 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from millrace.pipelines.records.source import PROVENANCE, DeadLetterCounts, ReadProgress, RecordSource
+from millrace.pipelines.records.source import DeadLetterCounts, ReadProgress, RecordSource
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.hashes import mix64
+from millrace.transforms.batch.provenance import PROVENANCE
 from millrace.transforms.batch.row_digest import row_digests, value_digests
 from millrace.transforms.codecs.json_text import json_lines
 
+# Changed rows whose columns are compared: enough to tell which columns differ, few enough to be held in memory whole.
 _MAX_EXAMINED = 10_000
+# Rows that are held for that: with keys that several rows have, a changed row brings others of its key along.
 _MAX_FOUND = 4 * _MAX_EXAMINED
 
 
 class DifferingRow(NamedTuple):
-    """A row that only one source has, or what changed of a row that both have; JSON texts, None where it is missing."""
+    """JSON texts of a row that one source has (the other is None), or of what differs in a pair of rows."""
 
     a: str | None
     b: str | None
@@ -28,15 +31,16 @@ class DifferingRow(NamedTuple):
 
 @dataclass
 class Difference:
-    """How two sources differ; pairs are of (A, B).
+    """How two sources differ; each pair is (of A, of B).
 
     Attributes:
-      rows: that were compared.
+      rows: numbers of rows that were compared.
       refused: records that could not be read.
-      only: rows whose key the other source does not have, or not as often.
-      changed: rows of one key and different content.
-      columns: {column: rows} that changed, of the first 10,000 changed rows.
-      same_order: whether the rows stand in the same order; None where they differ.
+      only: numbers of rows whose key the other source lacks, or has less often.
+      changed: number of pairs of rows with one key and different content.
+      columns: {column: rows in which it differs} among the first 10,000 changed rows.
+      same_order: whether equal rows stand in the same order; None where rows differ.
+      examples: some rows that differ.
     """
 
     rows: tuple[int, int]
@@ -53,7 +57,7 @@ class Difference:
 
 
 class _Digests(NamedTuple):
-    """uint64 [rows] each, in the order of the source: of the key, and of the whole row."""
+    """Keys (digests of key columns) and marks (digests of whole rows), uint64 [rows] each, in the source's order."""
 
     keys: np.ndarray
     marks: np.ndarray
@@ -61,7 +65,7 @@ class _Digests(NamedTuple):
 
 
 class _Leftovers(NamedTuple):
-    """Rows that have no equal on the other side: key and mark, uint64 [n], and how many A and B have, int64 [n, 2]."""
+    """Rows without an equal on the other side: keys and marks, uint64 [n]; how many A and B have, int64 [n, 2]."""
 
     keys: np.ndarray
     marks: np.ndarray
@@ -69,7 +73,7 @@ class _Leftovers(NamedTuple):
 
 
 class _Keys(NamedTuple):
-    """Keys of leftovers, uint64 [n] ascending: rows of A and B, int64 [n, 2], of which `changed` [n] are pairs."""
+    """Keys of leftovers, uint64 [n] ascending; their rows in A and B, int64 [n, 2]; how many of these form pairs."""
 
     keys: np.ndarray
     counts: np.ndarray
@@ -77,7 +81,7 @@ class _Keys(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Rows that differ, sorted by key; positions of their keys in `_Keys`, and their numbers among those of a key."""
+    """Rows that differ, sorted by key; `at`, int64 [n], are places in `_Keys`, `rank` numbers the rows of one key."""
 
     rows: pa.RecordBatch
     at: np.ndarray
@@ -88,16 +92,18 @@ class _Found(NamedTuple):
 
 
 class RecordDiff:
-    """Args:
-    key: columns that tell which rows belong together; without `PROVENANCE` among them, where rows come from is ignored.
-    progress: is told each part that was read.
+    """Compares two sources.
+
+    Args:
+      key: columns that tell which rows belong together; columns of the provenance that are not in the key are ignored.
+      progress: called after each part of either source.
     """
 
     def __init__(self, a: RecordSource, b: RecordSource, key: Sequence[str], progress: ReadProgress) -> None:
         self._sources, self._key, self._progress = (a, b), tuple(key), progress
 
     def run(self, limit: int) -> Difference:
-        """The difference, with `limit` examples each of rows of A, rows of B and changed rows.
+        """The difference, with up to `limit` examples each of rows only in A, rows only in B and changed rows.
 
         Raises: UserError where a source lacks a column of the key.
         """
@@ -137,7 +143,7 @@ class RecordDiff:
         return [name for name in schema.names if name not in self._key and name not in PROVENANCE]
 
     def _explain(self, result: Difference, leftovers: _Leftovers, keys: _Keys, limit: int) -> None:
-        """Reads the sources again for rows that differ: some to show, and more to count columns."""
+        """Reads the sources again for rows that differ, to show some and to count the columns that differ."""
         changed = np.flatnonzero(keys.changed)[:_MAX_EXAMINED]
         sides, pairs = [], []
         for side, source in enumerate(self._sources):
@@ -153,7 +159,7 @@ class RecordDiff:
         self._compare(result, sides[0].take(in_a), sides[1].take(in_b), limit)
 
     def _find(self, source: RecordSource, leftovers: _Leftovers, keys: _Keys, side: int, chosen: np.ndarray) -> _Found:
-        """Leftover rows of the keys at `chosen`."""
+        """The leftover rows of `source` whose keys stand at `chosen` in `keys`."""
         wanted = np.isin(leftovers.keys, keys.keys[chosen])
         marks = leftovers.marks[(leftovers.counts[:, side] > 0) & wanted]
         found, of_key = [], [np.zeros(0, np.uint64)]
@@ -172,14 +178,14 @@ class RecordDiff:
         return _Found(_joined(found, source).take(pa.array(order[within])), at[within], rank[within])
 
     def _marked(self, source: RecordSource) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray]]:
-        """(rows, their keys, their marks)."""
+        """(rows, digests of their keys, their marks) of each part."""
         for part in source.parts():
             self._progress(part.done, part.rows.num_rows)
             if part.rows.num_rows:
                 yield part.rows, *self._marks(part.rows, source)
 
     def _compare(self, result: Difference, a: pa.RecordBatch, b: pa.RecordBatch, limit: int) -> None:
-        """Counts the columns in which pairs of rows differ, and shows some pairs."""
+        """Counts the columns in which the pairs (a[i], b[i]) differ, and keeps some pairs as examples."""
         names = list(dict.fromkeys([*self._compared(a.schema), *self._compared(b.schema)]))
         differs = {}
         for name in names:

@@ -1,4 +1,4 @@
-"""Sends records of a file or topic, or dead letters, to topics: as fast as it goes or at a steady rate."""
+"""Sends the records of a file or topic, or dead letters, to topics: as fast as possible or at a steady rate."""
 
 import threading
 import time
@@ -14,23 +14,23 @@ from millrace.pipelines.kafka.sink import KafkaRecord
 from millrace.pipelines.records.source import Part, ReadProgress, RecordSource, TopicSource
 from millrace.runtime.kafka_client import KafkaConnection, make_producer
 
-_DELIVERY_SECONDS = 60.0
-# A sender that was held up for longer than this does not make up for it: that would be a burst.
+_DELIVERY_SECONDS = 60.0  # for the records that wait in the producer when the last was given to it
+# Of a longer delay the sender makes up no more than this: the rest would be a burst above the rate.
 _MAX_DEBT_SECONDS = 1.0
 
 
 class Outgoing(NamedTuple):
-    """A record and where it goes."""
+    """A record, and the topic it goes to."""
 
     topic: str
     record: KafkaRecord
 
 
 class Replay:
-    """Where the records to send come from.
+    """The records to send, from a source.
 
     Attributes:
-      skipped: {why: records} that are not sent.
+      skipped: {why: number of records} that are not sent.
     """
 
     def __init__(self, source: RecordSource, progress: ReadProgress) -> None:
@@ -38,10 +38,10 @@ class Replay:
         self.skipped: Counter[str] = Counter()
 
     def records(self, topic: str, same_partitions: bool, encode: Encode) -> Iterator[Outgoing]:
-        """The records of the source as they are; rows of files that hold no records in values that `encode` makes.
+        """The records of the source unchanged; the rows of files of rows as values that `encode` makes.
 
         Args:
-          same_partitions: a record of a topic keeps its partition, and not its key alone.
+          same_partitions: whether a record of a topic goes to the partition that it had; else Kafka chooses by its key.
         """
         if isinstance(self._source, TopicSource):
             yield from self._messages(self._source, topic, same_partitions)
@@ -57,12 +57,12 @@ class Replay:
     def dead_letters(
         self, topic: str | None, reasons: Collection[str], partitions: Callable[[str], int]
     ) -> Iterator[Outgoing]:
-        """Dead letters, as the records that they were.
+        """The records that dead letters hold.
 
         Args:
-          topic: where they go; None: where they come from, to the partition that they had.
-          reasons: of those to send; none: all.
-          partitions: how many a topic has.
+          topic: where they go; None: each to the topic and partition where it came from.
+          reasons: only dead letters of these are sent; empty: all.
+          partitions: gives the number of partitions of a topic.
         """
         for part in self._source.parts():
             self._progress(part.done, part.dead.num_rows)
@@ -101,15 +101,15 @@ def _values(topic: str, values: pa.Array) -> Iterator[Outgoing]:
 
 
 class Sender:
-    """An idempotent producer that counts.
+    """An idempotent Kafka producer that keeps a rate and counts.
 
     Args:
-      rate: records a second; None: as fast as it goes.
+      rate: records per second; None: as fast as possible.
       stop: when set, no more is sent.
 
     Attributes:
-      sent: {topic: records that Kafka acknowledged}.
-      failed: {error: records}.
+      sent: {topic: number of records that Kafka acknowledged}.
+      failed: {error: number of records}.
     """
 
     def __init__(self, connection: KafkaConnection, rate: float | None, stop: threading.Event) -> None:
@@ -120,7 +120,7 @@ class Sender:
         self.failed: Counter[str] = Counter()
 
     def send(self, records: Iterable[Outgoing]) -> None:
-        """Sends all; `flush` tells whether they have arrived."""
+        """Gives all records to the producer; call `flush` to know which have arrived."""
         for topic, record in records:
             self._wait_for_turn()
             if self._stop.is_set():

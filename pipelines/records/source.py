@@ -1,6 +1,6 @@
-"""Files or a topic as an iterator of canonical batches and dead letters, without a pipeline: for `millrace records`.
+"""Files, standard input or a topic as an iterator of canonical batches and dead letters, without a Beam pipeline.
 
-Memory is bounded by one batch, whatever the size of the source.
+Memory is bounded by one batch, however large the source is.
 """
 
 import abc
@@ -43,20 +43,17 @@ _NO_DEAD_LETTERS = record_batch.empty(dead_letter.SCHEMA)
 STANDARD_INPUT = ("-", "/dev/stdin")
 """Names of standard input."""
 
-PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
-"""The columns that say where a row came from."""
-
 ReadProgress = Callable[[int, int], None]
-"""Is told how much of a source's `size` was read so far, and how many rows or records came with that."""
+"""(how much of a source's `size` has been read, rows or records since the last call): called after each part."""
 
 
 class Part(NamedTuple):
-    """Some of a source, in order.
+    """The next piece of a source.
 
     Attributes:
       rows: canonical rows.
       dead: dead letters.
-      done: how much of the source's `size` was read with this part.
+      done: how much of the source's `size` has been read, this part included.
       block: the raw block that the rows were in; None for files of rows.
     """
 
@@ -67,7 +64,7 @@ class Part(NamedTuple):
 
 
 class DeadLetterCounts:
-    """Counts dead letters by reason, and keeps what was said of the first of each."""
+    """Counts dead letters by reason, and keeps the detail of the first of each reason."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -85,16 +82,16 @@ class DeadLetterCounts:
         return ", ".join(f"{reason} {n} ({self._details[reason]})" for reason, n in sorted(self.counts.items()))
 
     def as_json(self) -> dict[str, dict[str, int | str]]:
-        """{reason: {"records": how many, "first": what was said of the first}}."""
+        """{reason: {"records": how many, "first": detail of the first}}."""
         return {each: {"records": n, "first": self._details[each]} for each, n in sorted(self.counts.items())}
 
 
 class RecordSource(abc.ABC):
-    """Records somewhere; each of its iterators begins at the start.
+    """Records of files or of a topic. Each call of `parts` or `blocks` begins at the start.
 
     Attributes:
       name: as the user gave it.
-      size: of the whole, in the units of `Part.done`.
+      size: of the whole source, in the units of `Part.done`; 0 where nobody knows it.
     """
 
     name: str
@@ -114,7 +111,7 @@ class RecordSource(abc.ABC):
 
     @abc.abstractmethod
     def blocks(self) -> Iterator[Part]:
-        """The records as they are, in raw blocks without rows."""
+        """The records undecoded: parts with a raw block and without rows."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +177,9 @@ class FileSource(RecordSource):
 
 @dataclass(frozen=True)
 class StandardInput(FileSource):
-    """What another program writes to this one. From a pipe it can be read once only, and must hold records.
+    """Standard input, as one file. A pipe can be read once only.
 
-    Raises: UserError where that is not enough: a second pass would find nothing, and files of rows are read by parts.
+    Raises: UserError for a second pass over a pipe, and for files of rows, whose readers seek.
     """
 
     _unread: Iterator[None] = field(default_factory=lambda: iter([None]))
@@ -229,7 +226,7 @@ class TopicSource(RecordSource):
             yield Part(_NONE, _NO_DEAD_LETTERS, done, raw_block(self.range.topic, messages))
 
     def messages(self) -> Iterator[list[Message]]:
-        """The records with their keys and headers."""
+        """The Kafka messages, with their keys and headers."""
         try:
             yield from read_messages(self.range)
         except KafkaReadError as error:
@@ -258,7 +255,7 @@ def raw_block(topic: str, messages: Sequence[Message]) -> pa.RecordBatch:
 
 
 def dead_letters_of(messages: Sequence[Message]) -> pa.RecordBatch:
-    """Messages of a dead-letter topic as `dead_letter.SCHEMA`; what a message's headers do not say is null."""
+    """Messages of a dead-letter topic as `dead_letter.SCHEMA`; null where a header is missing."""
     return pa.RecordBatch.from_pylist([_dead_letter(each) for each in messages], schema=dead_letter.SCHEMA)
 
 

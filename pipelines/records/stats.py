@@ -1,4 +1,4 @@
-"""What a source of records holds, gathered batch by batch in memory that does not grow with it."""
+"""Statistics of a source of records, gathered batch by batch; memory does not grow with the source."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,25 +8,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.pipelines.records.source import PROVENANCE, DeadLetterCounts, Part
+from millrace.pipelines.records.source import DeadLetterCounts, Part
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.fid import slot_v1, slot_v2
 from millrace.transforms.batch.list_columns import lengths, values_and_splits
+from millrace.transforms.batch.provenance import PROVENANCE
 from millrace.transforms.batch.row_digest import value_digests
 
 LENGTHS = ("0", "1", "2", "3-4", "5-8", "9-16", "17-32", "33+")
-"""Lengths of lists that are counted together."""
+"""Classes of list lengths: each is counted as one."""
 
 _LENGTH_EDGES = np.array([1, 2, 3, 5, 9, 17, 33])
+# Digests that are kept: the standard error of the estimate is 1 / sqrt(4096) = 1.6 %.
 _SMALLEST = 4096
-_MAX_DISTINCT = 1000
+_MAX_DISTINCT = 1000  # values that are counted one by one, such as actions: nobody reads a longer list
+_MAX_HEADS = 64  # labels per row that are counted: far more heads than any model has
 _OTHER = "other"
 
 
 class DistinctCount:
-    """How many distinct digests were seen: exact up to 4,096, beyond that within about 1.6 %.
+    """The number of distinct digests: exact below 4,096, from there an estimate with a standard error of 1.6 %.
 
-    Bar-Yossef and others, "Counting distinct elements in a data stream" (2002): the k smallest of n uniform hashes.
+    Of n uniform hashes the k-th smallest lies near k / n (Bar-Yossef and others, "Counting distinct elements in a data
+    stream", 2002).
     """
 
     def __init__(self) -> None:
@@ -46,7 +50,7 @@ class DistinctCount:
 
 
 class ValueCounts:
-    """Rows by value: the first 1,000 distinct values apart, all others together."""
+    """Numbers of rows by value: of each of the first 1,000 distinct values, and of all others together."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -72,7 +76,7 @@ def _word(value: object) -> str:
 
 
 class ValueRange:
-    """Smallest and largest of numbers."""
+    """The smallest and the largest number seen; None before the first."""
 
     def __init__(self) -> None:
         self.low: int | float | None = None
@@ -90,7 +94,7 @@ class ValueRange:
 
 
 class FeatureStats:
-    """One column: `rows` that have it, `values` in all, distinct values, and what their type allows."""
+    """One column: rows that have it, values in all lists, distinct values; range, slots and lengths by its type."""
 
     def __init__(self, field: pa.Field) -> None:
         self.type = _type_name(field)
@@ -140,7 +144,7 @@ def _kind(field: pa.Field) -> str:
 
 
 def _type_name(field: pa.Field) -> str:
-    """`fid`, `list<fid>`, `float`: what a value is, in words of the records."""
+    """The type as records name it: `fid`, `list<fid>`, `float`."""
     kind = _kind(field)
     type, depth = field.type, 0
     while pa.types.is_list(type):
@@ -152,7 +156,7 @@ def _type_name(field: pa.Field) -> str:
 
 
 class PartitionStats:
-    """Offsets of one partition, or numbers of one file."""
+    """Offsets and times of one partition, or of one file."""
 
     def __init__(self) -> None:
         self.records, self.offsets, self.times = 0, ValueRange(), ValueRange()
@@ -168,7 +172,7 @@ class PartitionStats:
 
 
 class RecordStats:
-    """Everything that `millrace records stat` tells."""
+    """All that `millrace records stat` shows."""
 
     def __init__(self) -> None:
         self.records = self.rows = self.bytes = 0
@@ -229,6 +233,3 @@ class RecordStats:
             "times": times,
             "partitions": {str(number): each.as_json() for number, each in sorted(self.partitions.items())},
         }
-
-
-_MAX_HEADS = 64

@@ -1,1 +1,1 @@
-"""Events to send: a synthetic world, replayed ratings, and the ledger of what was sent."""
+"""Events for feeds without users: a synthetic world, replayed ratings, their producer and its ledger."""

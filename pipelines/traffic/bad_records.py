@@ -1,4 +1,4 @@
-"""Records that a feed must refuse: one builder a kind, for demonstrations and tests."""
+"""Records that a feed must refuse: one builder per kind, for demonstrations and tests."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,7 +6,9 @@ from typing import Any
 
 from millrace.transforms.batch.dead_letter import Reason
 
+# Too large for a feed, but not for the producer's topics (`producer._MAX_MESSAGE_BYTES`).
 _HUGE_BYTES = 5_000_000
+
 
 Build = Callable[[int], bytes | None]
 
@@ -45,7 +47,7 @@ IMPRESSIONS: Mapping[str, tuple[Reason, Build]] = {
     "time in seconds": (Reason.BAD_TIMESTAMP, lambda now: _impression(now, timestamp_ms=now // 1000)),
     "time in the far future": (Reason.BAD_TIMESTAMP, lambda now: _impression(now, timestamp_ms=now * 2)),
 }
-"""{kind: (reason that a feed must give, builder of the value at a time in milliseconds)} of impressions."""
+"""{kind: (reason that a feed must give, builder of the value from the present time in milliseconds)}, impressions."""
 
 ACTIONS: Mapping[str, tuple[Reason, Build]] = {
     "cut off": (Reason.MALFORMED_JSON, lambda now: _action(now)[:-7]),
@@ -55,4 +57,4 @@ ACTIONS: Mapping[str, tuple[Reason, Build]] = {
     "schema version 99": (Reason.UNKNOWN_SCHEMA_VERSION, lambda now: _action(now, schema_version=99)),
     "negative time": (Reason.BAD_TIMESTAMP, lambda now: _action(now, timestamp_ms=-1)),
 }
-"""The same of actions."""
+"""The same, actions."""

@@ -1,4 +1,4 @@
-"""The ledger of a producer: every row that a broker acknowledged, with what is known only to the producer."""
+"""The ledger of a producer: every row that a broker acknowledged, with the truth that only the producer knows."""
 
 import json
 from dataclasses import dataclass, field
@@ -27,18 +27,17 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("observed", pa.bool_()),
     ]
 )
-"""One row an (impression, item).
+"""One row per impression and item.
 
-`partition`, `offset` and `row` are its provenance (`transforms.batch.fid.audit_fid` makes its audit id of them),
-`p_true` the true click probability (NaN where unknown), `clicked` whether somebody acted, `observed` whether an action
-was sent that
-arrives within the window: the label that a feed can see.
+`partition`, `offset` and `row` are its provenance (`transforms.batch.fid.audit_fid` makes its audit id of them).
+`p_true` is the true click probability, NaN where unknown. `clicked` says whether somebody acted, and `observed` whether
+an action was sent that arrives within the window: the label that a feed can see.
 """
 
 
 @dataclass
 class _Chunk:
-    """Impressions sent together."""
+    """The impressions of one draw, which are sent together."""
 
     first: int
     user_ids: np.ndarray
@@ -53,7 +52,12 @@ class _Chunk:
 
 
 class EventLedger:
-    """Collects impressions, their places in the topic, and which of their actions were sent in time."""
+    """Collects impressions, their partitions and offsets, and which of their actions were sent in time.
+
+    Args:
+      topic: of the impressions.
+      request_prefix: the request id of impression n is `<request_prefix>-<n>`.
+    """
 
     def __init__(self, topic: str, request_prefix: str) -> None:
         self._topic = topic
@@ -70,7 +74,7 @@ class EventLedger:
         return f"{self._request_prefix}-{impression}"
 
     def add(self, draw: PlannedImpressions, timestamp_ms: int) -> int:
-        """Notes impressions that are being sent; returns the number of the first one."""
+        """Adds impressions that are being sent; returns the number of the first one."""
         first = self.impressions
         count = len(draw.user_ids)
         self._chunks.append(_Chunk(first, draw.user_ids, draw.item_ids, timestamp_ms, draw.p_true, draw.clicked))
@@ -92,11 +96,11 @@ class EventLedger:
         return len(self._chunks)
 
     def undelivered(self) -> int:
-        """Impressions that no broker acknowledged."""
+        """Number of impressions that no broker acknowledged."""
         return self._partitions.count(-1)
 
     def to_table(self) -> pa.Table:
-        """Acknowledged rows in the order in which they were sent."""
+        """The acknowledged rows (`LEDGER_SCHEMA`) in the order in which they were sent."""
         parts = [self._chunk_table(chunk) for chunk in self._chunks]
         return pa.concat_tables(parts) if parts else LEDGER_SCHEMA.empty_table()
 
@@ -132,7 +136,10 @@ class EventLedger:
 
 
 def oracle_auc(table: pa.Table) -> dict[str, float | None]:
-    """{"auc_oracle", "auc_oracle_last_third"}: AUC of the true probabilities on observed labels; None if undefined."""
+    """{"auc_oracle", "auc_oracle_last_third"}: AUC of the true probabilities against the observed labels.
+
+    No model can expect a higher one. None where probabilities are unknown or only one label occurs.
+    """
     p_true, observed = table["p_true"].to_numpy(), table["observed"].to_numpy(zero_copy_only=False)
     last = slice(2 * len(p_true) // 3, None)
     return {"auc_oracle": _auc(observed, p_true), "auc_oracle_last_third": _auc(observed[last], p_true[last])}

@@ -1,4 +1,4 @@
-"""Replays MovieLens ratings: each is an impression of one movie and, shortly after, a `rate` action with its value."""
+"""Replays MovieLens ratings, each as an impression of one movie and, shortly after it, a `rate` action."""
 
 import json
 from pathlib import Path

@@ -21,14 +21,14 @@ from millrace.runtime.topics import Topics
 
 _LOG = logging.getLogger(__name__)
 
-_TICK_SECONDS = 0.02
+_TICK_SECONDS = 0.02  # between two sends: short beside the second after which a model shall have learned
 _PROGRESS_SECONDS = 5.0
 _FLUSH_SECONDS = 30.0
-# Planned actions are over by then (`event_source._LATE`, duplicates included); nothing is waited for much longer.
+# The latest planned actions come 1.6 windows after their impression (`source._LATE`): 8 s by default, and some reserve.
 _DRAIN_SECONDS = 12.0
-# The event of 5 MB among the bad records must reach the feed, which is what refuses it.
+# The bad record of 5 MB must pass Kafka, so that the feed is what refuses it.
 _MAX_MESSAGE_BYTES = 8_000_000
-# Without a duration, bad records are spread over this time.
+# Without a duration the bad records are spread over a minute, so that whoever watches sees them come.
 _BAD_RECORDS_SECONDS = 60.0
 
 _SENT = telemetry.counter("events_sent", "Records handed to Kafka", ("topic",))
@@ -40,12 +40,12 @@ class ProducerConfig:
     """How to send.
 
     Args:
-      rate: records a second, both topics together.
-      duration_seconds: None goes on until the source ends or `stop` is set.
-      bad_records: records of each kind of `bad_records` to mix in.
+      rate: records per second, both topics together.
+      duration_seconds: None: until the source ends or `stop` is set.
+      bad_records: how many of each kind in `bad_records` are mixed in.
       partitions: of topics that do not exist yet.
       ledger: where to write the ledger (Parquet) and, beside it, the summary (`.json`).
-      seed: of request ids, so that two producers on one topic do not share them.
+      seed: part of the request ids, so that those of two producers on one topic differ.
     """
 
     rate: float
@@ -67,7 +67,7 @@ class ProducerConfig:
 
 
 class EventProducer:
-    """One run: sends what `source` draws until it ends, the duration is over or `stop` is set.
+    """Sends what `source` draws until it ends, the duration is over or `stop` is set; for one run.
 
     Args:
       clock: Unix seconds.
@@ -94,10 +94,10 @@ class EventProducer:
         self._rate = 0.0
 
     def run(self, stop: threading.Event) -> dict[str, Any]:
-        """Sends everything, writes the ledger and returns the summary; also after `stop`."""
+        """Sends everything, writes the ledger and returns the summary; after `stop`, of what was sent until then."""
         try:
             self._send_all(stop)
-            # Planned actions of the last impressions, at their own time.
+            # The actions on the last impressions are still to come, each at its time.
             give_up = time.monotonic() + _DRAIN_SECONDS
             while len(self._agenda) and not stop.is_set() and time.monotonic() < give_up:
                 self._send_actions(self._now_ms())
@@ -128,7 +128,7 @@ class EventProducer:
             self._send_actions(now_ms)
             self._send_bad(elapsed, now_ms)
             due = int(config.rate * elapsed) - self.events
-            # After a stall the backlog is caught up within a second, not in one burst.
+            # After a stall the backlog is sent at five times the rate at most, not in one burst.
             due = min(due, max(1, int(config.rate * 5 * _TICK_SECONDS)))
             if due > 0:
                 more = self._send_impressions(due, now_ms)
@@ -254,7 +254,7 @@ class _Due(NamedTuple):
 
 
 class _Agenda:
-    """Actions that are still to be sent, by time."""
+    """Planned actions that are still to be sent, as columns of `_AGENDA_TYPES`."""
 
     def __init__(self) -> None:
         self._columns: list[np.ndarray] = [np.zeros(0, kind) for kind in _AGENDA_TYPES]
@@ -278,7 +278,7 @@ class _Agenda:
         self._columns = [np.concatenate(pair) for pair in zip(self._columns, new, strict=True)]
 
     def due(self, now_ms: int) -> list[_Due]:
-        """Takes the actions whose time has come, in order of it."""
+        """Removes the actions whose time has come and returns them in the order of their times."""
         ready = self._columns[0] <= now_ms
         if not ready.any():
             return []
@@ -303,7 +303,7 @@ class _BadRecords:
         self.sent = 0
 
     def due(self, elapsed: float, now_ms: int) -> list[tuple[str, bytes | None]]:
-        """(topic's attribute name, value) of the records whose time has come; all of them at infinity."""
+        """(name of the topic in `Topics`, value) of the records whose time has come; at infinity all that are left."""
         wanted = len(self._todo) if elapsed == float("inf") else min(len(self._todo), int(elapsed / self._interval))
         chosen = self._todo[self.sent : wanted]
         self.sent = max(self.sent, wanted)
@@ -311,11 +311,11 @@ class _BadRecords:
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary in one line for people."""
+    """The summary as one line of text."""
     oracle = summary["auc_oracle"]
     known = f", oracle AUC {oracle:.4f}" if oracle is not None else ""
     return (
-        f"sent {summary['events']} events in {summary['seconds']:g} s ({summary['events_per_second']:g} a second): "
+        f"sent {summary['events']} events in {summary['seconds']:g} s ({summary['events_per_second']:g} per second): "
         f"{summary['impressions']} impressions of {summary['rows']} rows, {summary['actions']} actions, "
         f"{summary['bad_records']} bad records{known}"
     )

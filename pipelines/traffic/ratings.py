@@ -12,9 +12,8 @@ from millrace.runtime.errors import UserError
 _GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi")
 _FIRST_SECOND = 1_500_000_000  # of the first rating: any time in the past will do
 _MEAN, _NOISE = 3.5, 0.6  # of a rating, in stars: about half of the ratings are 4 or better, as in MovieLens
-_SESSION_RATINGS = (
-    25  # of one user in a row, on average: people rate in bursts, and a model that learns fast gains by it
-)
+# Ratings of one user in a row, on average: people rate in bursts, and a model that learns fast gains by it.
+_SESSION_RATINGS = 25
 _POPULARITY = 0.8  # exponent of Zipf's law: a tenth of the movies gets a third of the ratings
 
 

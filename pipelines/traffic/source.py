@@ -1,4 +1,4 @@
-"""What a producer of events draws from: impressions with their context, and the actions that will follow them."""
+"""Sources of traffic: they draw impressions with their context, and the actions that will follow them."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,23 +11,23 @@ ACTION_NAMES = ("click", "like", "rate")
 CLICK, LIKE, RATE = range(3)
 
 _HOUR_MS = 3_600_000
-# Delays end before the window does and late ones begin after it, so that the clocks of producer and feed cannot
-# disagree about which is which.
+# Shares of the window: actions in time come before 0.9 of it and late ones after 1.2, so that producer and feed agree
+# on which is which although their clocks differ.
 _IN_TIME = 0.9
 _LATE = (1.2, 1.6)
-# Interests drift in steps of this length.
+# Interests drift in steps of a second: far below the minutes in which they change.
 _DRIFT_STEP_MS = 1000
 
 
 @dataclass(frozen=True)
 class PlannedActions:
-    """m actions on rows of a draw, a row being one (impression, item).
+    """m actions on rows of a draw; a row is one impression of one item.
 
     Attributes:
-      rows: int64 [m], row in the draw: impression * k + item.
+      rows: int64 [m], impression * k + place of the item, both within the draw.
       codes: int64 [m], index in `ACTION_NAMES`.
       delays_ms: int64 [m] after the impression.
-      values: float64 [m], NaN for none.
+      values: float64 [m], such as a rating; NaN for none.
       in_time: bool [m], whether it arrives within the window.
     """
 
@@ -40,7 +40,7 @@ class PlannedActions:
 
 @dataclass(frozen=True)
 class PlannedImpressions:
-    """n impressions of k items and what will happen to them.
+    """A draw: n impressions of k items each, and the actions that will follow.
 
     Attributes:
       user_ids: int64 [n].
@@ -48,7 +48,7 @@ class PlannedImpressions:
       contexts: n JSON objects, or "" for none.
       p_true: float64 [n, k], NaN where unknown.
       clicked: bool [n, k], whether somebody acted, whatever became of the action.
-      lost, late, duplicated: numbers of actions that are never sent, too late, sent twice.
+      lost, late, duplicated: numbers of actions that are never sent, sent too late, sent twice.
     """
 
     user_ids: np.ndarray
@@ -63,7 +63,7 @@ class PlannedImpressions:
 
 
 class TrafficSource(Protocol):
-    """Impressions on demand."""
+    """Gives impressions on demand."""
 
     def draw(self, count: int, now_ms: int) -> PlannedImpressions | None:
         """At most `count` (>= 1) impressions that happen at `now_ms`; None when there are no more."""
@@ -71,11 +71,12 @@ class TrafficSource(Protocol):
 
 @dataclass(frozen=True)
 class ActionModel:
-    """What follows a click.
+    """Which actions follow a click, and when.
 
     Args:
       window_seconds: the window of the feed that will join them.
-      click_delay_seconds, like_delay_seconds: means of exponential delays; a like follows its click.
+      click_delay_seconds, like_delay_seconds: means of exponential delays, of a click after its impression and of a
+        like after its click.
       like_rate: share of clicks followed by a like.
       lost, late, duplicated: shares of all actions.
     """
@@ -91,7 +92,7 @@ class ActionModel:
 
 @dataclass
 class GeneratedSource:
-    """Draws from a synthetic world, which drifts as time goes by."""
+    """Draws from a synthetic world, and lets its interests drift with the time of the draws."""
 
     world: EventWorld
     model: ActionModel = field(default_factory=ActionModel)

@@ -1,8 +1,8 @@
 """A synthetic world of users and items whose click probabilities are known, so that the best reachable AUC is too.
 
 The logit of a click is a sum: base rate, a user's and an item's bias, device and hour, and the dot product of the
-user's interests with the item's traits. Interests, traits and item biases drift: a model that stops learning falls
-behind.
+user's interests with the item's traits. Interests, traits and item biases drift, so that a model that stops learning
+gets worse.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,21 @@ from millrace.runtime.errors import UserError
 DEVICES = ("phone", "tablet", "desktop", "tv")
 _HOURS = 24
 
-# Standard deviations of the parts of a logit. Items differ most and are shown often, so that a model can learn quickly;
-# interests are worth learning but small enough that 100 rows a user and item are not too few.
-_BASE = -1.1
+# Standard deviations (SD) of the parts of a logit. Items differ most and are shown often, so that a model learns fast;
+# interests are worth learning, but so small that 100 rows per user and item suffice.
+_BASE = -1.1  # an item of average appeal is clicked with probability 1 / (1 + exp(1.1)) = 0.25
 _ITEM_SD = 1.15
 _USER_SD = 0.75
 _INTEREST_SD = 0.45
 _RANK = 4
 _DEVICE_EFFECTS = np.array([0.25, 0.0, -0.2, -0.35])
 _HOUR_EFFECT = 0.25
-# Share of an item's bias that drifts, and how long drifting parts take to forget (e-fold).
+# Share of an item's bias that drifts, and the times after which drifting parts correlate with themselves by 1 / e only:
+# so short that a demonstration of some minutes shows the drift.
 _TREND_SHARE = 0.25
 _TREND_SECONDS = 150.0
 _INTEREST_SECONDS = 300.0
-# Exposure ~ (rank + offset) ** -exponent: a few users and items make much of the traffic, none makes most of it.
+# Probability of a rank ~ (rank + offset) ** -exponent: some users and items make much of the traffic, none most of it.
 _USER_EXPONENT, _USER_OFFSET = 0.7, 20.0
 _ITEM_EXPONENT, _ITEM_OFFSET = 0.9, 20.0
 
@@ -38,7 +39,7 @@ class WorldConfig:
 
     Args:
       users, items: ids are 0 to users - 1 and 0 to items - 1.
-      items_per_impression: different items shown at a time, 1..64.
+      items_per_impression: different items shown together, 1..64 (as many as an impression may have).
       seed: of everything that is drawn.
     """
 
@@ -58,7 +59,7 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class Impressions:
-    """n impressions of k items.
+    """n impressions of k items each.
 
     Attributes:
       user_ids: int64 [n].
@@ -78,7 +79,7 @@ class Impressions:
 
 
 class EventWorld:
-    """Draws impressions and clicks; equal seeds and calls give equal draws."""
+    """Draws impressions and clicks; the same seed and calls give the same draws."""
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -105,7 +106,7 @@ class EventWorld:
         rng, shown = self._rng, self.config.items_per_impression
         users = np.searchsorted(self._user_cdf, rng.random(count))
         items = self._different_items(count, shown)
-        # Most people use their own device most of the time.
+        # 80 %: most people use their own device most of the time.
         devices = np.where(rng.random(count) < 0.8, self._user_device[users], rng.integers(0, len(DEVICES), count))
         hours = (hour + self._user_zone[users]) % _HOURS
         affinity = np.einsum("nr,nkr->nk", self._interests.value[users], self._traits.value[items])
@@ -116,7 +117,8 @@ class EventWorld:
         return Impressions(users, items, devices, hours, p_click, rng.random(p_click.shape) < p_click)
 
     def _different_items(self, count: int, shown: int) -> np.ndarray:
-        # With few items draws would repeat for ever; a permutation, of popularity no notice, never does.
+        # With so few items most draws would hold one twice and be drawn again, without end where all must be shown. So
+        # each impression gets the first items of a random permutation; popularity is ignored.
         if self.config.items < 4 * shown:
             return self._rng.permuted(np.tile(np.arange(self.config.items), (count, 1)), axis=1)[:, :shown]
         items = np.searchsorted(self._item_cdf, self._rng.random((count, shown)))
@@ -142,7 +144,7 @@ class _Drift:
 
 
 def _exposure(rng: np.random.Generator, count: int, exponent: float, offset: float) -> np.ndarray:
-    """Cumulative probabilities of being drawn; ranks are dealt at random."""
+    """float64 [count], cumulative probabilities of being drawn; who has which rank is random."""
     weights = (rng.permutation(count) + offset) ** -exponent
     cumulative = np.cumsum(weights / weights.sum())
     cumulative[-1] = 1.0

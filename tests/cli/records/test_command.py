@@ -81,7 +81,9 @@ def test_head_tells_which_records_it_passed_over(
     assert run("head", path, "--records", "example", "-n", "50") == 0
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 50
-    assert output.err == "2 records up to there cannot be read: malformed_proto 2 (malformed at byte 0)\n"
+    assert (
+        output.err == "2 records before the end of these rows cannot be read: malformed_proto 2 (malformed at byte 0)\n"
+    )
 
 
 def test_head_shows_slots_and_chosen_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +146,7 @@ def test_head_shows_json_with_a_column_for_each_inner_key(tmp_path: Path, capsys
         {"id": "r-1", "context.device.name": "phone", "at": "2026-01-01T00:00:00Z"},
         {"id": "r-2", "ids": [1, 2], "new": 1},
     ]
-    assert "1 record up to there cannot be read: malformed_json 1" in output.err
+    assert "1 record before the end of these rows cannot be read: malformed_json 1" in output.err
 
 
 def test_a_file_that_is_of_another_format_is_told_as_one(
