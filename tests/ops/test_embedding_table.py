@@ -137,7 +137,8 @@ def test_parts_of_a_walk_share_no_entry_and_miss_none() -> None:
     assert store.dump("t")[0].tolist() == list(range(100))
 
 
-# An unknown table is a KeyError here, not a status of -1.
+# 1 and 0 of the vector are True and False. A table that does not exist is a mistake of the program, so it is a KeyError
+# that names the tables, where the original gives each id the status -1.
 @covers("emb:H22")
 def test_reinitialized_ids_start_again_and_become_touched() -> None:
     store = open_store(TableConfig("t", 2, Adagrad(1.0), Zeros()))
@@ -204,7 +205,7 @@ def test_a_fused_update_sums_equal_ids_within_a_piece_only() -> None:
     _close(_column(store, [1, 2]), [-3 / 10**0.5, -1 / 2**0.5 - 2 / 6**0.5])
 
 
-# Tables that the original merges are one table here, which several features name.
+# The original makes one table of two with equal rules; here the two features name one table, which adds and sums alike.
 @covers("emb:H29")
 def test_features_of_one_table_share_values_and_gradients() -> None:
     store = open_store(_zeros(2, 1.0))

@@ -135,6 +135,44 @@ OPTIMIZERS = [
 ]
 
 
+def _dumped_and_restored(store: EmbeddingStore, table: TableConfig, keep_weights: bool = True) -> EmbeddingStore:
+    """Another store with the entries of `store` as their dumps have them, with weights of 0 unless they are kept."""
+    dumps = to_entry_dumps(table, _all_entries(store, table.name))
+    messages = [EntryDump.FromString(dump) for dump in dumps]
+    for message in messages:
+        if not keep_weights:
+            message.num[:] = [0.0] * len(message.num)
+    restored = _store(table)
+    restored.import_entries(table.name, from_entry_dumps(table, [each.SerializeToString() for each in messages]))
+    return restored
+
+
+@covers("emb:O6")
+def test_the_norms_of_two_segments_come_back_and_go_on_from_weights_of_zero() -> None:
+    segments = (
+        Segment(1, Adagrad(1.0, initial_accumulator_value=1.0), Zeros()),
+        Segment(2, Adagrad(2.0, initial_accumulator_value=2.0), Zeros()),
+    )
+    table = TableConfig("t", segments=segments)
+    store = _store(table)
+    store.apply_gradients("t", [1], [[1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(store.lookup("t", [1]), [[-0.70710677, -1.6329931, -1.8090681]], rtol=1e-6)
+    restored = _dumped_and_restored(store, table, keep_weights=False)
+    assert restored.lookup("t", [1]).numpy().tolist() == [[0, 0, 0]]
+    restored.apply_gradients("t", [1], [[1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(restored.lookup("t", [1]), [[-0.57735026, -1.264911, -1.3416407]], rtol=1e-6)
+
+
+@covers("emb:O10")
+def test_both_powers_of_adam_come_back() -> None:
+    table = TableConfig("t", 1, Adam(0.01), Zeros())
+    store = _store(table)
+    store.apply_gradients("t", [1], [[10.0]])
+    restored = _dumped_and_restored(store, table)
+    restored.apply_gradients("t", [1], [[10.0]])
+    np.testing.assert_allclose(restored.lookup("t", [1]), [[-0.0198306]], rtol=1e-5)
+
+
 @pytest.mark.parametrize(("optimizer", "kind", "fields"), OPTIMIZERS, ids=[kind for _, kind, _ in OPTIMIZERS])
 def test_every_field_of_an_optimizers_state_comes_back(optimizer: Optimizer, kind: str, fields: list[str]) -> None:
     table = TableConfig("table", 1 if kind == "batch_softmax" else 3, optimizer)

@@ -43,15 +43,34 @@ def _kept(store: EmbeddingStore, ids: Sequence[int]) -> list[int]:
     return kept
 
 
-# The original asks for every sighting; a batch here asks once an id, with the number of its sightings.
+# The vector's numbers are those of a call that asks for each sighting alone. A call with several sightings of an id
+# sums their gradients and asks once, with their number: of [0, 0, 1] both sightings of 0 are taken or none.
 @covers("emb:H8")
 def test_an_id_is_admitted_once_it_was_seen_often_enough() -> None:
-    store = open_store(_table(Occurrence(CountingFilter(), threshold=3)))
-    read = []
+    one_by_one, together = (open_store(_table(Occurrence(CountingFilter(), threshold=3))) for _ in range(2))
+    read: list[list[float]] = []
+    read_together: list[list[float]] = []
     for _ in range(4):
-        _kept(store, [0, 0, 1])
-        read.append([round(float(weight), 4) for weight in store.lookup("t", [0, 1]).numpy()[:, 0]])
+        _kept(one_by_one, [0, 0, 1])
+        together.apply_gradients("t", [0, 0, 1], [[-1.0]] * 3)
+        for store, reads in ((one_by_one, read), (together, read_together)):
+            reads.append([round(float(weight), 4) for weight in store.lookup("t", [0, 1]).numpy()[:, 0]])
     assert read == [[0, 0], [0.1, 0], [0.3, 0], [0.5, 0.1]]
+    assert read_together == [[0, 0], [0, 0], [0.2, 0], [0.4, 0.1]]
+
+
+@covers("emb:F6")
+def test_a_table_without_a_filter_takes_every_id_and_saves_no_filter(tmp_path: Path) -> None:
+    tables = {"none": _table(None), "sliding": _table(Occurrence(_SLIDING, threshold=3))}
+    files = {}
+    for name, table in tables.items():
+        store = open_store(table)
+        store.apply_gradients("t", [1, _FAR, -5], [[-1.0]] * 3)
+        store.save(tmp_path / name)
+        files[name] = sorted(path.name for path in (tmp_path / name).iterdir() if "filter" in path.name)
+        assert store.size("t") == (3 if name == "none" else 0)
+    assert files["none"] == []
+    assert len(files["sliding"]) == 1
 
 
 def test_sightings_of_one_batch_count_together_and_do_not_admit_by_themselves() -> None:
@@ -104,8 +123,6 @@ def test_a_filter_decides_alike_in_the_process_that_restores_it(tmp_path: Path) 
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
-# A filter is always part of a table here; what does not ask it is not filtered.
-@covers("emb:F8")
 def test_assignments_pass_unasked() -> None:
     store = open_store(_table(Occurrence(ProbabilisticFilter(), threshold=1_000_000)))
     store.assign("t", range(100), np.ones((100, 1)))

@@ -134,7 +134,7 @@ def test_the_scale_of_one_bit_is_that_of_the_last_multiple_of_its_step_size() ->
         assert _shown(_training(rule), [1.0], step)[0] == pytest.approx(np.tanh(scale), rel=1e-6)
 
 
-# A row of another width is refused here, where the original reads its first numbers.
+# Of a row of four numbers the original takes the first three; here it is refused, as no caller means to lose a number.
 @covers("emb:Q10")
 def test_segments_are_compressed_each_in_its_own_way() -> None:
     segments = Segment(1, None, Zeros(), Fp16()), Segment(2, None, Zeros(), Fp16())

@@ -21,8 +21,9 @@ def store(request: pytest.FixtureRequest) -> Iterator[EmbeddingStore]:
     EmbeddingStore.release(name)
 
 
-# The vector's boundaries, (0, 1, 1) and (0, 1, 2), come of cutting each table evenly by the size of another protobuf.
-# Messages filled to their limit are as few, and where a table is cut means nothing to a reader.
+# The original cuts each table evenly, by (0, 1, 1) and (0, 1, 2) ids, and its two messages are over the limit. Here a
+# message is filled up to its limit and never above it, none is empty, and there are two as well; where a table is cut
+# means nothing to a reader.
 @covers("emb:L15")
 def test_every_message_is_within_its_limit_and_every_entry_goes_out_once(store: EmbeddingStore) -> None:
     for table, ids in TOUCHED.items():
@@ -31,7 +32,7 @@ def test_every_message_is_within_its_limit_and_every_entry_goes_out_once(store: 
     messages = list(delta_messages(store, touched, max_bytes=LIMIT))
     sent: dict[str, list[int]] = {table: [] for table in TOUCHED}
     for tables in messages:
-        assert sum(len(table.fids) + len(table.values) for table in tables) <= LIMIT
+        assert 0 < sum(len(table.fids) + len(table.values) for table in tables) <= LIMIT
         for table in tables:
             sent[table.name] += np.frombuffer(table.fids, "<i8").tolist()
     assert (sent, len(messages)) == (TOUCHED, 2)

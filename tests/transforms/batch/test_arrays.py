@@ -53,7 +53,7 @@ def _lists(ragged: Any) -> list[list[int]]:
 
 @covers("data:v33")
 def test_a_row_becomes_what_the_spec_asks_for() -> None:
-    """Fids are v2, whether or not another feature is."""
+    """Fids are v2, whether or not another feature is; who wants v1 decodes them as they are (test_record_codec.py)."""
     spec = ParseSpec(
         sparse=("slot_1", "slot_10"),
         dense=(

@@ -11,6 +11,7 @@ from tfx_bsl.coders import example_coder
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.arrays import DenseFeature, ParseSpec, parse
 from millrace.transforms.batch.fid import fid_v2, hash_strings
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples, log2_bucket
 from tests.conformance.covers import covers
@@ -58,6 +59,18 @@ def test_integers_become_fids_of_their_slot() -> None:
 
 
 @covers("data:v34")
+def test_what_is_not_listed_is_zero_or_empty_for_who_reads_the_row_as_arrays() -> None:
+    rows, _ = decode_tf_examples(raw_block(examples([{"feature0": [1], "age": [7], "other": [3]}])), OPTIONS)
+    dense = DenseFeature("missing_dense"), DenseFeature("instance_weight")
+    parsed: Any = parse(rows, ParseSpec(sparse=("feature0", "feature1", "other"), dense=dense))
+    assert [(values.tolist(), splits.tolist()) for values, splits in (parsed["feature0"], parsed["feature1"])] == [
+        ([int(fid_v2(1, 1))], [0, 1]),
+        ([], [0, 0]),
+    ]
+    assert [array.tolist() for array in parsed["other"]] == [[], [0, 0]]
+    assert (parsed["missing_dense"].tolist(), parsed["instance_weight"].tolist()) == ([[0.0]], [[1.0]])
+
+
 def test_what_is_not_there_is_null_and_the_weight_is_one_and_what_is_not_listed_is_dropped() -> None:
     rows, _ = decode([{"feature0": [1], "other": [3]}])
     (row,) = rows

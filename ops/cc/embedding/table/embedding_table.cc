@@ -398,7 +398,7 @@ bool EmbeddingTable::StealTouched(std::vector<int64_t>* fids) {
   std::vector<int64_t> stolen;
   for (const auto& shard : shards_) {
     std::unique_lock lock(shard->lock);
-    if (shard->touched.Steal(&stolen)) {
+    if (shard->touched.Steal(&stolen) > 0) {
       overflowed = true;
       for (uint64_t start = 0; start != FidMap::kEnd;) {
         start = shard->map.VisitPage(start, [](FidMap::Slot& slot) { slot.touched = 0; });

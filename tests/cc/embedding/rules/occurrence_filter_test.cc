@@ -55,9 +55,17 @@ int AdmittedOfTrials(bool equal_probability, uint32_t count) {
 
 const std::vector<int64_t> kF3Ids = {1, int64_t{3} << 17, 1};
 
+// The original's add() returns the count before; here a filter admits an id once that count reaches the threshold, so a
+// filter of threshold n admits first where add() would return n. Counts have 8 bits and stop at 255 instead of 15.
 COVERS("emb:F1")
-TEST(OccurrenceFilter, F1ACountStopsAt255) {
+TEST(OccurrenceFilter, F1CountsGoUpOneByOneAndStopAt255) {
   for (const RuleConfig& rule : {Counting(300), Sliding(300)}) {
+    for (uint32_t threshold = 1; threshold <= 15; ++threshold) {
+      const auto filter = Make(rule, {threshold, {}});
+      for (uint32_t before = 0; before <= 17; ++before) {
+        ASSERT_EQ(filter->Admit(1, 1, 0), before >= threshold) << rule.kind << " of threshold " << threshold;
+      }
+    }
     const auto filter = Make(rule, {255, {}});
     for (int sighting = 1; sighting <= 600; ++sighting) {
       ASSERT_EQ(filter->Admit(1, 1, 0), sighting > 255) << rule.kind << " at " << sighting;
@@ -121,8 +129,7 @@ TEST(OccurrenceFilter, F5AFullRingPassesOnToTheNext) {
   EXPECT_EQ(Pass(restored.get(), fids), "1111");
 }
 
-COVERS("emb:F6")
-TEST(OccurrenceFilter, F6NoneIsNoFilterAndHasNoState) { EXPECT_EQ(Make({"none", {}}, {3, {}}), nullptr); }
+TEST(OccurrenceFilter, NoneIsNoFilterAndHasNoState) { EXPECT_EQ(Make({"none", {}}, {3, {}}), nullptr); }
 
 COVERS("emb:F7")
 TEST(OccurrenceFilter, F7DrawsHaveTheirProbabilities) {

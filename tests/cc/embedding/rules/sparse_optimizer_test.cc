@@ -176,8 +176,7 @@ TEST(Adagrad, O5GoesOnFromItsState) {
   ExpectNear(after.Step({1}, 1), {-1.643528});
 }
 
-COVERS("emb:O6")
-TEST(Adagrad, O6RestoredStateMeetsZeroWeights) {
+TEST(Adagrad, RestoredStateMeetsZeroWeights) {
   Entry one(1, Adagrad(1)), two(2, Adagrad(2));
   ExpectNear(one.Step({1}, 1), {-0.70710677});
   ExpectNear(two.Step({2, 3}, 2), {-1.6329931, -1.8090681});
@@ -212,8 +211,7 @@ TEST(Adam, O9Nesterov) {
   ExpectNear(entry.Step({10}, 0.01f), {-0.0455915});
 }
 
-COVERS("emb:O10")
-TEST(Adam, O10GoesOnFromItsStateWithBothPowers) {
+TEST(Adam, GoesOnFromItsStateWithBothPowers) {
   Entry before(1, Adam()), after(1, Adam());
   before.Step({10}, 0.01f);
   after.set_weights(before.weights());

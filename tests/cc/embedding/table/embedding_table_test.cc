@@ -310,8 +310,7 @@ TEST(EmbeddingTable, F3OnlyAdmittedSightingsTakeASTep) {
   }
 }
 
-COVERS("emb:F8")
-TEST(EmbeddingTable, F8TheFilterIsNotAskedAboutIdsThatHaveAnEntry) {
+TEST(EmbeddingTable, TheFilterIsNotAskedAboutIdsThatHaveAnEntry) {
   const RuleConfig probabilistic{"probabilistic", {{"equal_probability", 0}, {"seed", 0}}};
   for (const auto& [filter, threshold] : {std::pair(probabilistic, 1 << 20), std::pair(Sliding(300), 255)}) {
     const auto table = MakeTable(Filtered(Config(1), filter, threshold));
@@ -462,9 +461,7 @@ TEST(EmbeddingTable, L12AThousandTouchedKeysAreAllStolen) {
   EXPECT_EQ(Touched(*table), Sequence(1000));
 }
 
-// A shard has its own list of touched keys, so the vectors' one capacity becomes kTouchedPerShard.
-COVERS("emb:L13")
-TEST(EmbeddingTable, L13AShardWithTooManyTouchedKeysForgetsThemSaysSoOnceAndStartsAnew) {
+TEST(EmbeddingTable, AShardWithTooManyTouchedKeysForgetsThemSaysSoOnceAndStartsAnew) {
   const auto table = MakeTable(Config(1));
   const std::vector<int64_t> fids = FidsOfLockShard(3, EmbeddingTable::kTouchedPerShard + 1);
   const std::vector<int64_t> others = FidsOfLockShard(4, 5);
@@ -488,8 +485,7 @@ TEST(EmbeddingTable, KeysThatAreTouchedAgainAndAgainTakeOnePlace) {
   EXPECT_EQ(Touched(*table).size(), fids.size());
 }
 
-COVERS("emb:L14")
-TEST(EmbeddingTable, L14TenThreadsTouchKeysAndOverflowIsSeenOncePerSteal) {
+TEST(EmbeddingTable, TenThreadsTouchKeysAndOverflowIsSeenOncePerSteal) {
   const auto table = MakeTable(Config(1));
   constexpr int64_t kIds = 8000;
   const std::vector<int64_t> fids = FidsOfLockShard(3, 10 * kIds);

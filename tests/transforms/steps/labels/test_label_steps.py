@@ -66,6 +66,9 @@ def test_a_label_moves_to_the_position_of_its_channel() -> None:
     empty = [_NONE] * 5
     assert [row["label"] for row in made] == [empty, [_NONE, _NONE, _NONE, 2.0, _NONE], [_NONE, 3.0, *empty[2:]], empty]
     assert counts["rows_without_channel"] == 1
+    keep = FilterByLabel(pb.FilterByLabelConfig(thresholds=[-100.0] * 5))
+    survivors, _ = _processed(keep, [{"label": row["label"]} for row in made])
+    assert len(survivors) == 2
 
 
 @covers("data:v20")
