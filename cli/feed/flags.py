@@ -77,6 +77,21 @@ def add_source_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGrou
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Tuning, the work folder, Kafka and the process."""
     tuning = parser.add_argument_group("tuning")
+    _add_rate_flags(tuning)
+    _add_limit_flags(tuning)
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path(".state/feed"),
+        metavar="DIR",
+        help="folder for logs and checkpoints of the runner",
+    )
+    add_kafka_flags(parser)
+    add_process_flags(parser)
+
+
+def _add_rate_flags(tuning: "argparse._ArgumentGroup") -> None:
+    """How many parts of a feed work in parallel, and how often each looks for work."""
     tuning.add_argument(
         "--join-shards",
         type=int,
@@ -106,6 +121,10 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         default=0.2,
         help="how often an idle join looks for windows that have closed (default: 0.2)",
     )
+
+
+def _add_limit_flags(tuning: "argparse._ArgumentGroup") -> None:
+    """How much memory a join holds, and how many unreadable records a feed bears."""
     tuning.add_argument(
         "--max-pending-rows",
         type=int,
@@ -125,15 +144,6 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="fail when a larger share of the newest records of a partition cannot be read; 1: never (default: 0.5)",
     )
-    parser.add_argument(
-        "--work-dir",
-        type=Path,
-        default=Path(".state/feed"),
-        metavar="DIR",
-        help="folder for logs and checkpoints of the runner",
-    )
-    add_kafka_flags(parser)
-    add_process_flags(parser)
 
 
 def feed_options(arguments: argparse.Namespace) -> "FeedOptions":

@@ -62,14 +62,7 @@ def run_feed(
         build_feed(pipeline, options, plan)
         job = _Job(pipeline)
         try:
-            ready, next_trim = False, 0.0
-            while not stop.wait(_POLL_SECONDS) and not job.ended:
-                if time.monotonic() >= next_trim:
-                    trim_heaps()
-                    next_trim = time.monotonic() + _TRIM_SECONDS
-                if not ready and job.reading():
-                    ready = True
-                    on_ready()
+            _wait(job, stop, on_ready)
         finally:
             job.stop()
         counters = job.counters()  # while the runner still runs
@@ -78,6 +71,18 @@ def run_feed(
     if options.parquet is not None and not stop.is_set():
         mark_success(options.parquet, {"counters": counters, "config": options.config.to_json()})
     return counters
+
+
+def _wait(job: "_Job", stop: threading.Event, on_ready: Callable[[], None]) -> None:
+    """Returns when `job` has ended or `stop` is set; meanwhile it gives free memory back to the system."""
+    ready, next_trim = False, 0.0
+    while not stop.wait(_POLL_SECONDS) and not job.ended:
+        if time.monotonic() >= next_trim:
+            trim_heaps()
+            next_trim = time.monotonic() + _TRIM_SECONDS
+        if not ready and job.reading():
+            ready = True
+            on_ready()
 
 
 def _parsed(runner: str, flags: Sequence[str]) -> pipeline_options.PipelineOptions:
