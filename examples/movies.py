@@ -13,8 +13,8 @@ _NEAR_ZERO = RandomUniform(-0.03, 0.03)
 class MovieRanking(Task):
     """Will this user rate this movie 4 or better?
 
-    Ratings come in bursts, so the biases of users and items learn as fast as one burst lasts. Genres and year help
-    where a movie is new; a request may leave them empty.
+    A user rates many movies within minutes, so the biases of users and items learn within so many rows. Genres and year
+    help where a movie is new; a request may leave them empty.
     """
 
     name = "movies"
@@ -38,7 +38,7 @@ class MovieRanking(Task):
 
 
 class MovieContent(Task):
-    """The same question asked of what is on the box, without user and item ids: what freshness is compared with."""
+    """The same question answered from genres and year alone, without ids: the baseline of what ids are worth."""
 
     name = "movie-content"
     features = (

@@ -43,7 +43,7 @@ def main() -> None:
 def cases() -> Iterator[Case]:
     for rows, micro in ((64, 0), (512, 64), (512, 0), (4096, 0)):
         yield from step_cases(rows, micro)
-    yield from feeder_cases()
+    yield from reader_cases()
     yield from saving_cases()
 
 
@@ -59,8 +59,8 @@ def step_cases(rows: int, micro: int) -> Iterator[Case]:
     queue.close()
 
 
-def feeder_cases() -> Iterator[Case]:
-    """Decode, check, drop repeats, cut into batches: what the feeder's thread does."""
+def reader_cases() -> Iterator[Case]:
+    """Decode, check, drop repeats, cut into batches: what the thread of TrainTopicReader does."""
     layout = TrainLayout.of(TASK, audit=True)
     blocks = [record_batch.encode_ipc(make_batch(TASK, i * 100, 100)) for i in range(200)]
     batcher = Batcher(layout, 512, SeenRows())
@@ -78,7 +78,7 @@ def feeder_cases() -> Iterator[Case]:
     for i in range(len(blocks)):
         feed(i)
     rows = len(blocks) * 100 * ROWS_PER_RECORD
-    yield {"case": "feeder, blocks of 400", "value": round(rows / (time.perf_counter() - start)), "unit": "rows/s"}
+    yield {"case": "reader, blocks of 400", "value": round(rows / (time.perf_counter() - start)), "unit": "rows/s"}
 
 
 def saving_cases() -> Iterator[Case]:

@@ -1,6 +1,8 @@
 """A real trainer process against a real broker: killed in mid-flight, restarted, and every row applied exactly once."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from millrace.runtime.topics import Topics
 from millrace.training.state.checkpoint import newest_manifest, read_audit
 from millrace.transforms.batch.fid import audit_fid
 from millrace.transforms.batch.provenance import provenance_of
+from tests.conformance.covers import covers
 from tests.fakes.train_blocks import make_batch, produce_blocks
 
 pytestmark = pytest.mark.service
@@ -55,12 +58,12 @@ def rows_applied(model_dir: Path) -> int:
 @pytest.fixture
 def start_trainer(
     kafka: KafkaConnection, topics: Topics, tmp_path: Path, start_millrace: Callable[..., ChildProcess]
-) -> Callable[[], ChildProcess]:
-    def start() -> ChildProcess:
+) -> Callable[..., ChildProcess]:
+    def start(*saving: str) -> ChildProcess:
         trainer = start_millrace(
             "train", "--task", "millrace.examples.feed_ranking:FeedRanking", "--online", "--audit",
             "--kafka", kafka.bootstrap_servers, "--topic-prefix", topics.prefix, "--model-dir", str(tmp_path / "model"),
-            "--checkpoint-seconds", "0.5", "--export-seconds", "2", "--batch-size", "64",
+            "--batch-size", "64", *(saving or ("--checkpoint-seconds", "0.5", "--export-seconds", "2")),
         )  # fmt: skip
         trainer.wait_ready(START_SECONDS)
         return trainer
@@ -69,7 +72,7 @@ def start_trainer(
 
 
 def test_a_killed_trainer_applies_every_row_exactly_once(
-    kafka: KafkaConnection, topics: Topics, tmp_path: Path, start_trainer: Callable[[], ChildProcess]
+    kafka: KafkaConnection, topics: Topics, tmp_path: Path, start_trainer: Callable[..., ChildProcess]
 ) -> None:
     model_dir, train_topic = tmp_path / "model", topics.train(TASK.name)
     first, second, third = blocks(0, 150), blocks(150, 300), blocks(300, 320)
@@ -96,6 +99,21 @@ def test_a_killed_trainer_applies_every_row_exactly_once(
     check_progress(model_dir, len(sent))
     check_deltas(kafka, topics)
     check_events(kafka, topics, model_dir)
+
+
+@covers("emb:K3")
+def test_a_trainer_that_saves_by_steps_saves_at_once_on_sigusr1(
+    kafka: KafkaConnection, topics: Topics, tmp_path: Path, start_trainer: Callable[..., ChildProcess]
+) -> None:
+    model_dir = tmp_path / "model"
+    produce_blocks(kafka, topics.train(TASK.name), blocks(0, 1))
+    trainer = start_trainer("--checkpoint-steps", "1000000")
+    progress = model_dir / "progress.jsonl"
+    wait_until(lambda: progress.exists() and '"rows_trained": 100' in progress.read_text(), 60.0, "rows are learned")
+    assert rows_applied(model_dir) == 0
+    os.kill(trainer.pid, signal.SIGUSR1)
+    wait_until(lambda: rows_applied(model_dir) == RECORDS * 4, 60.0, "the checkpoint that was demanded")
+    assert trainer.stop() == 0
 
 
 def check_progress(model_dir: Path, rows: int) -> None:
