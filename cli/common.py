@@ -173,6 +173,17 @@ def frame_options(text: str | None) -> "FrameOptions | None":
     return FrameOptions(**{FRAME_HEADERS[name]: True for name in names})
 
 
+def add_tf_features_flag(group: "argparse._ArgumentGroup") -> None:
+    """--tf-features."""
+    group.add_argument(
+        "--tf-features",
+        type=Path,
+        metavar="FILE",
+        help='JSON or YAML file that describes tf.Examples: {"sparse_features": {"item": 2}, "dense_features": [], '
+        '"label": "click", "instance_weight": ""}',
+    )
+
+
 @contextmanager
 def tensorflow_import() -> Iterator[None]:
     """Around the import of whatever needs TensorFlow: quiet, and without what only notebooks need.

@@ -8,6 +8,7 @@ from millrace.cli.common import (
     FRAME_HEADERS,
     add_kafka_flags,
     add_process_flags,
+    add_tf_features_flag,
     frame_options,
     kafka_connection,
     topics,
@@ -61,7 +62,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGrou
         "--records",
         metavar="FORMAT",
         help="read records of this format in place of events, and join nothing: example, example_batch, instance, "
-        "arrow ...",
+        "tf_example, arrow ...",
     )
     source.add_argument("--records-topic", metavar="TOPIC", help="topic to read the records from")
     source.add_argument("--record-files", metavar="PATTERN", help="files to read the records from, in place of a topic")
@@ -71,6 +72,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGrou
         help=f"headers of framed records, some of {', '.join(FRAME_HEADERS)} (default: a Kafka value is one record, "
         "and files have sort-id)",
     )
+    add_tf_features_flag(source)
     return source
 
 
@@ -204,10 +206,10 @@ def _source(arguments: argparse.Namespace, model: str) -> "FileSettings | KafkaS
 def _record_format(arguments: argparse.Namespace) -> "RecordFormat | None":
     """The format that --records and --frames name; None without them."""
     from millrace.pipelines.feed.options import RecordFormat
-    from millrace.pipelines.files.format import check_format
+    from millrace.pipelines.files.format import RecordSettings, check_format, check_settings, read_tf_features
 
     if not arguments.records:
-        for flag in ("records_topic", "record_files", "frames"):
+        for flag in ("records_topic", "record_files", "frames", "tf_features"):
             if getattr(arguments, flag):
                 raise UserError(
                     "--records", "", "missing", f"name the format of the records of --{flag.replace('_', '-')}"
@@ -217,7 +219,10 @@ def _record_format(arguments: argparse.Namespace) -> "RecordFormat | None":
         problem = "--records needs either this flag or --record-files"
         raise UserError("--records-topic", arguments.records_topic or "", problem, "give one of them")
     check_format(arguments.records, "--records", files=bool(arguments.record_files))
-    return RecordFormat(arguments.records, frame_options(arguments.frames))
+    tf_features = read_tf_features(arguments.tf_features, "--tf-features") if arguments.tf_features else None
+    place = arguments.record_files or f"topic:{arguments.records_topic}"
+    check_settings(RecordSettings(arguments.records, tf_example=tf_features), place, "--records")
+    return RecordFormat(arguments.records, frame_options(arguments.frames), tf_features)
 
 
 def _recipe(path: Path | None, config: "FeedConfig") -> bytes:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from millrace.cli.common import add_kafka_flags, frame_options, kafka_connection, topics
+from millrace.cli.common import add_kafka_flags, add_tf_features_flag, frame_options, kafka_connection, topics
 from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,13 +37,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--compression", choices=tuple(_COMPRESSIONS), help="of files (default: as their names tell)")
     source.add_argument("--fids-v1", action="store_true", help="keep fids v1 (default: convert them to v2)")
-    source.add_argument(
-        "--tf-features",
-        type=Path,
-        metavar="FILE",
-        help='JSON or YAML of tf.Examples: {"sparse_features": {"item": 2}, "dense_features": [], "label": "click", '
-        '"instance_weight": ""}',
-    )
+    add_tf_features_flag(source)
     source.add_argument(
         "--column-types",
         type=Path,

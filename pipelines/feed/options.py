@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection
@@ -9,6 +10,9 @@ from millrace.runtime.topics import Topics
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.drop_guard import DEFAULT_MAX_RATIO
 from millrace.transforms.frames.framing import FrameOptions
+
+if TYPE_CHECKING:
+    from millrace.transforms.codecs.tf_example import TfExampleOptions
 
 RUNNERS = ("prism", "flink", "direct", "dataflow")
 
@@ -55,13 +59,16 @@ class RecordFormat:
     """The format of records.
 
     Args:
-      name: one of `transforms.codecs.record_codec.FORMATS`; for files also the containers `parquet`, `avro`, `arrow`.
+      name: one of `transforms.codecs.record_codec.FORMATS`, or `tf_example`; for files also the containers `parquet`,
+        `avro` and `arrow`.
       frames: headers of the frames in a Kafka value or in a file. None: a Kafka value is one record, and the frames of
         a file have `FILE_FRAMES`.
+      tf_example: what the features of a `tf.Example` become; needed for this format.
     """
 
     name: str
     frames: FrameOptions | None = None
+    tf_example: "TfExampleOptions | None" = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ records -> decode -> recipe, train blocks (per feed shard, when the recipe has s
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
@@ -21,8 +22,8 @@ from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.pipelines.feed.sinks import Sinks
 from millrace.pipelines.feed.source import DeadLetterWatch, read_topics
 from millrace.pipelines.files import sources as file_sources
-from millrace.pipelines.files.decode import decode_block
-from millrace.pipelines.files.format import ROW_FORMATS, file_framing
+from millrace.pipelines.files.decode import Decode, make_decoder
+from millrace.pipelines.files.format import ROW_FORMATS, RecordSettings, file_framing
 from millrace.runtime import telemetry
 from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.feed.shards import by_partition
@@ -79,7 +80,7 @@ def _read(
             _SHARDED
         )
         return rows, read[file_sources.DEAD_LETTERS]
-    rows, dead = _decoded(read["rows"], RecordFormat(source.format.name), options)
+    rows, dead = _decoded(read["rows"], replace(source.format, frames=None), options)
     return rows, (dead, read[file_sources.DEAD_LETTERS]) | "AllDeadLetters" >> beam.Flatten()
 
 
@@ -108,11 +109,17 @@ class _DecodeRecordsDoFn(beam.DoFn):
 
     def __init__(self, format: RecordFormat, shards: int, max_drop_ratio: float) -> None:
         self._format, self._shards = format, shards
+        self._decode: Decode | None = None
         self._watch = DeadLetterWatch(_NAMESPACE, max_drop_ratio)
         self._rows = Metrics.counter(_NAMESPACE, "record_rows")
 
+    def setup(self) -> None:
+        settings = RecordSettings(self._format.name, tf_example=self._format.tf_example)
+        self._decode = make_decoder(settings, self._format.frames)
+
     def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | _DeadLetters]:
-        rows, dead = decode_block(block, self._format.name, self._format.frames)
+        assert self._decode is not None
+        rows, dead = self._decode(block)
         self._watch.observe(block, dead)
         self._rows.inc(rows.num_rows)
         yield from by_partition(rows, self._shards)

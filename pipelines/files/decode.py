@@ -1,5 +1,6 @@
 """Decodes raw blocks to canonical rows, in every format of records."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 
@@ -34,7 +35,7 @@ def make_decoder(settings: RecordSettings, frames: FrameOptions | None = None) -
     elif settings.format == TF_EXAMPLE:
         decode = _tf_example_decoder(settings)
     else:
-        return lambda block: decode_block(block, settings.format, frames, settings.fids)
+        decode = functools.partial(_decode_block, format=settings.format, fids=settings.fids)
     return decode if frames is None else lambda block: _deframed(block, frames, decode)
 
 
@@ -128,18 +129,11 @@ def _tf_example_decoder(settings: RecordSettings) -> Decode:
     return lambda block: decode_tf_examples(block, options)
 
 
-def decode_block(
-    block: pa.RecordBatch, format: str, frames: FrameOptions | None = None, fids: FidLayout = "v2"
-) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+def _decode_block(block: pa.RecordBatch, format: str, fids: FidLayout) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """(canonical rows, dead letters) of a raw block.
 
     The source offsets of the rows of an ExampleBatch are 16 times the offsets of their records.
-
-    Args:
-      frames: as of `make_decoder`.
     """
-    if frames is not None:
-        return _deframed(block, frames, lambda values: decode_block(values, format, None, fids))
     if format != "example_batch":
         return decode_records(block, format, DecodeOptions(fids=fids))
     options = DecodeOptions(fids=fids, row_stride=_ROW_STRIDE)

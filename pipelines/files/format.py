@@ -76,7 +76,8 @@ def check_format(name: str, field: str, files: bool) -> None:
 
     JSON is left out: a feed must know the types of columns before the first record.
     """
-    choices = [each for each in dict.fromkeys([*FORMATS, *(ROW_FORMATS if files else ())]) if each != "json"]
+    known = dict.fromkeys([*FORMATS, TF_EXAMPLE, *(ROW_FORMATS if files else ())])
+    choices = [each for each in known if each != "json"]
     if name not in choices:
         raise UserError(field, name, "unknown", f"choose {', '.join(choices)}")
 

@@ -10,17 +10,20 @@ import pytest
 from millrace.cli import main
 from millrace.pipelines.feed.launch import FeedFailedError, run_feed
 from millrace.pipelines.feed.options import FeedOptions, RecordFiles, RecordFormat, Tuning
-from millrace.pipelines.files.decode import decode_block
+from millrace.pipelines.files.decode import make_decoder
+from millrace.pipelines.files.format import RecordSettings
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of, with_provenance
 from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.codecs.record_codec import encode_records
+from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.shards import by_partition
-from millrace.transforms.frames.framing import FILE_FRAMES, FrameOptions, join_frames
+from millrace.transforms.frames.framing import FILE_FRAMES, TF_RECORDS, FrameOptions, join_frames
 from millrace.transforms.recipe.chain import TransformChain
 from tests.conformance.covers import covers
+from tests.reference.file_batches import raw_block
 from tests.reference.record_rows import random_rows
 
 _CONFIG = FeedConfig(
@@ -61,6 +64,24 @@ def test_records_in_framed_files_become_train_rows(format: str, tmp_path: Path) 
     chain = TransformChain.parse(_FILTER)
     kept = sum(chain.process(with_provenance(random_rows(100, n), n)).num_rows for n in range(2))
     assert fed.num_rows == kept > 20
+
+
+def test_tf_examples_in_a_tfrecord_file_become_train_rows(tmp_path: Path) -> None:
+    options = TfExampleOptions({"user": 1, "item": 2}, label="__LABEL__")
+    rows = random_rows(40)
+    values = encode_tf_examples(rows, options)
+    (tmp_path / "part.tfrecord").write_bytes(join_frames(values, TF_RECORDS).to_pybytes())
+    expected, dead = decode_tf_examples(raw_block(values.to_pylist()), options)
+    source = RecordFiles(str(tmp_path / "part.tfrecord"), RecordFormat("tf_example", tf_example=options))
+    run_feed(FeedOptions(_CONFIG, source, tmp_path / "rows", "direct"), threading.Event())
+    fed = pa.concat_tables(pq.read_table(file) for file in (tmp_path / "rows").glob("*.parquet"))
+    assert dead.num_rows == 0
+    assert fed.num_rows == 40
+    for name in ("user", "item"):
+        assert fed[name].to_pylist() == [fids or [] for fids in expected.column(name).to_pylist()], name
+    first = [labels[0] if labels else record_batch.INVALID_LABEL for labels in expected.column("__LABEL__").to_pylist()]
+    assert fed["__LABEL__"].to_pylist() == [[label] for label in first]
+    assert fed["__SOURCE_OFFSET__"].to_pylist() == list(range(40))
 
 
 def test_a_container_of_rows_gives_what_records_of_the_same_rows_give(tmp_path: Path) -> None:
@@ -135,7 +156,7 @@ def test_a_kafka_value_with_two_frames_gives_two_rows_of_one_source_record() -> 
     types = (pa.binary(), pa.int32(), pa.int64(), pa.int64())
     arrays = [pa.array(column, type) for column, type in zip(columns, types, strict=True)]
     block = pa.RecordBatch.from_arrays(arrays, schema=raw_schema("records"))
-    rows, dead = decode_block(block, "example", FrameOptions())
+    rows, dead = make_decoder(RecordSettings("example"), FrameOptions())(block)
     assert dead.num_rows == 0
     assert list(zip(*(each.tolist() for each in provenance_of(rows)), strict=True)) == [
         (3, 7, 0),
@@ -161,6 +182,7 @@ def test_rows_of_one_partition_stay_in_one_shard_in_order() -> None:
     [
         (["--records", "xml", "--records-topic", "t"], "--records=xml: unknown; choose example"),
         (["--records", "example"], "give one of them"),
+        (["--records", "tf_example", "--records-topic", "t"], "--tf-features=: missing, and topic:t holds tf.Examples"),
         (["--records-topic", "t"], "name the format of the records of --records-topic"),
         (
             ["--records", "example", "--records-topic", "t", "--frames", "sort"],
