@@ -102,7 +102,8 @@ def _install(work: Path, wheel: Path) -> Path:
     _run([sys.executable, "-m", "venv", str(work / "venv")], work)
     programs = work / "venv" / "bin"
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check"]
-    _run([*pip, "install", "-q", "-c", str(_ROOT / "constraints.txt"), str(wheel)], work)
+    # --no-compile: byte code of all packages would take a minute, and only what is imported needs it.
+    _run([*pip, "install", "-q", "--no-compile", "-c", str(_ROOT / "constraints.txt"), str(wheel)], work)
     _run([*pip, "check"], work)
     return programs
 

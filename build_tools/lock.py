@@ -12,6 +12,10 @@ _HEADER = """\
 # Every package of the development environment, pinned: `pip install --no-deps -r constraints.txt`.
 # After a change of pyproject.toml's dependencies: `make lock`."""
 
+# Packages whose version here does not fit a newer Python: name -> (the first such Python, its version there).
+# apache-beam[gcp] asks for another google-apitools on 3.13.
+_NEWER_PYTHONS = {"google-apitools": ("3.13", "0.5.35")}
+
 
 def roots(pyproject: Path) -> list[str]:
     """Requirements of the project, its extras and its build."""
@@ -49,7 +53,12 @@ def main() -> None:
     pinned = closure(roots(Path(__file__).resolve().parents[1] / "pyproject.toml"))
     print(_HEADER)
     for name, version in sorted(pinned.items()):
-        print(f"{name}=={version}")
+        if name not in _NEWER_PYTHONS:
+            print(f"{name}=={version}")
+            continue
+        python, other = _NEWER_PYTHONS[name]
+        print(f'{name}=={version}; python_version < "{python}"')
+        print(f'{name}=={other}; python_version >= "{python}"')
 
 
 if __name__ == "__main__":
