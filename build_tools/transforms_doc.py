@@ -1,4 +1,4 @@
-"""Writes docs/transforms.md from the steps' classes and the comments of protos/transform_config.proto.
+"""Writes docs/transforms.md from the docstrings of the steps and the comments of protos/transform_config.proto.
 
 python -m build_tools.transforms_doc [--check]
 """
@@ -24,21 +24,32 @@ _PROTOS = ("millrace/protos/transform_config.proto", "millrace/protos/sharded_ba
 _HEAD = """\
 # Transforms
 
-The steps of a recipe: what each does, its settings, an example, its counters. Written by `make docs` from the code; a
-test refuses a page that is out of date. What flows through a chain: [transforms/README.md](../transforms/README.md).
+The steps of a recipe: what each one does, its settings, an example, and its counters. `make docs` writes this page from
+the code, and a test fails when it is out of date. The columns that rows have:
+[transforms/README.md](../transforms/README.md).
 
-A recipe is YAML or JSON. `millrace feed --recipe FILE` checks it before anything starts and names a wrong setting with
-its line; the same steps are PTransforms in `transforms/beam/ptransforms.py` and, in Beam YAML, of the provider
-`pipelines/beam_yaml.yaml`.
+A recipe is a file in YAML or JSON. Its steps run one after the other on batches of rows:
 
-    seed: 7                            # of every random choice
-    action_ids: {click: 1, like: 2}    # numbers for the actions of an event feed, which are names
+    seed: 7                            # seed of all random choices
+    action_ids: {click: 1, like: 2}    # numbers of the actions of an event feed, which are names there
     steps:
       - filter_by_value: {field_name: uid, op: gt, int_operand: [0]}
       - negative_sample: {drop_rate: 0.5}
-        id: sample                     # optional: a stable name, on which random choices depend
+        id: sample                     # optional: a name of the step; its random choices depend on it
 
-Every step counts `rows_in` and `rows_out`, in Beam under `millrace.transforms.<step>` and on `/metrics` as
+The same recipe runs in four places:
+
+- `millrace feed --recipe FILE` and `millrace feed backfill --recipe FILE`, before rows become train blocks. A wrong
+  setting is told with its line before anything starts.
+- `millrace records convert --recipe FILE`, and `--where FILE` of `records head` and `records stat`.
+- Beam pipelines in Python: `ApplyRecipe`, and one PTransform per step, in `transforms/beam/ptransforms.py`.
+- Pipelines in Beam YAML, with the same names, by the provider `pipelines/beam_yaml.yaml`. Its `SplitFlows` and
+  `MergeFlows` split rows by data source into several collections; `run_flows` does so within a recipe.
+
+Of Parquet files, feeds and `records` read only the columns that the recipe and, in a feed, the task need. Examples:
+`examples/recipes`.
+
+Every step counts `rows_in` and `rows_out`: in Beam under `millrace.transforms.<step>`, and on `/metrics` as
 `millrace_feed_step_rows_total{step, outcome}`.
 """
 
@@ -53,7 +64,7 @@ def page() -> str:
 def _section(kind: str, step: type[Step], comments: Mapping[str, str]) -> str:
     lines = [f"\n## {kind}\n", inspect.getdoc(step) or "", ""]
     if issubclass(step, StatefulStep) and step.stateful:
-        lines += ["Stateful: its output depends on the rows before; a feed keeps what it has learnt.", ""]
+        lines += ["Stateful: its output depends on earlier rows. A feed keeps the state with its other state.", ""]
     lines += ["| setting | type | meaning |", "|---|---|---|"]
     lines += list(_settings(_message_of(kind), comments))
     if step.example:
@@ -110,7 +121,7 @@ def _summary(step: type[Step]) -> str:
 
 
 def _comments() -> dict[str, str]:
-    """{full name of a field: the comment behind or above it}; compiled modules do not keep them."""
+    """{full name of a field: the comment after or above it}, from protoc, because compiled modules lack comments."""
     with tempfile.NamedTemporaryFile() as file:
         command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "--include_source_info"]
         subprocess.run([*command, f"--descriptor_set_out={file.name}", *_PROTOS], cwd=_ROOT, check=True)
@@ -138,7 +149,7 @@ def _name_fields(message: DescriptorProto, path: tuple[int, ...], name: str, nam
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the page is out of date")
     if not parser.parse_args().check:
         _PAGE.write_text(page(), "utf-8")
         return 0

@@ -1,4 +1,4 @@
-"""Actions of an event feed are names; the steps of a recipe know numbers: there and back, batch by batch."""
+"""Turns the action names of an event feed into the numbers that the steps of a recipe know, and back again."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -11,16 +11,21 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import line_id, record_batch
 
 _FIRST_UNKNOWN = 1 << 30
-"""Names that the recipe does not number get numbers from here on, good for one batch."""
+"""Names to which the recipe gives no number get numbers from here on, which are valid for one batch.
+
+The numbers in `action_ids` must be lower; 2^30 leaves as many for the names that are not listed.
+"""
 
 _COLUMNS = (line_id.FIELDS["actions"].column, line_id.FIELDS["pre_actions"].column)
 
 
 class ActionNames:
-    """Numbers of the actions of one batch.
+    """The numbers that a recipe gives to action names.
 
     Args:
-      ids: {name: number} of the recipe, `action_ids`.
+      ids: {name: number}, `action_ids` of the recipe.
+
+    Raises: UserError for a number that is out of range or given to two names.
     """
 
     def __init__(self, ids: Mapping[str, int]) -> None:
@@ -34,7 +39,7 @@ class ActionNames:
         self._ids = dict(sorted(ids.items()))
 
     def numbered(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, "NumberedActions | None"]:
-        """(`batch` with numbers for names, what turns them back); (`batch`, None) when its actions are no names."""
+        """(`batch` with numbers in place of names, what turns them back), or (`batch`, None) if it has no names."""
         columns = {
             name: column
             for name in _COLUMNS
@@ -49,13 +54,14 @@ class ActionNames:
 
 
 class NumberedActions:
-    """The names of one batch: `names[i]` has the number `ids[i]`."""
+    """The names and numbers of the actions of one batch: `names[i]` has the number `ids[i]`."""
 
     def __init__(self, names: pa.StringArray, ids: np.ndarray) -> None:
         self._names, self._ids = names, ids
 
     @classmethod
     def of(cls, known: Mapping[str, int], columns: list[pa.StringArray]) -> Self:
+        """The names in `known` with their numbers, and the other names in `columns` with new numbers."""
         seen = pc.unique(pa.chunked_array(columns, pa.string())).drop_null()
         unknown = seen.filter(pc.invert(pc.is_in(seen, value_set=pa.array(known, pa.string()))))
         names = pa.concat_arrays([pa.array(known, pa.string()), unknown])
@@ -63,10 +69,11 @@ class NumberedActions:
         return cls(names, np.asarray(numbers, np.int32))
 
     def numbers(self, names: pa.StringArray) -> pa.Array:
+        """int32 [n]: the number of each name."""
         return pa.array(self._ids).take(pc.index_in(names, value_set=self._names))
 
     def restored(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """`batch` with names for numbers; a number that no name has becomes its decimal text."""
+        """`batch` with names in place of numbers; a number without a name becomes its decimal text."""
         for name in _COLUMNS:
             column = record_batch.column_of(batch, name)
             if column is not None and not _holds_names(column):
@@ -81,12 +88,12 @@ def _holds_names(column: pa.Array) -> bool:
 
 
 def _replaced(batch: pa.RecordBatch, name: str, column: pa.ListArray, values: pa.Array) -> pa.RecordBatch:
-    """`batch` with the column's values exchanged, row by row as many as before."""
+    """`batch` with other values in the lists of the column, as many in each row as before."""
     mask = column.is_null() if column.null_count else None
     array = pa.ListArray.from_arrays(_offsets(column), values, mask=mask)
     return record_batch.with_column(batch, pa.field(name, array.type), array)
 
 
 def _offsets(column: pa.ListArray) -> pa.Array:
-    """The offsets of a possibly sliced column, as an array of their own: a mask allows no offset."""
+    """A copy of the offsets of a column, which may be a slice: Arrow takes no sliced offsets together with a mask."""
     return pa.array(column.offsets.to_numpy(zero_copy_only=False))

@@ -1,7 +1,7 @@
-"""A recipe's steps as one function over batches.
+"""The steps of a recipe as one function over batches.
 
 The chain knows neither Beam nor Kafka: a notebook, a test, the command line and every runner call `process`. Filters
-that follow one another look at the same rows and copy them once.
+that follow one another all look at the rows before the first of them, and the rows that stay are copied once.
 """
 
 import itertools
@@ -70,11 +70,11 @@ STEPS: Mapping[str, type[Step]] = {
     "project": projection.Project,
     "shard_fids": sharded_fids.ShardFids,
 }
-"""{kind of a step: its class}, in the order of the documentation."""
+"""{kind of a step: its class}, in the order of docs/transforms.md."""
 
 
 def kind_of(config: pb.OneTransformConfig) -> str:
-    """Key of `STEPS` of a step; empty when it has no kind."""
+    """The key in `STEPS` of the step that `config` describes; empty when it has no kind."""
     if config.WhichOneof("transform") == "logical_or_config":
         return "logical_or"
     return config.basic_config.WhichOneof("type") or ""
@@ -94,7 +94,7 @@ class TransformChain:
 
     Args:
       config: the recipe.
-      text: where it was read from, so that a mistake is told with its line.
+      text: the text that it was read from, so that errors name the line of a mistake.
 
     Raises: UserError naming the first wrong setting.
     """
@@ -119,25 +119,25 @@ class TransformChain:
 
     @classmethod
     def parse(cls, recipe: str) -> Self:
-        """The chain of a recipe as YAML or JSON text."""
+        """The chain of a recipe in YAML or JSON text; UserError names line and field of the first mistake."""
         text = parse_recipe(recipe)
         return cls(text.config, text)
 
     def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """What the steps make of `batch`, which stays as it is; `counts` tells what happened to its rows."""
+        """The rows that the steps make of `batch`, which is not changed; adds to `counts`."""
         batch, names = self._actions.numbered(batch)
         for is_filter, steps in self._stages:
             batch = self._filter(batch, steps) if is_filter else self._apply(batch, steps)
         return self._apply(names.restored(batch) if names else batch, self._layout)
 
     def take_counts(self) -> dict[str, Counts]:
-        """{step: {counter: rows}} since the last call; `rows_in` and `rows_out` are there for every step."""
+        """{id of the step: {counter: rows}} since the last call; every step has `rows_in` and `rows_out`."""
         taken, self.counts = self.counts, {step.context.id: Counter() for step in self.steps}
         return taken
 
     @property
     def stateful(self) -> bool:
-        """Whether the output depends on the batches before."""
+        """Whether the output depends on earlier batches."""
         return bool(self._stateful)
 
     @property
@@ -146,12 +146,12 @@ class TransformChain:
         return not self._layout
 
     def required_features(self, wanted: Iterable[str] | None = None) -> frozenset[str] | None:
-        """The features that a source must read so that those `wanted` are right; see `projection.required_features`."""
+        """The features that a source must read for the chain to give those `wanted`: `projection.required_features`."""
         return projection.required_features(self.config, wanted)
 
     @property
     def fanout(self) -> int:
-        """Rows that one row becomes at most."""
+        """The largest number of rows that one row can become."""
         return math.prod(step.fanout for step in self.steps)
 
     @property
@@ -160,12 +160,12 @@ class TransformChain:
         return any(step.warms for step in self._stateful)
 
     def warm(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Lets the steps that ask for it learn from all rows of a bounded run; nothing is counted."""
+        """Lets the steps that `warm` learn from all rows of a bounded run, before `process`; nothing is counted."""
         for batch in batches:
             self.warm_batch(batch)
 
     def warm_batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """`warm` of one batch; returns the rows that come out, in which nothing is generated."""
+        """`warm` of one batch. Returns the rows after the last step, without those that `process` would generate."""
         rows, _ = self._actions.numbered(batch)
         for step in self.steps:
             if step.gives_rows:
@@ -173,15 +173,15 @@ class TransformChain:
         return rows
 
     def write_snapshots(self) -> list[Path]:
-        """Writes the pools of the steps that name a folder of snapshots; returns the files."""
+        """Writes the item pools of the steps that name a folder for them; returns the files."""
         return [path for step in self._stateful for path in step.write_snapshots()]
 
     def save(self) -> bytes:
-        """What the steps learnt of the batches so far."""
+        """The state of all stateful steps, for `restore`."""
         return join_states([step.save() for step in self._stateful])
 
     def restore(self, data: bytes) -> None:
-        """Goes on from what `save` gave; ValueError for bytes of anything else."""
+        """Replaces the state by what `save` returned; ValueError for bytes of anything else."""
         for step, state in zip(self._stateful, split_states(data, len(self._stateful)), strict=True):
             step.restore(state)
 
@@ -205,7 +205,7 @@ class TransformChain:
             elif not step.gives_rows and index + 1 < len(self.steps):
                 problem = index, UserError("", "", "steps follow shard_fids", "make it the last step")
         if self.fanout > MAX_COPIES:
-            problem = 0, UserError("", self.fanout, "rows that one row may become", f"stay within {MAX_COPIES}")
+            problem = 0, UserError("", self.fanout, "rows may come from one row", f"stay within {MAX_COPIES}")
         if problem:
             index, error = problem
             path = f"steps[{index}]"

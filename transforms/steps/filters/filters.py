@@ -23,11 +23,11 @@ _UNSIGNED_FIELDS = ("uid", "item_id")
 
 
 class FilterByFid(Predicate):
-    """Keeps rows by the fids of their sparse features, by slots, by actions and by the time of the request.
+    """Keeps rows by their fids, slots and actions, and by the time of the request.
 
-    A row stays when every condition that is given holds. Fids are compared by their raw values, whether v1 or v2; the
-    slot of a fid is read in the layout of its feature. Fids in nested lists count too. A row without a request time has
-    time 0.
+    A row stays when every condition that is given holds. The fids of all sparse features count. Fids are compared by
+    their raw values, whether v1 or v2; the slot of a fid is read in the layout of its feature. Fids in nested lists
+    count too. A row without a request time has time 0.
     """
 
     example = "filter_by_fid:\n  has_fids: [290956192322012601]"
@@ -87,7 +87,7 @@ class FilterByLabel(Predicate):
 
 
 class FilterByValue(Predicate):
-    """Keeps rows for whose field of the line id an operation is true.
+    """Keeps rows by an operation on a field of the line id.
 
     Operations on one integer, float or string: gt ge eq lt le neq between in not-in; on a string also startswith
     endswith; on a repeated integer field: any all diff. A field that is not set has its default. A row whose repeated
@@ -110,7 +110,7 @@ class FilterByValue(Predicate):
 
 
 class FilterByFeatureValue(Predicate):
-    """Keeps rows for whose value of a feature an operation is true.
+    """Keeps rows by an operation on the value of a feature.
 
     `field_type` is int64, float, double or bytes. The operations are those of `filter_by_value`; of an int64 feature
     also any all diff, which compare the set of all values of the row. Some rows cannot be compared: those that lack the

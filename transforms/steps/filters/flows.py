@@ -21,7 +21,7 @@ DATA_SOURCE_KEY = "__DATA_SOURCE_KEY__"
 
 
 class SelectFlows(Predicate):
-    """Keeps the rows of the data sources that are named, by their `__DATA_SOURCE_KEY__`."""
+    """Keeps the rows of some data sources, by their `__DATA_SOURCE_KEY__`."""
 
     example = "select_flows:\n  data_sources: [mobile, pc]"
 

@@ -43,7 +43,7 @@ _DIVIDING = (
 
 
 class AddAction(Step):
-    """Appends an action to the rows for whose field an operation is true.
+    """Appends an action to rows by an operation on a field of the line id.
 
     Fields and operands are those of `filter_by_value`; a field that holds a list is refused. The action is appended
     even if the row has it already.
@@ -75,11 +75,12 @@ class AddAction(Step):
 
 
 class AddLabel(Step):
-    """Appends one label per task by the row's actions, and sets the sample rate of every row to `new_sample_rate`.
+    """Appends one label per task, by the row's actions.
 
     A row with a positive action of the task gets 1. A row with a negative action, or any other row when the task names
     no negative actions, gets `negative_value` with the probability `sample_rate` of the task. All others get
-    INVALID_LABEL. The first label that a row had before becomes INVALID_LABEL unless it is positive.
+    INVALID_LABEL. The first label that a row had before becomes INVALID_LABEL unless it is positive. The sample rate of
+    every row becomes `new_sample_rate`.
     """
 
     example = "add_label: {task_label_configs: [{pos_actions: [1, 2], neg_actions: [3]}], negative_value: 0}"
@@ -147,11 +148,11 @@ class ScatterLabel(Step):
 
 
 class MultiLabelGen(Step):
-    """Gives a row a label for the head that one of its fields names, and INVALID_LABEL for all other heads.
+    """Gives a row a label for the one head that a field of the row names.
 
-    With `use_origin_label` the label is the row's first label. Otherwise it follows from the row's most prior action,
-    which is the first of `action_priority` that the row has, else the row's first action: `pos_label` for one of
-    `pos_actions`, `neg_label` for one of `neg_actions`, else INVALID_LABEL.
+    All other heads get INVALID_LABEL. With `use_origin_label` the label is the row's first label. Otherwise it follows
+    from the row's most prior action, which is the first of `action_priority` that the row has, else the row's first
+    action: `pos_label` for one of `pos_actions`, `neg_label` for one of `neg_actions`, else INVALID_LABEL.
     """
 
     counters = {"rows_without_head": "rows whose field names no head"}

@@ -1,7 +1,8 @@
-"""Pools of items that negatives are drawn from: one first-in-first-out pool a channel.
+"""Pools of items that negatives are drawn from: one first-in-first-out pool per channel.
 
-C++ keeps keys, order and counters (`ops/cc/records/rows/item_pool.h`); the items are rows of Arrow batches that are
-merged as they grow, so that a batch of rows costs what it adds and what it draws, not what the pools hold.
+C++ keeps the keys, the order and the counters of the items (`ops/cc/records/rows/item_pool.h`). The columns of the
+items are rows of Arrow batches that are merged as they grow, so that the cost of a batch of rows depends on the items
+that it adds and draws, not on the number of items that the pools hold.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.take_rows import take_rows, take_rows_of
 
 MAX_CHANNELS = 1 << 16
-"""Pools at most: items of further channels are refused and counted."""
+"""Most pools, so that a wrong channel feature cannot fill the memory: items of further channels are refused."""
 
 MAX_STATE_BYTES = 1 << 30
-"""Largest saved state."""
+"""Largest saved state in bytes: half of the 2 GiB that a protobuf message, in which runners keep it, may have."""
 
 _MAX_COUNT = 1 << 40
 _MARK = {b"millrace.item_pool": b"1"}
@@ -34,14 +35,14 @@ _MIN_WASTE = 4096
 
 
 class Contents(NamedTuple):
-    """All items, pool by pool in the order in which the pools came to be, the oldest item first.
+    """All items, pool after pool in the order in which the pools were made, and in each pool the oldest item first.
 
     Attributes:
       channels: int64 [n].
-      keys: uint64 [n]
-      pushed: int64 [n], times the item came.
-      drawn: int64 [n], times it was drawn.
-      items: [n] rows of item columns.
+      keys: uint64 [n].
+      pushed: int64 [n], how often the item came.
+      drawn: int64 [n], how often the item was drawn.
+      items: the item columns, [n] rows.
     """
 
     channels: np.ndarray
@@ -55,8 +56,8 @@ class DrawRule(NamedTuple):
     """How negatives are drawn for a row.
 
     Attributes:
-      times: draws a row; the first that fails is the row's last.
-      easy_ratio: probability, in [0, 1], that a draw is from a pool that is itself drawn, by size, among all.
+      times: largest number of draws per row; the first that finds no item is the row's last.
+      easy_ratio: probability, in [0, 1], that the pool is drawn as well: among all pools, by their sizes.
       allow_own: whether the row's own item may be drawn.
     """
 
@@ -66,15 +67,16 @@ class DrawRule(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Draws that did not fail, in the order of the rows.
+    """The draws that found an item, in the order of the rows.
 
     Attributes:
-      rows: int64 [n], rows that drew.
-      positions: int64 [n], items that were drawn, in `ItemPool.store` before the next push.
+      rows: int64 [n], the row that drew.
+      positions: int64 [n], the item that was drawn: its row in `ItemPool.store`, until the next item is pushed.
       recency: float64 [n], (index + 1) / size of the pool: 1 for its newest item.
       times: int64 [n], how often the item has been drawn, this time included.
-      easy: bool [n], whether the pool was drawn too.
-      added, refused: items that were new in their pools; items of too many channels.
+      easy: bool [n], whether the pool was drawn as well.
+      added: number of items that were new in their pools.
+      refused: number of items whose channel would have been one too many.
     """
 
     rows: np.ndarray
@@ -87,14 +89,14 @@ class Draws(NamedTuple):
 
 
 class ItemPool:
-    """Pools by channel. Not thread-safe. What a pool does depends on the rows alone, not on how they come in batches.
+    """Pools by channel. Not thread-safe. Results depend on the rows alone, not on how they are cut into batches.
 
-    An item that comes again keeps its place and its columns, and is counted. As it leaves with its turn, and comes back
-    with new columns, these are at most one turn of the pool old.
+    An item that comes again is counted, and keeps its position and its columns. When it has become the oldest item it
+    leaves, and may enter again with new columns, so that no column is older than one turn of the pool.
 
     Args:
-      start_num: a pool is drawn from once it holds more items.
-      max_item_num: items a pool; beyond it the oldest leaves.
+      start_num: a pool is drawn from when it holds more items than this.
+      max_item_num: largest number of items per pool; when there are more the oldest one leaves.
     """
 
     def __init__(self, start_num: int = 500, max_item_num: int = 100_000) -> None:
@@ -114,7 +116,7 @@ class ItemPool:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the items."""
+        """The schema of the item columns."""
         return self._store.schema
 
     def process(
@@ -127,15 +129,15 @@ class ItemPool:
         random: np.ndarray,
         rule: DrawRule,
     ) -> Draws:
-        """For one row after the other: its item enters its pool, then negatives are drawn for it.
+        """For one row after the other: the row's item enters its pool, then negatives are drawn for the row.
 
         Args:
-          items: item columns, [n] rows.
-          keys: uint64 [n], key of the row's item.
-          channels: int64 [n].
+          items: the item columns of the rows, [n] rows.
+          keys: uint64 [n], the key of the row's item.
+          channels: int64 [n], the channel whose pool the row uses.
           push: bool [n], whether the row's item enters its pool.
           draw: bool [n], whether negatives are drawn for the row.
-          random: uint64 [n], hash of the row's provenance: all chance comes from it.
+          random: uint64 [n], a hash of the row's provenance, from which all random choices for the row follow.
 
         Raises: ValueError naming an item column that has another type than in the pools, which then stay as they are.
         """
@@ -159,11 +161,11 @@ class ItemPool:
 
     @property
     def store(self) -> Sequence[pa.RecordBatch]:
-        """The items by position, numbered through, in one batch or several; those that have left among them."""
+        """The items by position in one batch or several, numbered through. Some of them have left their pools."""
         return self._store.batches or [record_batch.empty(self.schema)]
 
     def contents(self) -> Contents:
-        """Everything that the pools hold."""
+        """All items that the pools hold, with their counters."""
         size = len(self)
         columns = [np.empty(size, dtype) for dtype in (np.int64, np.uint64, np.int64, np.int64, np.int64)]
         self._books.export(*columns)
@@ -171,7 +173,7 @@ class ItemPool:
         return Contents(channels, keys, pushed, drawn, take_rows_of(self.store, positions))
 
     def merge(self, contents: Contents) -> None:
-        """Adds items with their counters, in order: of items that are there the counters add up.
+        """Adds items with their counters, in order. The counters of an item that is there already are added up.
 
         Raises: ValueError naming an item column that has another type than in the pools.
         """
@@ -183,7 +185,7 @@ class ItemPool:
         self._compact()
 
     def save(self) -> bytes:
-        """The contents as one Arrow IPC stream; ValueError when they are larger than `MAX_STATE_BYTES`."""
+        """The contents as one Arrow IPC stream; ValueError when it is larger than `MAX_STATE_BYTES`."""
         contents = self.contents()
         arrays = [*map(pa.array, contents[:4]), *contents.items.columns]
         schema = pa.schema([*_BOOK, *contents.items.schema], metadata=_MARK)
@@ -195,7 +197,7 @@ class ItemPool:
         return data
 
     def restore(self, data: bytes) -> None:
-        """Takes the contents that `save` gave in place of its own; ValueError for other bytes, which change nothing."""
+        """Replaces the contents by what `save` returned; ValueError for other bytes, which change nothing."""
         contents = _decode(data)
         fresh = ItemPool(self.start_num, self.max_item_num)
         fresh.merge(contents)
@@ -203,7 +205,7 @@ class ItemPool:
         self._store = fresh._store
 
     def _compact(self) -> None:
-        """Forgets items that have left, once they are most of the store."""
+        """Removes the columns of items that have left, once these items are most of the store."""
         if len(self._store) <= 2 * len(self) + _MIN_WASTE:
             return
         items = self.contents().items
@@ -212,7 +214,7 @@ class ItemPool:
 
 
 class _ItemStore:
-    """Rows by position, appended and merged: n additions leave about log2(n) batches."""
+    """Rows by position. Batches are merged as they are appended: after n additions there are about log2(n)."""
 
     def __init__(self) -> None:
         self.schema = pa.schema([])
@@ -222,14 +224,14 @@ class _ItemStore:
         return sum(batch.num_rows for batch in self.batches)
 
     def extend_schema(self, schema: pa.Schema) -> None:
-        """Takes columns that are new: earlier rows have nulls there. ValueError naming a column of another type."""
+        """Adds the columns that are new, with nulls in earlier rows. ValueError naming a column of another type."""
         new = [field for field in schema if not self._has(field)]
         if new:
             self.schema = pa.schema([*self.schema, *new])
             self.batches = [self._aligned(batch) for batch in self.batches]
 
     def append(self, rows: pa.RecordBatch) -> None:
-        """Rows of a schema that `extend_schema` has seen."""
+        """Adds rows, whose columns `extend_schema` must know."""
         if not rows.num_rows:
             return
         self.batches.append(self._aligned(rows))
@@ -252,7 +254,7 @@ class _ItemStore:
         return True
 
     def _aligned(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """`rows` with all columns of the schema, in its order; nulls for those that they lack."""
+        """`rows` with all columns of the schema, in its order, with nulls in those that they lack."""
         columns = [record_batch.column_of(rows, field.name) for field in self.schema]
         arrays = [
             column if column is not None else pa.nulls(rows.num_rows, field.type)
@@ -266,7 +268,7 @@ def _kind(field: pa.Field) -> str:
 
 
 def _decode(data: bytes) -> Contents:
-    """Contents of a saved state; ValueError for anything else."""
+    """The contents in a saved state; ValueError for anything else."""
     if len(data) > MAX_STATE_BYTES:
         raise ValueError(f"saved item pools of {len(data)} bytes: more than the limit of {MAX_STATE_BYTES}")
     batch = record_batch.decode_ipc(data)
@@ -286,7 +288,7 @@ def _decode(data: bytes) -> Contents:
 
 
 def checked(contents: Contents) -> Contents:
-    """`contents` from outside; ValueError when a counter is out of range."""
+    """`contents` that were read from bytes; ValueError when a counter is out of range."""
     for counts in (contents.pushed, contents.drawn):
         if len(counts) and not 0 <= counts.min() <= counts.max() < _MAX_COUNT:
             raise ValueError("saved item pools: a counter is out of range")

@@ -1,8 +1,8 @@
-"""Snapshot files of item pools, beside a model's checkpoints: TFRecords of ChannelCache, a file a worker and shard.
+"""Snapshot files of item pools in Monolith's format: TFRecords of ChannelCache, one file per worker and shard.
 
-A file is `model.ckpt-{step}_item_pool_{index}_{shard}_{workers}`; older ones lack the step. Items lie in the order in
-which they came, so that the pools that are restored let the same ones go first. Items are written one by one: a
-snapshot is rare, and what a step saves with its state is `ItemPool.save`.
+The name of a file is `model.ckpt-{step}_item_pool_{index}_{shard}_{workers}`; older files lack the step. Items are in
+the order in which they came, so that restored pools drop the same items first. Items are converted one by one in
+Python, which is slow but rare: the state of a running feed is saved by `ItemPool.save`.
 """
 
 import re
@@ -21,12 +21,13 @@ from millrace.transforms.batch.fid import SIGNATURE_BITS_V1
 from millrace.transforms.frames import framing
 from millrace.transforms.steps.negatives.item_pool import MAX_STATE_BYTES, Contents, ItemPool, checked
 
-_ITEMS_A_RECORD = 512
+# So many items make records of some 100 kB.
+_ITEMS_PER_RECORD = 512
 _NAME = re.compile(r"(?:model\.ckpt-(\d{1,18})_)?item_pool_(\d{1,9})_(\d{1,9})_(\d{1,9})")
 
 
 class SnapshotName(NamedTuple):
-    """What the name of a snapshot file says; `step` is -1 in older names."""
+    """The parts of the name of a snapshot file; `step` is -1 for older names."""
 
     path: Path
     step: int
@@ -50,9 +51,9 @@ def write_next(pool: ItemPool, folder: Path) -> list[Path]:
 
 
 def write(pool: ItemPool, model_dir: Path, step: int, index: int, workers: int, shards: int = 1) -> list[Path]:
-    """Writes a snapshot: each file appears whole, and in place of an older one of its name.
+    """Writes a snapshot. A file appears whole or not at all, and replaces an older one of the same name.
 
-    Returns: its files.
+    Returns: the files.
     """
     contents = pool.contents()
     paths = [model_dir / f"model.ckpt-{step}_item_pool_{index}_{shard}_{workers}" for shard in range(shards)]
@@ -63,13 +64,13 @@ def write(pool: ItemPool, model_dir: Path, step: int, index: int, workers: int, 
 
 
 def restore(pool: ItemPool, model_dir: Path, step: int, index: int) -> list[Path]:
-    """Merges a worker's snapshot into `pool`: counters of items that are there add up.
+    """Merges the snapshot of one worker into `pool`; the counters of items that are there already are added up.
 
-    The files of `step` tell how many workers there were, W; this worker takes those of worker index % W, of the newest
-    step up to `step`, as workers save at different ones. If there are none, it takes files with older names.
+    The files of `step` tell how many workers wrote them, W. This worker takes the files of worker index % W. Workers
+    save at different steps, so the newest step up to `step` counts. Without such files it takes those of older names.
 
-    Returns: the files, in order of their shards; nothing when there are none.
-    Raises: ValueError naming a file that is damaged; the pool then holds what came before it.
+    Returns: the files that were read, in the order of their shards; none when there is no snapshot.
+    Raises: ValueError naming a file that is damaged; the pool then holds the items of the files before it.
     """
     files = snapshot_files(model_dir, step, index)
     for path in files:
@@ -92,7 +93,7 @@ def snapshot_files(model_dir: Path, step: int, index: int) -> list[Path]:
 
 
 def read(path: Path) -> Contents:
-    """The items of a snapshot file; ValueError naming the file when it is something else."""
+    """The items in a snapshot file; ValueError naming the file when it is something else."""
     if path.stat().st_size > MAX_STATE_BYTES:
         raise ValueError(f"{path}: larger than the limit of {MAX_STATE_BYTES} bytes")
     data = path.read_bytes()
@@ -117,13 +118,13 @@ def _names(model_dir: Path) -> Iterator[SnapshotName]:
 
 
 def _records(contents: Contents, chosen: np.ndarray) -> list[bytes]:
-    """ChannelCache messages of the items at `chosen`, at most 512 items a message."""
+    """ChannelCache messages with the items at the indices `chosen`, at most 512 items per message."""
     channels = contents.channels[chosen]
     ends = [*(np.flatnonzero(np.diff(channels)) + 1).tolist(), len(chosen)]
     records, start = [], 0
     for end in ends:
-        for first in range(start, end, _ITEMS_A_RECORD):
-            rows = chosen[first : min(first + _ITEMS_A_RECORD, end)]
+        for first in range(start, end, _ITEMS_PER_RECORD):
+            rows = chosen[first : min(first + _ITEMS_PER_RECORD, end)]
             cache = record_pb2.ChannelCache(
                 channel_id=int(contents.channels[rows[0]]), feature_datas=_items(contents, rows)
             )
@@ -162,7 +163,7 @@ _MASK = (1 << 64) - 1
 
 
 def _type_of(kind: str) -> pa.DataType:
-    """Arrow type of a feature that has `kind` in its oneof: `fid_v2_list`, `float_lists`, `int64_value`."""
+    """The Arrow type of a feature whose oneof has the member `kind`, such as `fid_v2_list` or `int64_value`."""
     values, _, shape = kind.rpartition("_")
     lists = {"value": 0, "list": 1, "lists": 2}[shape]
     type_ = _VALUES[values]
@@ -176,7 +177,7 @@ _METADATA = {b"fid": "fid_v2", b"fid_v1": "fid_v1"}
 
 
 def _kind_of(field: pa.Field) -> str:
-    """Member of a feature's oneof that holds the values of a column. ValueError when there is none."""
+    """The member of a feature's oneof that holds the values of a column; ValueError when there is none."""
     values = _METADATA.get((field.metadata or {}).get(record_batch.KIND_KEY, b""))
     type_ = _with_binary(field.type)
     for kind, candidate in _KINDS.items():
@@ -193,7 +194,7 @@ def _with_binary(type_: pa.DataType) -> pa.DataType:
 
 
 def _set(feature: record_pb2.Feature, kind: str, value: Any) -> None:
-    """Sets the member `kind` to a value as `to_pylist` gives it."""
+    """Sets the member `kind` to a value of a column, as `to_pylist` gives it."""
     if kind.endswith("_value"):
         setattr(feature, kind, _wire(kind, value))
         return
@@ -212,7 +213,7 @@ def _wire(kind: str, value: Any) -> Any:
 
 
 def _get(feature: record_pb2.Feature, kind: str) -> Any:
-    """The member `kind` as Arrow takes it."""
+    """The value of the member `kind`, as Arrow takes it."""
     member = getattr(feature, kind)
     if kind.endswith("_value"):
         return member
@@ -228,7 +229,7 @@ def _values(values: Sequence[Any], kind: str) -> np.ndarray | list[Any]:
 
 
 class _Reader:
-    """Collects the items of messages, column by column."""
+    """Collects the items of ChannelCache messages, column by column."""
 
     def __init__(self) -> None:
         self._book: list[tuple[int, int, int, int]] = []
@@ -272,7 +273,7 @@ def _field_of(name: str, kind: str, number: int) -> pa.Field:
 
 
 def _by_slot(fids: Sequence[int]) -> dict[int, list[int]]:
-    """{slot: fids v1} of an item that came from an Instance."""
+    """{slot: fids v1} of an item of an Instance, whose fids are not told apart by feature."""
     slots: dict[int, list[int]] = {}
     for fid in fids:
         slots.setdefault((fid & _MASK) >> SIGNATURE_BITS_V1, []).append(fid)

@@ -1,6 +1,5 @@
-"""Generated negatives: the user of a positive row with items that other rows showed."""
+"""The step that generates negatives: the user of a positive row, with items that other rows showed."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,39 +7,47 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.protos import transform_config_pb2 as pb
-from millrace.transforms.batch import line_id, record_batch
+from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.action_column import most_prior
-from millrace.transforms.batch.fid import audit_fid
-from millrace.transforms.batch.label_column import label_at, label_column, set_label_at, with_labels
+from millrace.transforms.batch.label_column import label_at, label_column
 from millrace.transforms.batch.list_columns import (
     any_in,
-    list_array,
-    one_each,
-    row_of_value,
-    splits_of,
-    values_and_splits,
 )
-from millrace.transforms.batch.provenance import MAX_COPIES, derived_rows, provenance_of
-from millrace.transforms.batch.take_rows import take_rows, take_rows_of
+from millrace.transforms.batch.provenance import MAX_COPIES
 from millrace.transforms.steps.negatives.item_pool import DrawRule, Draws, ItemPool
 from millrace.transforms.steps.negatives.item_pool_snapshot import newest_files, read, write_next
+from millrace.transforms.steps.negatives.negative_rows import (
+    RowOrigins,
+    action_lists,
+    expand,
+    first_values,
+    item_columns,
+    item_ids,
+    line_column,
+    row_weights,
+    sampled_weights,
+    with_action,
+    with_copies,
+    with_label,
+)
 from millrace.transforms.steps.step import Counts, StatefulStep, StepContext, check_priority
 
 DEFAULT_CHANNEL = 3
-"""Channel of a row that names none."""
+"""Channel of a row that names none, as in Monolith."""
 
 NO_CHANNEL = 0
-"""Items of this channel enter no pool."""
+"""Items of this channel enter no pool, as in Monolith."""
 
 _LEAST_WEIGHT = 1e-5
+"""A weight setting that is no larger counts as not given, as in Monolith."""
 
 
 class RowRoles(NamedTuple):
-    """What the rows of a batch are to the pools.
+    """What part each row of a batch plays for the pools.
 
     Attributes:
-      keys: uint64 [rows], of the row's item.
-      channels: int64 [rows]
+      keys: uint64 [rows], the key of the row's item.
+      channels: int64 [rows], the channel whose pool the item belongs to.
       positive: bool [rows], whether negatives are drawn for the row.
       cacheable: bool [rows], whether the row's item enters its pool.
     """
@@ -52,26 +59,30 @@ class RowRoles(NamedTuple):
 
 
 class GenerateNegatives(StatefulStep):
-    """Adds to each positive row up to `neg_num` negatives: copies with the columns of items drawn from a pool.
+    """Adds up to `neg_num` negatives to each positive row: copies with the columns of items that a pool holds.
 
-    A row's item first enters the pool of its channel, then negatives are drawn for the row, and stand before it.
+    For one row after the other, the row's item first enters the pool of its channel; then, if the row is positive,
+    negatives are drawn for it. They leave before the row.
 
-    A row is positive if its label is `positive_label`; with `positive_actions`, if its most prior action is among them.
-    With `per_channel` each first value of `channel_feature` has a pool (3 where there is none; items of 0 enter none),
-    otherwise there is one. An item is told by its `index_feature`, or by its id. It enters with every row; with
-    `cache_only_pos`, with positives and rows that have one of `cache_negative_actions`. Of rows that are not positive
-    only the share `origin_neg_in_pool_proba` counts. Beyond `max_item_num` the oldest item leaves.
+    Which rows are positive: those whose label is `positive_label`, or with `positive_actions` those whose most prior
+    action is among them. Which pools there are: one, or with `per_channel` one for each first value of
+    `channel_feature`. A row without a value has channel 3, and items of channel 0 enter no pool. Which items enter: two
+    items are the same if their first value of `index_feature` is, or without this setting if their ids are. The items
+    of all rows enter; with `cache_only_pos` only those of positives and of rows with one of `cache_negative_actions`.
+    Of rows that are not positive, the share `origin_neg_in_pool_proba` enters. When a pool has more than `max_item_num`
+    items, the oldest one leaves.
 
-    A draw takes one item of a pool that holds more than `start_num`, each as likely as the other, but not the row's own
-    unless `allow_own_item`. With probability `easy_hard_ratio` the pool is drawn too, by size, if there are two or
-    more. The first draw that finds nothing ends the row's draws.
+    A draw takes an item of a pool that holds more than `start_num`. Every item is equally likely; the row's own is
+    drawn only with `allow_own_item`. With the probability `easy_hard_ratio` a draw is easy: if there are two pools or
+    more, the pool is drawn as well, each with a probability by its size. The first draw that finds no item is the
+    row's last.
 
-    A negative has the item's `item_features` and item id, `negative_label`, and `negative_action` where that is given.
-    Raw features are null: nobody knows whose they are. All else is the positive's. Its weight is multiplied by
-    `sampled_neg_instance_weight`, or by 1 + neg_num * recency ^ neg_sample_declay_factor / times, where recency is
-    (index + 1) / size, 1 for the newest item of the pool, and times how often the item has been drawn; without
-    `unbias_sampled_neg` it stays. That of a row that came in and is no positive is multiplied by
-    `real_neg_instance_weight`.
+    A negative has the `item_features` and the id of the item, `negative_label`, and `negative_action` where that is
+    given. Its raw features are null, because they are not told apart into those of user and item. All else is as in
+    the positive. The weight of the positive is multiplied by `sampled_neg_instance_weight`; without this setting by
+    1 + neg_num * recency ^ neg_sample_declay_factor / times, where recency is (index + 1) / size, so 1 for the newest
+    item of the pool, and times is how often the item has been drawn. With `unbias_sampled_neg` false the weight is
+    not multiplied. The weight of an original row that is not positive is multiplied by `real_neg_instance_weight`.
 
     The first rows of a run get few negatives, as long as the pools are small. With `warm` a bounded run (`records
     convert`, `feed backfill` and other bounded feeds) reads all of its rows twice and fills the pools in the first
@@ -83,10 +94,10 @@ class GenerateNegatives(StatefulStep):
         "positives": "rows that negatives are drawn for",
         "negatives_in": "other rows that come in",
         "negatives_generated": "rows that are made",
-        "hard_draws": "of these, with an item of the row's own channel",
-        "easy_draws": "of these, with an item of a channel that was drawn too",
-        "draws_missed": "negatives that the pools had no item for",
-        "items_added": "items that were new in their pool",
+        "hard_draws": "generated rows with an item of the row's own channel",
+        "easy_draws": "generated rows with an item of a channel that was drawn too",
+        "draws_missed": "negatives that were not made, because a pool had no item for them",
+        "items_added": "items that were new in their pools",
         "items_refused": "items of channels beyond the first 65,536",
         "item_features_missing": "rows of batches that lack a column of item_features",
         "rows_dropped": "original rows that are not passed on",
@@ -113,13 +124,13 @@ generate_negatives:
         draws = self._learn(batch, roles, roles.positive, rule, counts)
         keep = np.full(batch.num_rows, not config.throw_origin) & (roles.positive | (not config.throw_origin_neg))
         _count(counts, roles, draws, keep, config.neg_num)
-        layout = Layout.of(draws.rows, keep)
-        rows = expand(batch, layout, self._pool.store, draws.positions)
-        rows = with_label(rows, layout.generated, config.label_index, _given(config, "negative_label", -1.0))
+        origins = RowOrigins.of(draws.rows, keep)
+        rows = expand(batch, origins, self._pool.store, draws.positions)
+        rows = with_label(rows, origins.generated, config.label_index, _given(config, "negative_label", -1.0))
         if config.HasField("negative_action"):
-            rows = with_action(rows, layout.generated, config.negative_action)
-        rows = self._weighted(rows, layout, roles.positive, draws)
-        return with_copies(rows, layout.copy, self.fanout)
+            rows = with_action(rows, origins.generated, config.negative_action)
+        rows = self._weighted(rows, origins, roles.positive, draws)
+        return with_copies(rows, origins.copy, self.fanout)
 
     def warm(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if self.warms and batch.num_rows:
@@ -168,7 +179,7 @@ generate_negatives:
         return RowRoles(keys.view(np.uint64), channels, positive, self._cacheable(batch, channels, positive))
 
     def _cacheable(self, batch: pa.RecordBatch, channels: np.ndarray, positive: np.ndarray) -> np.ndarray:
-        """bool [rows]: whose item enters its pool."""
+        """bool [rows]: the rows whose item enters its pool."""
         config = self.config
         chosen = np.ones(len(positive), bool)
         if config.cache_only_pos:
@@ -188,16 +199,18 @@ generate_negatives:
         counts["items_refused"] += draws.refused
         return draws
 
-    def _weighted(self, rows: pa.RecordBatch, layout: "Layout", positive: np.ndarray, draws: Draws) -> pa.RecordBatch:
+    def _weighted(
+        self, rows: pa.RecordBatch, origins: RowOrigins, positive: np.ndarray, draws: Draws
+    ) -> pa.RecordBatch:
         config = self.config
         real = _given(config, "real_neg_instance_weight", 1.0)
-        factors = np.where(positive[layout.parent], 1.0, real if real > _LEAST_WEIGHT else 1.0)
+        factors = np.where(positive[origins.parent], 1.0, real if real > _LEAST_WEIGHT else 1.0)
         sampled = _given(config, "sampled_neg_instance_weight", -1.0)
         if sampled > _LEAST_WEIGHT:
-            factors[layout.generated] = sampled
+            factors[origins.generated] = sampled
         elif _given(config, "unbias_sampled_neg", True):
             decay = _given(config, "neg_sample_declay_factor", 1.0)
-            factors[layout.generated] = sampled_weights(config.neg_num, draws.recency, draws.times, decay)
+            factors[origins.generated] = sampled_weights(config.neg_num, draws.recency, draws.times, decay)
         weights = (row_weights(rows) * factors).astype(np.float32)
         return line_column(rows, record_batch.WEIGHT, pa.array(weights))
 
@@ -256,172 +269,6 @@ generate_negatives:
         positive, negative = _given(config, "positive_label", 1.0), _given(config, "negative_label", -1.0)
         if not config.positive_actions and positive == negative:
             raise self.wrong("negative_label", negative, "the label of a positive", "choose another one")
-
-
-class Layout(NamedTuple):
-    """Where the rows of the output come from: the negatives of a row stand before it.
-
-    Attributes:
-      parent: int64 [out], row of the input.
-      generated: bool [out], true for negatives.
-      copy: int64 [out], 1, 2, ... for the negatives of a row, 0 for the row itself.
-    """
-
-    parent: np.ndarray
-    generated: np.ndarray
-    copy: np.ndarray
-
-    @classmethod
-    def of(cls, draw_rows: np.ndarray, keep: np.ndarray) -> "Layout":
-        """The layout of rows that have negatives.
-
-        Args:
-          draw_rows: int64 [n], ascending: the row of each negative.
-          keep: bool [rows], whether the row itself is in the output.
-        """
-        negatives = np.bincount(draw_rows, minlength=len(keep))
-        counts = negatives + keep
-        starts = np.cumsum(counts) - counts
-        parent = np.repeat(np.arange(len(keep)), counts)
-        place = np.arange(len(parent)) - starts[parent]
-        generated = place < negatives[parent]
-        return cls(parent, generated, np.where(generated, place + 1, 0))
-
-
-def sampled_weights(neg_num: int, recency: np.ndarray, times: np.ndarray, decay: float = 1.0) -> np.ndarray:
-    """float64 [n] weights of negatives that undo how they were drawn: 1 + neg_num * recency ^ decay / times.
-
-    Args:
-      recency: float64 [n], (index in the pool + 1) / size of the pool.
-      times: int64 [n], how often the item was drawn, this time included.
-    """
-    return 1.0 + neg_num * recency**decay / times
-
-
-def row_weights(batch: pa.RecordBatch) -> np.ndarray:
-    """float64 [rows] weights, 1 where a row has none."""
-    column = record_batch.column_of(batch, record_batch.WEIGHT)
-    if column is None:
-        return np.ones(batch.num_rows)
-    filled = column.fill_null(1.0) if column.null_count else column
-    return filled.to_numpy(zero_copy_only=False).astype(np.float64)
-
-
-def item_ids(batch: pa.RecordBatch) -> np.ndarray:
-    """int64 [rows] item ids, 0 where a row has none."""
-    return line_id.column(batch, "item_id").to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
-
-
-def item_columns(batch: pa.RecordBatch, features: Sequence[str]) -> pa.RecordBatch:
-    """The item id and those of the features that `batch` has."""
-    names = [name for name in (record_batch.ITEM_ID, *features) if name in batch.schema.names]
-    items = batch.select(names)
-    if record_batch.ITEM_ID in names:
-        return items
-    field = pa.field(record_batch.ITEM_ID, line_id.FIELDS["item_id"].type)
-    columns = [pa.nulls(batch.num_rows, field.type), *items.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema([field, *items.schema]))
-
-
-def first_values(batch: pa.RecordBatch, name: str, default: np.ndarray) -> np.ndarray:
-    """int64 [rows]: the first value of column `name`, a list of integers or integers; `default` where there is none.
-
-    Raises: ValueError when the column holds something else.
-    """
-    column = record_batch.column_of(batch, name)
-    if column is None or pa.types.is_null(column.type):
-        return default
-    if pa.types.is_list(column.type) and pa.types.is_integer(column.type.value_type):
-        values, splits = values_and_splits(column)
-        found = np.diff(splits) > 0
-        first = default.copy()
-        first[found] = values[splits[:-1][found]].astype(np.int64)
-        return first
-    if pa.types.is_integer(column.type):
-        valid = column.is_valid().to_numpy(zero_copy_only=False)
-        return np.where(valid, column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64), default)
-    raise ValueError(f"column {name}: expected integers or lists of integers, found {column.type}")
-
-
-def action_lists(batch: pa.RecordBatch) -> pa.ListArray:
-    """The rows' actions; ValueError when they are not numbers."""
-    actions = line_id.column(batch, "actions")
-    if not pa.types.is_integer(actions.type.value_type):
-        raise ValueError(f"column {record_batch.ACTIONS}: expected lists of integers, found {actions.type}")
-    return actions
-
-
-def expand(
-    batch: pa.RecordBatch, layout: Layout, store: Sequence[pa.RecordBatch], positions: np.ndarray
-) -> pa.RecordBatch:
-    """The output's rows with the item columns of negatives exchanged; all else is as in the row that they come from.
-
-    Args:
-      store, positions: the i-th negative has the item columns of row positions[i] of the batches `store`, numbered
-        through. A column that `batch` lacks is null in original rows.
-    """
-    rows = take_rows(batch, layout.parent)
-    for field in batch.schema:
-        if (field.metadata or {}).get(record_batch.KIND_KEY) == b"raw":
-            column = batch.column(field.name).take(pa.array(layout.parent, mask=layout.generated))
-            rows = record_batch.with_column(rows, field, column)
-    source = layout.parent.copy()
-    source[layout.generated] = batch.num_rows + positions
-    exchanged = take_rows_of([_own_items(batch, store[0].schema), *store], source)
-    for field, column in zip(exchanged.schema, exchanged.columns, strict=True):
-        rows = record_batch.with_column(rows, field, column)
-    return rows
-
-
-def _own_items(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The columns of `schema`, null where `batch` has none such; fields that it has are its own."""
-    places = [batch.schema.get_field_index(field.name) for field in schema]
-    columns = [
-        batch.column(place) if place >= 0 else pa.nulls(batch.num_rows, field.type)
-        for place, field in zip(places, schema, strict=True)
-    ]
-    fields = [batch.schema.field(place) if place >= 0 else field for place, field in zip(places, schema, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
-
-
-def with_label(rows: pa.RecordBatch, chosen: np.ndarray, index: int, label: float) -> pa.RecordBatch:
-    """`rows` with label number `index` set where `chosen`, bool [rows]; labels missing before it become invalid."""
-    column = label_column(rows)
-    values, splits = values_and_splits(column)
-    before = np.diff(splits)
-    if (before[chosen] > index).all():
-        return with_labels(rows, set_label_at(column, index, chosen, label))
-    counts = np.where(chosen, np.maximum(before, index + 1), before)
-    new_splits = splits_of(counts)
-    labels = np.full(new_splits[-1], record_batch.INVALID_LABEL, np.float32)
-    labels[np.arange(len(values)) + (new_splits - splits)[row_of_value(splits)]] = values
-    labels[new_splits[:-1][chosen] + index] = label
-    nulls = column.is_null().to_numpy(zero_copy_only=False) & ~chosen
-    return with_labels(rows, list_array(labels, new_splits, nulls=nulls))
-
-
-def with_action(rows: pa.RecordBatch, chosen: np.ndarray, action: int) -> pa.RecordBatch:
-    """`rows` with `action` as the only action where `chosen`, bool [rows]."""
-    actions = action_lists(rows)
-    only = pa.array([[action]], actions.type)
-    source = np.where(chosen, rows.num_rows, np.arange(rows.num_rows))
-    return line_column(rows, record_batch.ACTIONS, pa.concat_arrays([actions, only]).take(pa.array(source)))
-
-
-def with_copies(rows: pa.RecordBatch, copy: np.ndarray, fanout: int) -> pa.RecordBatch:
-    """`rows` with the provenance of copies, int64 [rows] in [0, fanout), and with audit ids that go with it."""
-    partition, offset, row = provenance_of(rows)
-    derived = derived_rows(row, copy, fanout)
-    rows = line_column(rows, record_batch.SOURCE_ROW, pa.array(derived))
-    index = rows.schema.get_field_index(record_batch.AUDIT)
-    if index < 0:
-        return rows
-    return rows.set_column(index, rows.schema.field(index), one_each(audit_fid(partition, offset, derived)))
-
-
-def line_column(rows: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
-    """`rows` with the column `name` set to `values`."""
-    return record_batch.with_column(rows, pa.field(name, values.type), values)
 
 
 def _count(counts: Counts, roles: RowRoles, draws: Draws, keep: np.ndarray, neg_num: int) -> None:

@@ -1,4 +1,4 @@
-"""The order of a sharded batch: which (table, shard) comes where, and which feature where in it."""
+"""The order of a sharded batch: the position of each (table, shard), and of each feature within it."""
 
 import hashlib
 import json
@@ -12,27 +12,31 @@ from millrace.transforms.batch import list_columns
 
 VERSIONS = (1, 2, 3, 4, 5)
 MAX_PS = 1 << 16
+"""Most parameter servers: more are taken for a mistake."""
+
 MAX_DIMS = 1 << 20
+"""Most floats of an embedding: 4 MB; more are taken for a mistake."""
 
 
 class ShardLayout:
-    """Made once of a configuration, for many batches.
+    """The order of all batches that are sharded by one configuration.
 
-    A block is a (table, shard): table by table, in layout 4 shard by shard. A cell is a (block, feature of its table),
-    in the order of the blocks. Tables and features are in the order of their names.
+    A block is a (table, embedding shard). Blocks are sorted by table, then shard; in layout 4 by shard, then table. A
+    cell is a (block, feature of the block's table); cells are in the order of their blocks. Tables and features are in
+    the order of their names.
 
     Args:
       feature_configs: the features, their tables and their slices.
-      ps_num: shards; 0 means 1.
-      version: of the layout, 1 to 5; 0 means 5.
+      ps_num: number of parameter servers, each of which has one shard of every table; 0 means 1.
+      version: layout of the result, 1 to 5; 0 means 5.
 
     Attributes:
-      features, tables: names, sorted.
-      dims: int64 [features], floats of an embedding.
-      block_tables: int64 [blocks], number of the table.
-      cell_splits: int64 [blocks + 1], where the cells of each block begin.
-      cell_blocks, cell_features, cell_shards: int64 [cells].
-      fingerprint: equal for equal features, whatever the number of shards.
+      features, tables: sorted names.
+      dims: int64 [features], number of floats in an embedding of the feature.
+      block_tables: int64 [blocks], index of the block's table.
+      cell_splits: int64 [blocks + 1], the cell at which each block begins.
+      cell_blocks, cell_features, cell_shards: int64 [cells], block, feature and shard of each cell.
+      fingerprint: a hash of the feature configs; it does not depend on `ps_num` and `version`.
 
     Raises: UserError naming the wrong setting.
     """
@@ -59,11 +63,11 @@ class ShardLayout:
 
     @property
     def counts_floats(self) -> bool:
-        """Whether offsets count the floats of embeddings; in layouts 1 and 2 they count fids."""
+        """Whether offsets count floats of embeddings, as in layouts 3 to 5; in layouts 1 and 2 they count fids."""
         return self.version >= 3
 
     def block_of(self, table: np.ndarray | int, shard: np.ndarray | int) -> np.ndarray:
-        """Numbers of the blocks of these table numbers and shards."""
+        """The indices of the blocks of these tables, by index, and shards."""
         first, second, width = (shard, table, len(self.tables)) if self.version == 4 else (table, shard, self.ps_num)
         return np.asarray(first) * width + second
 

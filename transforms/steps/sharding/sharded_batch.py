@@ -1,4 +1,4 @@
-"""A sharded batch and its forms: numpy arrays, a message, and one row of Arrow that travels like any other batch."""
+"""A sharded batch as numpy arrays, as a message, and as one row of Arrow that travels like any other batch."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from millrace.transforms.batch import line_id, list_columns
 from millrace.transforms.steps.sharding.shard_layout import ShardLayout
 
 SHARED_BIT = 1 << 31
-"""In `nfl_offset`: all rows of the feature share one entry."""
+"""Bit of a number in `nfl_offset`: all rows of the feature share one entry."""
 
 _ARRAYS: dict[str, np.dtype] = {
     "fids": np.dtype(np.int64),
@@ -31,21 +31,22 @@ _META_KEY = b"millrace.sharded"
 
 @dataclass(frozen=True)
 class ShardedFids:
-    """The fids of a batch by block, and the offsets that bring embeddings back; see `ShardLayout` for the order.
+    """The fids of a batch by block, and offsets that lead from embeddings back to rows; order: see `ShardLayout`.
 
     Attributes:
-      fids: int64 [m], block after block, by feature, then in the order of the rows.
-      fid_splits: int64 [blocks + 1], where each block begins in `fids`.
-      row_splits: int64 [cells + blocks], for each block where its features begin in it, and its length.
-      fid_offset: uint64 [n], for each fid of the batch, by feature, then by row: upper half << 32 | lower half.
-        Layouts 3 to 5: table * ps_num + shard, and the floats of the block that come before the embedding.
-        Layout 1: table * ps_num + shard, and the index in the block. Layout 2: the cell, and the index in it.
-      feature_offset: int32 [e + 1], where each (feature, row) begins in `fid_offset`.
-      nfl_offset: uint32 [features + 1], where each feature begins in `feature_offset`, with SHARED_BIT when all rows
-        share its one entry; the last one is e + 1.
-      emb_size: int64 [blocks], floats of the embeddings.
-      batch_size: rows.
-      rows: the columns of the batch that are no sharded features.
+      fids: int64 [m], block after block; within a block by feature, then in the order of the rows.
+      fid_splits: int64 [blocks + 1], the position in `fids` at which each block begins.
+      row_splits: int64 [cells + blocks], for each block the positions at which its features begin, and its length.
+      fid_offset: uint64 [n], one number for each fid of the batch, by feature, then by row: upper << 32 | lower.
+        Layouts 3 to 5: upper is table * ps_num + shard, lower the number of floats of the block before the embedding.
+        Layout 1: upper is table * ps_num + shard, lower the index in the block.
+        Layout 2: upper is the cell, lower the index in the cell.
+      feature_offset: int32 [entries + 1], the position in `fid_offset` at which each (feature, row) begins.
+      nfl_offset: uint32 [features + 1], the position in `feature_offset` at which each feature begins, with SHARED_BIT
+        when all rows share its one entry; the last number is entries + 1.
+      emb_size: int64 [blocks], number of floats of all embeddings of the block.
+      batch_size: number of rows.
+      rows: the columns of the batch that are not sharded.
     """
 
     layout: ShardLayout
@@ -60,24 +61,24 @@ class ShardedFids:
     rows: pa.RecordBatch
 
     def fids_of(self, table: str, shard: int) -> np.ndarray:
-        """int64, the fids of a block; a view."""
+        """int64 [n]: the fids of a block; a view."""
         return self._fids_of(self._block(table, shard))
 
     def row_splits_of(self, table: str, shard: int) -> np.ndarray:
-        """int64 [features of the table + 1] of a block; a view."""
+        """int64 [features of the table + 1]: where the features of a block begin within it; a view."""
         return self._row_splits_of(self._block(table, shard))
 
     def flat_offsets(self) -> np.ndarray:
-        """int64 [n]: floats before each embedding when the embeddings of all blocks lie one after another.
+        """int64 [n]: the number of floats before each embedding, if the embeddings of all blocks are one flat array.
 
-        ValueError for layouts 1 and 2.
+        Raises: ValueError for layouts 1 and 2.
         """
         self._need_floats()
         blocks = self.layout.block_of(*np.divmod(_upper(self.fid_offset), self.layout.ps_num))
         return list_columns.splits_of(self.emb_size)[blocks] + _lower(self.fid_offset)
 
     def outputs(self) -> dict[str, np.ndarray]:
-        """The tensors of the layout by name; those of a block are `<name>/<table>:<shard>`."""
+        """{name: tensor of the layout}; the name of a tensor of one block is `<name>/<table>:<shard>`."""
         version = self.layout.version
         size = np.int32(self.batch_size)
         named = {
@@ -101,9 +102,9 @@ class ShardedFids:
         return named
 
     def to_proto(self) -> pb.ShardedBatch:
-        """The batch as a message; of the other columns only the numbers and bytes, without their Arrow types.
+        """The batch as a message. Of the other columns it holds the numbers and bytes, without their Arrow types.
 
-        ValueError for layouts 1 and 2, and for a column of nested lists.
+        Raises: ValueError for layouts 1 and 2, and for a column of nested lists.
         """
         self._need_floats()
         layout = self.layout
@@ -129,10 +130,10 @@ class ShardedFids:
 
     @classmethod
     def from_proto(cls, message: pb.ShardedBatch, layout: ShardLayout) -> Self:
-        """The batch of a message of `to_proto`.
+        """The batch in a message that `to_proto` made.
 
         Args:
-          layout: 3 or 5, of the features and the number of shards by which the batch was sharded.
+          layout: the layout, 3 or 5, by which the batch was sharded.
 
         Raises: ValueError when it was sharded otherwise, or when its parts do not fit each other.
         """
@@ -178,10 +179,10 @@ class ShardedFids:
 
     @classmethod
     def from_record_batch(cls, batch: pa.RecordBatch, layout: ShardLayout) -> Self:
-        """The batch of a row of `to_record_batch`, without a copy. A column whose list is null is left out.
+        """The batch in a row that `to_record_batch` made, without a copy. A column whose list is null is left out.
 
         Args:
-          layout: of the version, the features and the number of shards by which the batch was sharded.
+          layout: the layout by which the batch was sharded.
 
         Raises: ValueError when it is no such row, was sharded otherwise, or its parts do not fit each other.
         """
@@ -231,7 +232,7 @@ class ShardedFids:
             raise ValueError(f"layout {self.layout.version} counts fids, not floats: shard with layout 3, 4 or 5")
 
     def _checked(self) -> Self:
-        """This batch; ValueError unless its parts fit each other and every offset leads into its block."""
+        """This batch; ValueError unless its parts fit together and every offset leads to an embedding."""
         self._need_floats()
         self._check_rows()
         self._check_offsets(self._checked_counts())
@@ -265,7 +266,7 @@ class ShardedFids:
         return counts
 
     def _check_offsets(self, counts: np.ndarray) -> None:
-        """ValueError unless each offset is where an embedding of its feature begins; `counts`: fids of each cell."""
+        """ValueError unless an embedding of the right feature begins at each offset; `counts`: fids of each cell."""
         layout = self.layout
         entries = np.minimum(self.nfl_offset.astype(np.int64) & ~SHARED_BIT, len(self.feature_offset) - 1)
         features = list_columns.row_of_value(self.feature_offset[entries])
@@ -278,7 +279,7 @@ class ShardedFids:
         floats = _lower(self.fid_offset) - in_block[cells]
         fits = (floats >= 0) & (floats < counts[cells] * dims) & (floats % dims == 0)
         if not fits.all() or (tables != layout.block_tables[layout.cell_blocks[cells]]).any():
-            raise ValueError("fid_offset leads to another place than an embedding of its feature")
+            raise ValueError("fid_offset does not lead to an embedding of its feature")
 
 
 def _upper(offsets: np.ndarray) -> np.ndarray:
@@ -294,7 +295,7 @@ def _size(array: np.ndarray) -> np.ndarray:
 
 
 def _check_splits(name: str, splits: np.ndarray, parts: int, total: int) -> None:
-    """ValueError unless `splits` cuts `total` things into `parts`."""
+    """ValueError unless `splits` cuts `total` values into `parts` parts."""
     if len(splits) != parts + 1 or parts < 0 or splits[0] or splits[-1] != total or (np.diff(splits) < 0).any():
         raise ValueError(f"{name} does not cut {total} into {parts} parts")
 
@@ -317,7 +318,7 @@ def _meta_of(batch: pa.RecordBatch) -> dict[str, Any]:
 
 
 def _list_in(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """The values of the one row of the column `name`."""
+    """The values in the one row of the column `name`."""
     index = batch.schema.get_field_index(name)
     column = batch.column(index) if index >= 0 else None
     if column is None or not pa.types.is_list(column.type) or column.null_count:
@@ -333,7 +334,7 @@ def _array_in(batch: pa.RecordBatch, name: str, dtype: np.dtype) -> np.ndarray:
 
 
 def _dense_column(rows: pa.RecordBatch, name: str) -> pb.ShardedBatch.DenseColumn:
-    """A column as flat values, with row splits if it holds lists; where nothing is set, the default of its type."""
+    """A column as flat values, with row splits if it holds lists; a null becomes the default of its type."""
     column = rows.column(name)
     field = next((field for field in line_id.FIELDS.values() if field.column == name), None)
     if field is not None:
@@ -354,7 +355,7 @@ def _dense_column(rows: pa.RecordBatch, name: str) -> pb.ShardedBatch.DenseColum
 
 
 def _array_of(dense: pb.ShardedBatch.DenseColumn) -> pa.Array:
-    """float, int64 or binary values, in lists where there are row splits."""
+    """The values as floats, int64 or bytes, in lists if there are row splits."""
     if dense.float_value:
         values = pa.array(np.array(dense.float_value, np.float32))
     elif dense.bytes_value:

@@ -1,6 +1,6 @@
-"""Groups the fids of a batch by embedding table and parameter server shard, so that a trainer only looks them up.
+"""Groups the fids of a batch by embedding table and parameter server, so that they only need to be looked up.
 
-shard(fid) = fid mod ps_num, the rule of `ops/cc/embedding/base/fid.h`; fids v1 become v2 before.
+The shard of a fid is fid mod ps_num, as in `ops/cc/embedding/base/fid.h`. Fids v1 are converted to v2 first.
 """
 
 import itertools
@@ -25,7 +25,7 @@ _MAX_OFFSET = 1 << 32
 
 
 class _Feature(NamedTuple):
-    """Fids [n], row splits [entries + 1]; a shared feature has one entry."""
+    """The fids of a feature, [n], and the splits of its entries, [entries + 1]: one per row, or one if it is shared."""
 
     fids: np.ndarray
     splits: np.ndarray
@@ -33,7 +33,12 @@ class _Feature(NamedTuple):
 
 
 class _OffsetRule(NamedTuple):
-    """Offset of a fid: `first` of its cell, uint64 [cells], + its number x `steps` by feature, int64 [features]."""
+    """How the offset of a fid follows from its cell, its feature, and its number within the cell.
+
+    Attributes:
+      first: uint64 [cells], offset of the first fid of each cell.
+      steps: int64 [features], difference between the offsets of two fids that follow one another.
+    """
 
     first: np.ndarray
     steps: np.ndarray
@@ -59,27 +64,27 @@ def shard_fids(
 
     Args:
       feature_configs: features to shard, with tables and slices. A feature that the batch lacks is one empty entry that
-        all rows share; one that only some rows lack has an empty entry for them.
-      ps_num: parameter servers; 0 means 1.
-      unique: whether a fid has one embedding a (feature, shard), however often it comes.
-      version: of the layout, 1 to 5; new trainers take 5, or 4 for one flat buffer a shard.
+        all rows share; a row that lacks a feature of the batch has an empty entry.
+      ps_num: number of parameter servers; 0 means 1.
+      unique: whether a fid is looked up once per (feature, shard), however often it occurs.
+      version: layout of the result, 1 to 5. New trainers take 5, or 4 for one flat buffer per shard.
 
     Raises:
       UserError: naming the setting that is wrong.
-      ValueError: a column holds no fids, or the batch needs more than 2^31 fids or 2^32 floats a block.
+      ValueError: a column holds no fids, or the batch has more than 2^31 fids or needs more than 2^32 floats per block.
     """
     return shard_with(batch, ShardLayout(feature_configs, ps_num, version), unique)
 
 
 def shard_with(batch: pa.RecordBatch, layout: ShardLayout, unique: bool) -> ShardedFids:
-    """`shard_fids` with the work on the configuration done."""
+    """`shard_fids` with a layout that was made before, for many batches of one configuration."""
     indices = [parse.index_of(batch.schema, name) for name in layout.features]
     features = [_feature(batch, index) for index in indices]
     fids = np.ascontiguousarray(np.concatenate([feature.fids for feature in features]))
     if len(fids) > _MAX_FIDS:
         raise ValueError(f"{len(fids)} fids in one batch, more than {_MAX_FIDS}: use smaller batches")
     fid_starts = list_columns.splits_of(np.array([len(feature.fids) for feature in features]))
-    places, counts = _number(fids, fid_starts, layout.ps_num, unique)
+    numbers, counts = _number(fids, fid_starts, layout.ps_num, unique)
     cells = counts[layout.cell_features, layout.cell_shards]
     fid_ends, float_ends = (list_columns.splits_of(each) for each in (cells, cells * layout.dims[layout.cell_features]))
     emb_size = np.diff(float_ends[layout.cell_splits])
@@ -87,13 +92,13 @@ def shard_with(batch: pa.RecordBatch, layout: ShardLayout, unique: bool) -> Shar
         table, shard = layout.block_names[int(emb_size.argmax())]
         raise ValueError(f"table {table} needs {emb_size.max()} floats on shard {shard}, more than 2^32")
     rule = _OffsetRule.of(layout, fid_ends, float_ends)
-    sharded = _place(fids, fid_starts, layout, rule, fid_ends, places)
+    sharded = _place(fids, fid_starts, layout, rule, fid_ends, numbers)
     return ShardedFids(
         layout,
         fids=sharded,
         fid_splits=fid_ends[layout.cell_splits],
         row_splits=_row_splits(layout, fid_ends),
-        fid_offset=places,
+        fid_offset=numbers,
         feature_offset=_feature_offset(features, fid_starts),
         nfl_offset=_nfl_offset(features),
         emb_size=emb_size,
@@ -103,15 +108,16 @@ def shard_with(batch: pa.RecordBatch, layout: ShardLayout, unique: bool) -> Shar
 
 
 class ShardFids(Step):
-    """Groups fids by (table, parameter server shard), with the offsets that bring embeddings back to the rows.
+    """Groups the fids of a batch by (table, parameter server), with offsets that lead from embeddings back to rows.
 
-    The last step of a chain: a batch becomes one row, `sharded.<array>` and `rows.<column>` (see
-    `transforms/steps/sharding/sharded_batch.py`); a batch of no rows becomes none. A feature that the batch lacks is
-    one empty entry that all rows share.
+    The step must be the last one, because its output are no rows: a batch becomes one sharded batch, which is a row
+    with the columns `sharded.<array>` and `rows.<column>` (see `transforms/steps/sharding/sharded_batch.py`). A batch
+    of no rows becomes none. A feature that the batch lacks is one empty entry that all rows share. A feed to a trainer
+    holds rows and refuses the step; `records convert` to Arrow or Parquet runs it.
     """
 
     gives_rows = False
-    counters = {"fids_in": "fids of the features", "fids_out": "fids to look up; fewer when `unique`"}
+    counters = {"fids_in": "fids of the features", "fids_out": "fids to look up; fewer with `unique`"}
     example = """\
 shard_fids:
   ps_num: 2
@@ -133,7 +139,7 @@ shard_fids:
 
 
 def _feature(batch: pa.RecordBatch, index: int | None) -> _Feature:
-    """The feature in this column; one empty entry when there is none."""
+    """The feature in the column `index`; one empty entry for None."""
     if index is None:
         return _Feature(*parse.no_fids(1), shared=True)
     field = batch.schema.field(index)
@@ -145,13 +151,13 @@ def _feature(batch: pa.RecordBatch, index: int | None) -> _Feature:
 
 
 def _all_equal(values: np.ndarray, splits: np.ndarray) -> bool:
-    """Whether all rows have the values of the first."""
+    """Whether all rows have the same values as the first one."""
     width = int(splits[1])
     return bool((np.diff(splits) == width).all() and (values.reshape(-1, max(width, 1)) == values[:width]).all())
 
 
 def _row_splits(layout: ShardLayout, fid_ends: np.ndarray) -> np.ndarray:
-    """Where features begin in their block, each block from 0 to its length, int64 [cells + blocks]."""
+    """int64 [cells + blocks]: where the features of each block begin within it, and its length."""
     cells = len(layout.cell_blocks)
     splits = np.zeros(cells + len(layout.block_tables), np.int64)
     ends = fid_ends[1:] - fid_ends[layout.cell_splits[layout.cell_blocks]]
@@ -176,11 +182,11 @@ def _nfl_offset(features: list[_Feature]) -> np.ndarray:
 
 
 def _number(fids: np.ndarray, starts: np.ndarray, ps_num: int, unique: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(shard << 32 | number uint64 [n], fids of each (feature, shard) int64 [features, ps_num])."""
-    places = np.empty(len(fids), np.uint64)
+    """(uint64 [n]: shard << 32 | number within its cell, int64 [features, ps_num]: fids of each feature and shard)."""
+    numbers = np.empty(len(fids), np.uint64)
     counts = np.empty((len(starts) - 1, ps_num), np.int64)
-    record_library.call("millrace_number_fids", fids, starts, *counts.shape, int(unique), places, counts)
-    return places, counts
+    record_library.call("millrace_number_fids", fids, starts, *counts.shape, int(unique), numbers, counts)
+    return numbers, counts
 
 
 def _place(
@@ -189,14 +195,14 @@ def _place(
     layout: ShardLayout,
     rule: _OffsetRule,
     fid_ends: np.ndarray,
-    places: np.ndarray,
+    numbers: np.ndarray,
 ) -> np.ndarray:
-    """The fids by cell, int64 [m]; `places` become offsets."""
+    """int64 [m]: the fids in the order of the cells. The numbers in `numbers` are replaced by offsets."""
     shape = len(layout.features), layout.ps_num
     targets, first = np.empty(shape, np.int64), np.empty(shape, np.uint64)
     targets[layout.cell_features, layout.cell_shards] = fid_ends[:-1]
     first[layout.cell_features, layout.cell_shards] = rule.first
     sharded = np.empty(int(fid_ends[-1]), np.int64)
-    arrays = targets, first, rule.steps, places, sharded
+    arrays = targets, first, rule.steps, numbers, sharded
     record_library.call("millrace_place_fids", fids, starts, *shape, *arrays)
     return sharded

@@ -10,7 +10,7 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.take_rows import take_rows_of
 from millrace.transforms.steps.negatives import item_pool
 from millrace.transforms.steps.negatives.item_pool import DrawRule, Draws, ItemPool
-from millrace.transforms.steps.negatives.negatives import sampled_weights
+from millrace.transforms.steps.negatives.negative_rows import sampled_weights
 from tests.conformance.covers import covers
 from tests.reference.negatives_reference import weight_of
 

@@ -89,7 +89,7 @@ def test_what_is_read_is_what_was_written(
 
 
 def test_items_stay_in_the_order_in_which_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item_pool_snapshot, "_ITEMS_A_RECORD", 4)
+    monkeypatch.setattr(item_pool_snapshot, "_ITEMS_PER_RECORD", 4)
     pool, restored = pool_of([9, 3, 7, 1, 8, 2, 6], [3] * 7), ItemPool(0, 1000)
     write(pool, tmp_path, 1, 0, 1)
     restore(restored, tmp_path, 1, 0)
