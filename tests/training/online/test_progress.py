@@ -1,0 +1,53 @@
+"""What a trainer reports about its predictions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from millrace.training.online.progress import Progress
+from millrace.training.step.metrics import read_predictions
+from millrace.training.stream.batch_queue import Ticket
+from millrace.training.stream.position import Position
+from millrace.transforms.batch.record_batch import INVALID_LABEL
+
+
+def ticket(labels: list[float], sample_rates: list[float]) -> Ticket:
+    rows = np.arange(len(labels))
+    column = np.array(labels, np.float32)[:, np.newaxis]
+    return Ticket(len(labels), column, np.array(sample_rates, np.float32), rows, rows, rows)
+
+
+def test_predictions_are_those_of_sampled_rows_and_leave_out_rows_without_a_label(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, prediction_rows=0)
+    progress.add(ticket([1.0, INVALID_LABEL, 0.0], [1.0, 1.0, 0.25]), np.zeros((3, 1), np.float32))
+    progress.report(1, Position())
+    kept = read_predictions(tmp_path / "predictions.bin")
+    assert kept["label"].tolist() == [1, 0]
+    # Where negatives are kept with probability 1/4, the odds of a positive are four times as high: 4 : 1.
+    assert kept["score"].tolist() == pytest.approx([0.5, 0.8])
+
+
+def test_a_line_of_progress_has_the_counts_of_the_position_and_null_for_what_is_not_known(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, prediction_rows=0)
+    progress.add(ticket([1.0], [1.0]), np.zeros((1, 1), np.float32))
+    progress.report(7, Position(rows_applied=5, rows_duplicate=2, rows_too_old=1))
+    (line,) = map(json.loads, (tmp_path / "progress.jsonl").read_text().splitlines())
+    assert [line[name] for name in ("global_step", "rows_trained", "rows_duplicate", "rows_too_old")] == [7, 5, 2, 1]
+    assert (line["auc"], line["calibration"]) == (None, 0.5)
+
+
+def test_a_file_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    progress = Progress(tmp_path, prediction_rows=0)
+    (tmp_path / "progress.jsonl").mkdir()
+    progress.report(1, Position())
+    assert "progress is not written" in caplog.text
+
+
+def test_a_restart_cuts_off_predictions_that_came_after_its_checkpoint(tmp_path: Path) -> None:
+    before = Progress(tmp_path, prediction_rows=0)
+    before.add(ticket([1.0, 0.0, 1.0], [1.0] * 3), np.zeros((3, 1), np.float32))
+    before.report(1, Position())
+    Progress(tmp_path, prediction_rows=2)
+    assert read_predictions(tmp_path / "predictions.bin")["label"].tolist() == [1, 0]
