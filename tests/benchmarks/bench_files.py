@@ -1,4 +1,4 @@
-"""Records a second of files and framed values on one core, beside plain loops over records.
+"""Records per second of files and framed values on one core, beside plain loops over records.
 
 python tests/benchmarks/bench_files.py [--json] [--seconds 2]
 """
@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from millrace.pipelines.files.containers import CONTAINERS, Container
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.raw_block import raw_schema
 from millrace.transforms.codecs.avro import AvroCodec, encode_avro
 from millrace.transforms.codecs.avro_schema import avro_schema
-from millrace.transforms.codecs.tables import mark_canonical, to_canonical
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples
 from millrace.transforms.frames.compression import Compression, read_chunks, write_chunks
 from millrace.transforms.frames.framing import (
@@ -42,7 +41,7 @@ _ROWS = 2000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one case")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each case runs")
     arguments = parser.parse_args()
     for case, records, work in _cases():
         rounds, began = 0, time.perf_counter()
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def _cases() -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """(case, records a call, call)."""
+    """(case, records per call, call)."""
     values = pa.array([bytes([65 + n % 26]) * _RECORD_BYTES for n in range(_RECORDS)], pa.binary())
     for name, options in (("framed file", FILE_FRAMES), ("TFRecord file", TF_RECORDS), ("lines", LINES)):
         data = join_frames(values, options).to_pybytes()
@@ -77,15 +76,25 @@ def _cases() -> Iterator[tuple[str, int, Callable[[], object]]]:
 
 def _row_cases() -> Iterator[tuple[str, int, Callable[[], object]]]:
     batch = _batch()
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_batches([mark_canonical(batch)]), file, compression="zstd")
-    yield f"read Parquet, {_FEATURES} features", _ROWS, lambda: _read_parquet(file)
+    for name in ("parquet", "arrow", "avro"):
+        container, file = CONTAINERS[name], io.BytesIO()
+        container.write(file, [batch])
+        yield f"read {name}, {_FEATURES} features", _ROWS, _row_reader(container, file.getvalue())
+        yield f"write {name}, {_FEATURES} features", _ROWS, _row_writer(container, batch)
     options = TfExampleOptions({f"slot_{slot}": slot for slot in range(1, _FEATURES + 1)})
     examples = _raw(encode_tf_examples(batch, options).to_pylist())
     yield f"decode tf.Example, {_FEATURES} features", _ROWS, lambda: decode_tf_examples(examples, options)
     avro = _raw(encode_avro(batch).to_pylist())
     codec = AvroCodec(avro_schema(batch.schema))
     yield f"decode Avro values, {_FEATURES} features", _ROWS, lambda: codec.decode(avro)
+
+
+def _row_reader(container: Container, data: bytes) -> Callable[[], int]:
+    return lambda: sum(rows.num_rows for rows, _ in container.read(io.BytesIO(data), 0, "bench"))
+
+
+def _row_writer(container: Container, batch: pa.RecordBatch) -> Callable[[], None]:
+    return lambda: container.write(io.BytesIO(), [batch])
 
 
 def _stream_reader(data: bytes, options: Framing, kind: Compression = Compression.NO) -> Callable[[], int]:
@@ -113,11 +122,6 @@ def _read_tf_records(data: bytes) -> list[bytes]:
 def _masked(data: bytes) -> int:
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _read_parquet(file: io.BytesIO) -> list[pa.RecordBatch]:
-    file.seek(0)
-    return [to_canonical(batch) for batch in pq.ParquetFile(file).iter_batches()]
 
 
 def _batch() -> pa.RecordBatch:

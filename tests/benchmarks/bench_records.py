@@ -1,4 +1,4 @@
-"""Records a second of the codecs on one core, beside the Protobuf runtime, `tf.io.parse_example` and a plain copy.
+"""Records per second of the codecs on one core, beside the Protobuf runtime, `tf.io.parse_example` and a plain copy.
 
 python tests/benchmarks/bench_records.py [--json] [--seconds 2]
 
@@ -36,7 +36,7 @@ _Case = tuple[str, int, str, Callable[[], object]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one case")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each case runs")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # every case has the same one core
     for case, records, unit, work in _cases():
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _cases() -> Iterator[_Case]:
-    """(case, records a call, unit, call)."""
+    """(case, records per call, unit, call)."""
     yield from _proto_cases()
     yield from _tensorflow_cases()
     yield from _json_cases()
