@@ -134,7 +134,7 @@ class CSchema:
         pa.Schema._import_from_c(self.schema.value)
 
 
-def decode_records(
+def decode_protos(
     block: pa.RecordBatch,
     format: int,
     fids_as_is: bool,
@@ -175,7 +175,7 @@ def decode_records(
     return rows.take(), refused.take()
 
 
-def encode_records(batch: pa.RecordBatch, format: int, rows_per_record: int) -> pa.BinaryArray:
+def encode_protos(batch: pa.RecordBatch, format: int, rows_per_record: int) -> pa.BinaryArray:
     """The records of `millrace_encode_records`, which describes the arguments (`ops/cc/records/c_api.h`).
 
     Raises: ValueError when a column has a type that the format has not.

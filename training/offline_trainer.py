@@ -15,9 +15,10 @@ from millrace.training.movielens import is_movielens, read_movielens
 from millrace.training.step.metrics import auc, calibration, last_third, log_loss
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
-from millrace.training.stream.layout import TrainLayout, invalid_rows
+from millrace.training.stream.layout import TrainLayout
 from millrace.training.task import Task
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.record_batch import is_valid_label
 from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
 Progress = Callable[[int, int], None]
@@ -171,7 +172,7 @@ def _batches(data: pa.RecordBatch, size: int) -> Iterator[tuple[int, pa.RecordBa
 
 def _result(data: pa.RecordBatch, logits: np.ndarray, delay: int, seconds: float, heads: int) -> OfflineResult:
     labels = np.asarray(data.column(record_batch.LABEL).flatten()).reshape(-1, heads)[:, 0]
-    known = ~invalid_rows(labels)
+    known = is_valid_label(labels)
     labels, scores = labels[known], 1 / (1 + np.exp(-logits[known, 0].astype(np.float64)))
     return OfflineResult(
         rows=data.num_rows,

@@ -14,7 +14,7 @@ from millrace.cli.records.source import open_source, read_chain
 from millrace.pipelines.files.containers import DEAD_LETTER
 from millrace.pipelines.records.source import DeadLetterCounts, RecordSource
 from millrace.runtime.errors import UserError
-from millrace.transforms.codecs.json_text import FidText, json_lines, json_values
+from millrace.transforms.codecs.json_writer import FidText, json_lines, json_values
 from millrace.transforms.recipe.chain import TransformChain
 
 _JSON_ROWS, _TABLE_ROWS = 10, 3

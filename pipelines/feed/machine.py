@@ -92,7 +92,7 @@ class ComposedMachine:
     def to_bytes(self) -> bytes:
         """One Arrow IPC stream with one row: `first` and `stage`, the bytes of each."""
         parts = {"first": self._first.to_bytes(), "stage": self._stage.save()}
-        return record_batch.encode_ipc(
+        return record_batch.to_bytes(
             pa.record_batch({name: pa.array([data], pa.large_binary()) for name, data in parts.items()})
         )
 
@@ -112,7 +112,7 @@ class ComposedMachineFactory:
         stage = self.stage()
         if saved is None:
             return ComposedMachine(self.first(None), stage)
-        outer = record_batch.decode_ipc(saved)
+        outer = record_batch.from_bytes(saved)
         if outer.schema.names != ["first", "stage"] or outer.num_rows != 1:
             raise ValueError(f"not the state of a machine with a stage: columns {', '.join(outer.schema.names)}")
         stage.restore(outer.column("stage")[0].as_py())

@@ -173,7 +173,7 @@ class ShardStateDoFn(beam.DoFn):
         now_ms = self._now_ms()
         left = shard.machine.apply(kind, now_ms, rows)
         if self._feed_id is None:
-            _log_entry(shard, log, kind, now_ms, record_batch.encode_ipc(rows) if rows is not None else b"")
+            _log_entry(shard, log, kind, now_ms, record_batch.to_bytes(rows) if rows is not None else b"")
         if left.num_rows:
             yield from self._then.process((number, left))
         for tag, side in shard.machine.take_side().items():
@@ -228,7 +228,7 @@ def _load(factory: MachineFactory, entries: Iterable[bytes]) -> _Shard:
             shard.machine = factory(bytes(body))
             shard.base_bytes = len(entry)
         else:
-            shard.machine.apply(kind, now_ms, record_batch.decode_ipc(body) if len(body) else None)
+            shard.machine.apply(kind, now_ms, record_batch.from_bytes(body) if len(body) else None)
             shard.log_bytes += len(entry)
         shard.machine.take_side()
     shard.machine.take_counts()

@@ -102,7 +102,7 @@ class _TrainBlocksDoFn(beam.DoFn):
         self._held, self._held_rows = [], 0
         parts = fid_sharding.by_user(batch, self._partitions, self._user_slot)
         for partition, rows in parts.items():
-            for _, data in record_batch.encode_blocks(rows):
+            for _, data in record_batch.split_to_bytes(rows):
                 yield KafkaRecord(data, str(partition).encode("ascii"), partition, _CONTENT_TYPE)
 
 
@@ -128,7 +128,7 @@ class _BlockRecordsDoFn(beam.DoFn):
     """Batches to messages, each one Arrow IPC stream."""
 
     def process(self, batch: pa.RecordBatch) -> Iterator[KafkaRecord]:
-        for _, data in record_batch.encode_blocks(batch):
+        for _, data in record_batch.split_to_bytes(batch):
             yield KafkaRecord(data, headers=_CONTENT_TYPE)
 
 
@@ -136,5 +136,5 @@ class _NameByContentDoFn(beam.DoFn):
     """Batches to (file name, batch), named by a hash of its bytes, so that a retried bundle writes the same file."""
 
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        digest = siphash24(pa.array([record_batch.encode_ipc(batch)], pa.binary()))
+        digest = siphash24(pa.array([record_batch.to_bytes(batch)], pa.binary()))
         yield f"{int(digest[0]):016x}", batch

@@ -10,7 +10,7 @@ from millrace.pipelines.files.format import TF_EXAMPLE, RecordSettings
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import with_provenance
-from millrace.transforms.codecs.json_text import json_lines
+from millrace.transforms.codecs.json_writer import json_lines
 from millrace.transforms.codecs.record_codec import encode_records
 from millrace.transforms.codecs.tables import check_columns
 

@@ -8,7 +8,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from millrace.pipelines.kafka.process import HEARTBEAT
-from millrace.pipelines.kafka.reader import raw_block
+from millrace.pipelines.kafka.reader import counted_block
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
 
@@ -59,7 +59,7 @@ class ReadRangesDoFn(beam.DoFn):
             # The client waits until it has as many as it is asked for: asked for more than come, it waits in vain.
             for records in self._reader.read(min(self._max_records, left), 0.2):
                 give_up = time.monotonic() + _QUIET_SECONDS
-                yield _up_to(raw_block(records), wanted.end)
+                yield _up_to(counted_block(records), wanted.end)
             if time.monotonic() > give_up:
                 raise KafkaReadError(
                     f"{key[0]}[{key[1]}]: offset {wanted.end - 1} has not come for {_QUIET_SECONDS:g} s; does the "

@@ -22,9 +22,9 @@ from millrace.pipelines.kafka.watermark import PartitionWatermarks, TimestampPol
 from millrace.runtime import telemetry
 from millrace.runtime.kafka_positions import Positions
 from millrace.runtime.kafka_records import KafkaReadError, PartitionReader, TopicRecords
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 
-__all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "raw_block"]
+__all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "counted_block"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,17 +46,9 @@ _SILENT = telemetry.counter(
 )
 
 
-def raw_block(records: TopicRecords) -> pa.RecordBatch:
+def counted_block(records: TopicRecords) -> pa.RecordBatch:
     """The raw block (`millrace.transforms.batch.raw_block`) of these records; counts them as read."""
-    raw = pa.record_batch(
-        [
-            pa.array(records.values, pa.binary()),
-            pa.array(records.partitions, pa.int32()),
-            pa.array(records.offsets, pa.int64()),
-            pa.array(records.timestamps_ms, pa.int64()),
-        ],
-        schema=raw_schema(records.topic),
-    )
+    raw = raw_block(records.topic, records.values, records.partitions, records.offsets, records.timestamps_ms)
     Metrics.counter(_NAMESPACE, "records_read").inc(len(records.values))
     Metrics.counter(_NAMESPACE, "bytes_read").inc(raw.column("value").nbytes)
     Metrics.counter(_NAMESPACE, "blocks_read").inc()
@@ -235,7 +227,7 @@ class KafkaBlockReader(UnboundedReader):
         if self._under_way is not None:
             self._under_way.given(self._timestamp, len(records.values))
         self._watermarks.read(records.topic, times)
-        self._block = raw_block(records)
+        self._block = counted_block(records)
 
     def _inspect(self, reader: PartitionReader) -> None:
         """Measures lags and looks for new partitions, when the time for either has come."""

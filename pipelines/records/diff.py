@@ -14,7 +14,7 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.hashes import mix64
 from millrace.transforms.batch.provenance import PROVENANCE
 from millrace.transforms.batch.row_digest import row_digests, value_digests
-from millrace.transforms.codecs.json_text import json_lines
+from millrace.transforms.codecs.json_writer import json_lines
 
 # Changed rows whose columns are compared: enough to tell which columns differ, few enough to be held in memory whole.
 _MAX_EXAMINED = 10_000

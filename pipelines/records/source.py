@@ -34,7 +34,7 @@ from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_records import KafkaReadError
 from millrace.runtime.topic_range import TopicRange, read_messages
 from millrace.transforms.batch import dead_letter, record_batch
-from millrace.transforms.batch.raw_block import RAW_FIELDS, raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.frames.framing import FrameOptions
 
 _NONE = record_batch.empty(pa.schema([]))
@@ -213,7 +213,7 @@ class TopicSource(RecordSource):
         done = 0
         for messages in self.messages():
             done += len(messages)
-            block = raw_block(self.range.topic, messages)
+            block = block_of_messages(self.range.topic, messages)
             if self.settings.format == DEAD_LETTER:
                 yield Part(_NONE, dead_letters_of(messages), done, block)
             else:
@@ -223,7 +223,7 @@ class TopicSource(RecordSource):
         done = 0
         for messages in self.messages():
             done += len(messages)
-            yield Part(_NONE, _NO_DEAD_LETTERS, done, raw_block(self.range.topic, messages))
+            yield Part(_NONE, _NO_DEAD_LETTERS, done, block_of_messages(self.range.topic, messages))
 
     def messages(self) -> Iterator[list[Message]]:
         """The Kafka messages, with their keys and headers."""
@@ -242,16 +242,15 @@ def open_files(pattern: str, settings: RecordSettings) -> FileSource:
     return FileSource(pattern, settings, files, sizes)
 
 
-def raw_block(topic: str, messages: Sequence[Message]) -> pa.RecordBatch:
-    """A raw block (`raw_block.raw_schema`) of Kafka messages."""
-    columns = [
+def block_of_messages(topic: str, messages: Sequence[Message]) -> pa.RecordBatch:
+    """The raw block of Kafka messages; the time of a message without one is 0."""
+    return raw_block(
+        topic,
         [message.value() for message in messages],
         [message.partition() for message in messages],
         [message.offset() for message in messages],
         [max(0, message.timestamp()[1]) for message in messages],
-    ]
-    arrays = [pa.array(values, each.type) for values, each in zip(columns, RAW_FIELDS, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=raw_schema(topic))
+    )
 
 
 def dead_letters_of(messages: Sequence[Message]) -> pa.RecordBatch:

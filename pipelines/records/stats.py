@@ -71,7 +71,7 @@ def _pairs(counts: pa.StructArray) -> Iterable[tuple[str, int]]:
 
 def _word(value: object) -> str:
     if isinstance(value, float):
-        return "invalid" if value == record_batch.INVALID_LABEL else f"{value:g}"
+        return f"{value:g}" if record_batch.is_valid_label(value) else "invalid"
     return str(value)
 
 

@@ -162,7 +162,7 @@ class MillraceFeed(LiveFeed):
         return FeedRanking.name
 
     def _clicks(self, value: bytes) -> np.ndarray:
-        batch = record_batch.decode_ipc(value)
+        batch = record_batch.from_bytes(value)
         acted = positive_rows(batch.column(record_batch.LABEL))
         return batch.column(record_batch.EVENT_TIME_MS).to_numpy()[acted]
 

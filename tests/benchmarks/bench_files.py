@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from millrace.pipelines.files.containers import CONTAINERS, Container
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.codecs.avro import AvroCodec, encode_avro
 from millrace.transforms.codecs.avro_schema import avro_schema
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples
@@ -136,13 +136,7 @@ def _batch() -> pa.RecordBatch:
 
 
 def _raw(values: list[bytes]) -> pa.RecordBatch:
-    columns = [
-        pa.array(values, pa.binary()),
-        pa.array(np.zeros(len(values), np.int32)),
-        pa.array(np.arange(len(values))),
-        pa.array(np.zeros(len(values), np.int64)),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("bench"))
+    return raw_block("bench", values, 0, np.arange(len(values)))
 
 
 if __name__ == "__main__":

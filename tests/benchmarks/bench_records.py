@@ -20,7 +20,7 @@ from millrace.pipelines.traffic.producer import impression_values
 from millrace.pipelines.traffic.source import GeneratedSource
 from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 from millrace.protos.record_pb2 import Example
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.codecs.record_codec import DecodeOptions, decode_records, encode_records
 from millrace.transforms.feed import events
 from millrace.transforms.feed.event_schemas import impression_schema
@@ -191,14 +191,7 @@ def _decode_json_by_rows(block: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _raw_block(topic: str, values: list[bytes]) -> pa.RecordBatch:
-    count = len(values)
-    columns = [
-        pa.array(values, pa.binary()),
-        pa.array(np.zeros(count), pa.int32()),
-        pa.array(np.arange(count)),
-        pa.array(np.full(count, _NOW)),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(topic))
+    return raw_block(topic, values, 0, np.arange(len(values)), _NOW)
 
 
 def _impressions() -> list[bytes]:

@@ -62,11 +62,11 @@ def step_cases(rows: int, micro: int) -> Iterator[Case]:
 def reader_cases() -> Iterator[Case]:
     """Decode, check, drop repeats, cut into batches: what the thread of TrainTopicReader does."""
     layout = TrainLayout.of(TASK, audit=True)
-    blocks = [record_batch.encode_ipc(make_batch(TASK, i * 100, 100)) for i in range(200)]
+    blocks = [record_batch.to_bytes(make_batch(TASK, i * 100, 100)) for i in range(200)]
     batcher = Batcher(layout, 512, SeenRows())
 
     def feed(i: int) -> None:
-        batch = record_batch.decode_ipc(blocks[i % len(blocks)])
+        batch = record_batch.from_bytes(blocks[i % len(blocks)])
         layout.check(batch)
         batcher.add(batch, 0, i + 1)
         while batcher.rows >= 512 or (batcher.pending and i % 4 == 3):

@@ -15,7 +15,7 @@ from millrace.pipelines.traffic.producer import impression_values
 from millrace.pipelines.traffic.source import GeneratedSource
 from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.raw_block import raw_schema, raw_topic
+from millrace.transforms.batch.raw_block import raw_block, raw_topic
 from millrace.transforms.feed import events as event_codec
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA
@@ -89,14 +89,7 @@ def _cases() -> Iterator[tuple[str, int, str, Callable[[], object]]]:
 
 
 def _raw(topic: str, values: list[bytes]) -> pa.RecordBatch:
-    count = len(values)
-    columns = [
-        pa.array(values, pa.binary()),
-        pa.array(np.zeros(count), pa.int32()),
-        pa.array(np.arange(count)),
-        pa.array(np.full(count, _NOW)),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(topic))
+    return raw_block(topic, values, 0, np.arange(len(values)), _NOW)
 
 
 def _raw_impressions(count: int) -> pa.RecordBatch:
@@ -179,8 +172,8 @@ def _joined_rows() -> pa.RecordBatch:
 
 
 def _there_and_back(batch: pa.RecordBatch) -> None:
-    for _, data in record_batch.encode_blocks(batch):
-        record_batch.decode_ipc(data)
+    for _, data in record_batch.split_to_bytes(batch):
+        record_batch.from_bytes(data)
 
 
 if __name__ == "__main__":

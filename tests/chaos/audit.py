@@ -51,7 +51,7 @@ class TrainTopicAudit:
         """Reads on; returns the number of rows applied so far."""
         for block in self._reader.read(1000, 0.2):
             for value in block.values:
-                source = provenance_of(record_batch.decode_ipc(value or b""))
+                source = provenance_of(record_batch.from_bytes(value or b""))
                 admission = self._seen.admit(*source)
                 self._applied.append(_row_ids(*source)[admission.new])
                 self.applied += int(admission.new.sum())

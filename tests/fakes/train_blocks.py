@@ -63,5 +63,5 @@ def produce_blocks(
     ensure_topic(connection, topic, partitions=partitions)
     producer = make_producer(connection)
     for i, block in enumerate(blocks):
-        producer.produce(topic, record_batch.encode_ipc(block), key=str(i % partitions), partition=i % partitions)
+        producer.produce(topic, record_batch.to_bytes(block), key=str(i % partitions), partition=i % partitions)
     flush_or_raise(producer)

@@ -27,7 +27,7 @@ from millrace.transforms.frames.framing import (
     join_frames,
 )
 from millrace.transforms.frames.stream import FrameStream
-from tests.reference.file_batches import raw_block
+from tests.reference.file_batches import events_block
 
 _MAX_RECORD = 200
 _SCHEMA = {
@@ -142,9 +142,9 @@ def _fuzz_values(draw: random.Random) -> bool:
     good = [
         join_frames(pa.array(_values(draw, KAFKA_FRAMES), pa.binary()), KAFKA_FRAMES).to_pybytes() for _ in range(3)
     ]
-    rows, _ = deframe(raw_block([*good]), KAFKA_FRAMES, _MAX_RECORD)
+    rows, _ = deframe(events_block([*good]), KAFKA_FRAMES, _MAX_RECORD)
     damaged = _damage(good[1], draw)
-    found, dead = deframe(raw_block([good[0], damaged, good[2]]), KAFKA_FRAMES, _MAX_RECORD)
+    found, dead = deframe(events_block([good[0], damaged, good[2]]), KAFKA_FRAMES, _MAX_RECORD)
     for offset in (0, 2):
         assert _of(found, offset) == _of(rows, offset), "a value beside the damaged one is lost"
     assert all(letter["offset"] == 1 for letter in dead.to_pylist())
@@ -180,7 +180,7 @@ def _fuzz_avro_values(draw: random.Random) -> bool:
     at = draw.randrange(len(good))
     values = [*good]
     values[at] = _damage(good[at], draw)
-    rows, dead = _CODEC.decode(raw_block([*values]))
+    rows, dead = _CODEC.decode(events_block([*values]))
     assert rows.num_rows + dead.num_rows == len(values), "a value is neither a row nor a dead letter"
     offsets = rows.column("__SOURCE_OFFSET__").to_pylist()
     assert set(range(len(values))) - {at} <= set(offsets), "a value beside the damaged one is lost"

@@ -22,7 +22,7 @@ from millrace.protos.record_pb2 import Example, ExampleBatch, Feature
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Refusals
 from millrace.transforms.batch.provenance import with_provenance
-from millrace.transforms.codecs import json_columns
+from millrace.transforms.codecs.json_parser import parse_objects, parse_unusual
 from millrace.transforms.codecs.record_codec import decode_records
 from tests.reference.record_comparison import assert_as_reference, block_of
 
@@ -94,8 +94,8 @@ def _json(draw: random.Random) -> int:
         values += [_changed(draw.choice(_JSON), draw.choice(_JSON), draw), draw.choice(_JSON)]
     block = block_of(values)
     refusals, judged = Refusals(block), Refusals(block)
-    rows, positions = json_columns.parse(block, _JSON_SCHEMA, refusals)
-    expected, found = json_columns.parse_unusual(block.column("value"), np.arange(len(values)), _JSON_SCHEMA, judged)
+    rows, positions = parse_objects(block, _JSON_SCHEMA, refusals)
+    expected, found = parse_unusual(block.column("value"), np.arange(len(values)), _JSON_SCHEMA, judged)
     assert positions.tolist() == found.tolist()
     assert refusals.to_batch() == judged.to_batch()
     flat = [[batch.column(name).to_pylist() for name in _JSON_SCHEMA.names[:-1]] for batch in (rows, expected)]
@@ -107,7 +107,7 @@ def _json(draw: random.Random) -> int:
 
 def _arrow(draw: random.Random) -> int:
     batch = pa.record_batch({"a": pa.array([[1], None, [2, 3]]), "t": pa.array(["x", "", None])})
-    good = record_batch.encode_ipc(with_provenance(batch))
+    good = record_batch.to_bytes(with_provenance(batch))
     values: list[bytes | None] = []
     for _ in range(_BLOCK):
         values += [good, _changed(good, good, draw)]

@@ -19,7 +19,7 @@ from millrace.runtime.topic_reader import TopicReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch.fid import audit_fid
 from millrace.transforms.batch.provenance import provenance_of
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.events import decode_actions, decode_impressions
 from millrace.transforms.feed.join import join_bounded
@@ -106,10 +106,10 @@ def _read_all(kafka: KafkaConnection, topic: str) -> pa.RecordBatch:
             records += reader.read()
     finally:
         reader.close()
-    columns = [
-        pa.array([record.value for record in records], pa.binary()),
-        pa.array([record.partition for record in records], pa.int32()),
-        pa.array([record.offset for record in records], pa.int64()),
-        pa.array([record.timestamp_ms for record in records], pa.int64()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(topic))
+    return raw_block(
+        topic,
+        [record.value for record in records],
+        [record.partition for record in records],
+        [record.offset for record in records],
+        [record.timestamp_ms for record in records],
+    )

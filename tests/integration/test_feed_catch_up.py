@@ -55,7 +55,7 @@ def train_rows(kafka: KafkaConnection, backlog: Topics) -> Iterator[Callable[[],
 
     def read() -> np.ndarray:
         for block in reader.read(1000, 0.1):
-            batches = [record_batch.decode_ipc(value or b"") for value in block.values]
+            batches = [record_batch.from_bytes(value or b"") for value in block.values]
             labels.extend(batch.column(record_batch.LABEL).values.to_numpy() for batch in batches)
         return np.concatenate(labels) if labels else np.empty(0, np.float32)
 

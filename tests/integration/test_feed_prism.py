@@ -97,7 +97,7 @@ class TrainTopic:
         """Reads on; returns the number of distinct rows."""
         for block in self._reader.read(1000, 0.05):
             for value, partition in zip(block.values, block.partitions, strict=True):
-                batch = record_batch.decode_ipc(value or b"")
+                batch = record_batch.from_bytes(value or b"")
                 record_batch.validate_train_batch(batch, heads=1)
                 assert {uid % 4 for uid in batch.column(record_batch.UID).to_pylist()} == {partition}
                 keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)

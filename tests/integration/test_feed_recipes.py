@@ -43,7 +43,7 @@ class TrainRows:
     def read(self) -> int:
         for block in self._reader.read(1000, 0.05):
             for value in block.values:
-                batch = record_batch.decode_ipc(value or b"")
+                batch = record_batch.from_bytes(value or b"")
                 record_batch.validate_train_batch(batch, heads=1)
                 keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)
                 for key, row in zip(keys, batch.to_pylist(), strict=True):

@@ -50,7 +50,7 @@ def produce_blocks(kafka: KafkaConnection, topic: str) -> pa.RecordBatch:
     rows = with_provenance(random_rows(40))
     producer = make_producer(kafka)
     for number in range(4):
-        value = record_batch.encode_ipc(rows.slice(10 * number, 10))
+        value = record_batch.to_bytes(rows.slice(10 * number, 10))
         headers = [("content-type", record_batch.CONTENT_TYPE.encode())]
         producer.produce(topic, value, str(number).encode(), partition=number % 2, headers=headers)
     flush_or_raise(producer)

@@ -53,7 +53,7 @@ def test_the_library_exports_no_function_that_the_header_lacks() -> None:
 def test_a_format_that_does_not_exist_is_refused() -> None:
     batch = pa.record_batch({"a": pa.array([[1]], pa.list_(pa.int64()))})
     with pytest.raises(ValueError, match="no such format"):
-        record_library.encode_records(batch, 7, 1)
+        record_library.encode_protos(batch, 7, 1)
     raw = pa.schema(
         [
             ("value", pa.binary()),
@@ -65,7 +65,7 @@ def test_a_format_that_does_not_exist_is_refused() -> None:
     )
     block = pa.RecordBatch.from_pylist([{"value": b"x", "partition": 0, "offset": 0}], raw)
     with pytest.raises(ValueError, match="no such format"):
-        record_library.decode_records(block, 7, False, 0, -1, 1, None)
+        record_library.decode_protos(block, 7, False, 0, -1, 1, None)
 
 
 class _Failing:

@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import with_provenance
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 
 
 def canonical_batch(rows: int) -> pa.RecordBatch:
@@ -29,12 +29,7 @@ def canonical_batch(rows: int) -> pa.RecordBatch:
     return with_provenance(batch, partition=2, first_offset=100)
 
 
-def raw_block(values: list[bytes | None], partition: int = 3, first_offset: int = 0) -> pa.RecordBatch:
+def events_block(values: list[bytes | None], partition: int = 3, first_offset: int = 0) -> pa.RecordBatch:
     """A raw block of the topic `events`."""
-    columns = [
-        pa.array(values, pa.binary()),
-        pa.array([partition] * len(values), pa.int32()),
-        pa.array(range(first_offset, first_offset + len(values)), pa.int64()),
-        pa.array([1_764_000_000_000] * len(values), pa.int64()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("events"))
+    offsets = range(first_offset, first_offset + len(values))
+    return raw_block("events", values, partition, offsets, 1_764_000_000_000)

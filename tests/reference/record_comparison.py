@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.codecs.record_codec import DecodeOptions, decode_records
 from tests.reference import record_reference
 
@@ -16,14 +16,7 @@ _PROVENANCE = [record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record
 
 def block_of(values: list[bytes | None]) -> pa.RecordBatch:
     """A raw block of topic `records`, partition 3."""
-    count = len(values)
-    columns = [
-        pa.array(values, pa.binary()),
-        pa.array([3] * count, pa.int32()),
-        pa.array(range(FIRST_OFFSET, FIRST_OFFSET + count), pa.int64()),
-        pa.array([0] * count, pa.int64()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("records"))
+    return raw_block("records", values, 3, range(FIRST_OFFSET, FIRST_OFFSET + len(values)))
 
 
 def assert_as_reference(values: list[bytes | None], format: str, as_is: bool) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.feed import events
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.join import join_bounded
@@ -27,8 +27,7 @@ def _table(page: str, header: str) -> list[list[str]]:
 
 
 def _raw(topic: str, value: bytes) -> pa.RecordBatch:
-    columns = [pa.array([value], pa.binary()), pa.array([0], pa.int32()), pa.array([5]), pa.array([_NOW])]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(topic))
+    return raw_block(topic, [value], 0, [5], _NOW)
 
 
 def _examples() -> list[bytes]:

@@ -11,8 +11,8 @@ import tensorflow as tf
 from millrace.runtime.telemetry import gauge
 from millrace.training.step.metrics import PredictionFile, Progressive
 from millrace.training.stream.batch_queue import Ticket
-from millrace.training.stream.layout import invalid_rows
 from millrace.training.stream.position import Position
+from millrace.transforms.batch.record_batch import is_valid_label
 
 _LOG = logging.getLogger(__name__)
 _AUC = gauge("progressive_auc", "predict-then-train AUC over the last rows")
@@ -47,7 +47,7 @@ class Progress:
           logits: float32 [rows, heads], from before the batch was learned.
         """
         labels = ticket.labels[:, 0]
-        known = ~invalid_rows(labels)
+        known = is_valid_label(labels)
         corrected = logits[known, 0] - np.log(np.clip(ticket.sample_rates[known], _LEAST_RATE, 1.0))
         probabilities = 1 / (1 + np.exp(-corrected.astype(np.float64)))
         self._window.add(labels[known], probabilities)

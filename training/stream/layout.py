@@ -115,8 +115,3 @@ def labels_of(batch: pa.RecordBatch, heads: int) -> np.ndarray:
     """The labels of a batch with `heads` of them per row: float32 [rows, heads]."""
     values, _ = values_and_splits(batch.column(record_batch.LABEL))
     return values.astype(np.float32, copy=False).reshape(batch.num_rows, heads)
-
-
-def invalid_rows(labels: np.ndarray) -> np.ndarray:
-    """bool [rows, heads]: True where a label is INVALID_LABEL."""
-    return np.asarray(labels <= record_batch.INVALID_LABEL / 2)

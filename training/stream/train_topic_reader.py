@@ -147,7 +147,7 @@ class TrainTopicReader:
 
     def _add(self, value: bytes | None, partition: int, next_offset: int) -> None:
         try:
-            batch = record_batch.decode_ipc(value or b"")
+            batch = record_batch.from_bytes(value or b"")
             self._queue.layout.check(batch)
             self._batcher.add(batch, partition, next_offset)
         except ValueError as error:

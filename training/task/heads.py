@@ -1,19 +1,12 @@
 """The dense part of a model: the Keras graph that makes logits, and the loss of these logits."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from millrace.training.task import Head, Task
-from millrace.transforms.batch.record_batch import INVALID_LABEL
+from millrace.transforms.batch.record_batch import is_valid_label
 
 _LEAST_RATE = 1e-12  # keeps the logarithm finite
-_INVALID = np.float32(INVALID_LABEL / 2)  # a sum with an invalid label is still invalid
-
-
-def valid_labels(labels: tf.Tensor) -> tf.Tensor:
-    """bool, shape of `labels`: False where a row says nothing about a head."""
-    return labels > _INVALID
 
 
 def correct_logits(logits: tf.Tensor, sample_rates: tf.Tensor) -> tf.Tensor:
@@ -34,7 +27,10 @@ def early_negative_weights(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     `transforms.feed.early_negatives` has the formula and its reason.
 
     Args:
-      logits, labels: float32 [rows, heads]; the logits are the raw ones and get no gradient.
+      logits: float32 [rows, heads], not corrected for sampling; no gradient flows through them.
+      labels: float32 [rows, heads]; the weight where one is invalid means nothing.
+
+    Returns: float32 [rows, heads].
     """
     probabilities = tf.stop_gradient(tf.sigmoid(logits))
     return (1.0 + probabilities) * tf.where(labels > 0.0, 1.0, 1.0 - probabilities)
@@ -58,7 +54,7 @@ def total_loss(
       weights, sample_rates: float32 [rows].
       early_negatives: whether the feed sends each row as a negative at once, and again when its action comes.
     """
-    valid = valid_labels(labels)
+    valid = is_valid_label(labels)
     targets = tf.where(valid, labels, 0.0)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, correct_logits(logits, sample_rates))
     if early_negatives:

@@ -1,1 +1,1 @@
-"""The canonical batch of rows, its columns and what is done with any of them."""
+"""The canonical batch of rows: its columns, and functions that need nothing but them."""

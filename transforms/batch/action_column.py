@@ -1,4 +1,4 @@
-"""The actions of rows: which one stands for the row, whether some are there, one more."""
+"""Columns of actions, list<int32>: the action that has priority in a row, membership, and appending one."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,15 @@ import pyarrow.compute as pc
 from millrace.transforms.batch.list_columns import list_array, values_and_splits
 
 _LARGEST_TABLE = 1 << 16
+"""Actions that span fewer numbers than this are looked up in a table, half a megabyte, instead of a hash set."""
 
 
 def most_prior(column: pa.ListArray, priority: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The most prior action of each row: the first of `priority` that the row has, else the row's first action.
+    """The action of each row that comes first in `priority`; where the row has none of those, the row's first action.
 
     Args:
       column: list<int32> [rows]; a null is no action.
-      priority: actions, the most prior first.
+      priority: actions in order of priority, without repetition.
 
     Returns: (int32 [rows], bool [rows]: true where the row has no action; the action is then 0).
     """
@@ -43,7 +44,7 @@ def positions_in(listed: Sequence[int], actions: np.ndarray) -> np.ndarray:
     low, size = min(listed), max(listed) - min(listed) + 1
     table = np.full(size + 1, len(listed), np.int64)
     table[np.asarray(listed[::-1]) - low] = np.arange(len(listed))[::-1]
-    # As unsigned numbers, what lies below the lowest is beyond the table too.
+    # As an unsigned number, an action below the lowest lies beyond the end of the table too.
     at = np.minimum((actions.astype(np.int64) - low).view(np.uint64), np.uint64(size))
     return table[at.view(np.int64)]
 
@@ -54,7 +55,11 @@ def best_positions(positions: np.ndarray, splits: np.ndarray, none: int) -> np.n
 
 
 def reduce_rows(function: np.ufunc, values: np.ndarray, splits: np.ndarray, neutral: float) -> np.ndarray:
-    """[rows]: `function` over the values of each row; `neutral`, which changes no result, in a row without values."""
+    """[rows]: `function` reduced over the values of each row; `neutral` in a row without values.
+
+    Args:
+      neutral: a value that `function` leaves without effect, such as 1 for a product.
+    """
     if not len(values):
         return np.full(len(splits) - 1, neutral, values.dtype)
     reduced = function.reduceat(np.append(values, values.dtype.type(neutral)), splits[:-1])
@@ -63,7 +68,7 @@ def reduce_rows(function: np.ufunc, values: np.ndarray, splits: np.ndarray, neut
 
 
 def append_action(column: pa.ListArray, rows: np.ndarray, action: int) -> pa.ListArray:
-    """`column`, list<int32> [rows], with `action` at the end of the rows where `rows`, bool, is true."""
+    """`column`, list<int32> [rows], with `action` appended in the rows where `rows`, bool [rows], is true."""
     values, splits = values_and_splits(column)
     added = np.insert(values, splits[1:][rows], action).astype(np.int32)
     grown = splits + np.concatenate([[0], np.cumsum(rows)])

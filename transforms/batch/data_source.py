@@ -1,4 +1,4 @@
-"""Keys of named data sources: what a record's header carries in place of the name."""
+"""Keys of named data sources: a record's header carries the key instead of the name."""
 
 from collections.abc import Mapping
 
@@ -18,17 +18,17 @@ def java_hash(text: str) -> int:
 
 
 def data_source_key(name: str) -> int:
-    """uint32: the hash of the name, shifted by 8 bits; its upper byte is lost. 0 for no name."""
+    """uint32: the hash of the name shifted left by 8 bits, which drops its upper byte; 0 for an empty name."""
     return (java_hash(name) << 8) & 0xFFFFFFFF
 
 
 def header_bytes(name: str) -> bytes:
-    """The LagrangeX header of a record of the source `name`, 8 bytes."""
+    """The 8 bytes of the LagrangeX header (a uint64 with the key) that stand before a record of the source `name`."""
     return data_source_key(name).to_bytes(8, "little")
 
 
 def keys_of_names(names: pa.Array) -> np.ndarray:
-    """uint32 [n]: the key of each name; a null counts as no name. Each distinct name is hashed once."""
+    """uint32 [n]: the key of each name, 0 for a null. Each distinct name is hashed once."""
     encoded = names if pa.types.is_dictionary(names.type) else pc.dictionary_encode(pc.fill_null(names, ""))
     keys = np.array([data_source_key(name or "") for name in encoded.dictionary.to_pylist()], np.uint32)
     codes = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)
@@ -38,7 +38,7 @@ def keys_of_names(names: pa.Array) -> np.ndarray:
 
 
 def names_of_keys(keys: pa.Array, names: tuple[str, ...]) -> pa.Array:
-    """string [n]: which of `names` has the key; null where none has."""
+    """string [n]: the one of `names` that has the key; null where none has it. UserError as of `check_names`."""
     check_names(names)
     known = pa.array([data_source_key(name) for name in names], pa.uint32())
     return pa.array(names, pa.string()).take(pc.index_in(keys.cast(pa.uint32()), value_set=known))
@@ -58,7 +58,7 @@ def keys_of_channels(channels: np.ndarray, sources: Mapping[int, str], default: 
 
 
 def check_names(names: tuple[str, ...], field: str = "data_sources") -> None:
-    """UserError when two of the names have one key, so that their records could not be told apart."""
+    """UserError naming `field` when two of the names have the same key: their records could not be told apart."""
     seen: dict[int, str] = {}
     for name in names:
         other = seen.setdefault(data_source_key(name), name)

@@ -11,11 +11,11 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.raw_block import raw_topic
 
 MAX_VALUE_BYTES = 900_000
-"""Bytes kept of a refused record, so that value and headers fit a Kafka message of 1 MB."""
+"""Largest number of bytes kept of a refused record, so that they and the headers fit a Kafka message of 1 MB."""
 
 
 class Reason(StrEnum):
-    """Why a record was refused; the values are the header `reason` and part of counter names."""
+    """Why a record was refused; the value is the Kafka header `reason` and part of a counter's name."""
 
     EMPTY_VALUE = "empty_value"
     TOO_LARGE = "too_large"
@@ -53,13 +53,16 @@ SCHEMA = pa.schema(
         pa.field("truncated_from", pa.int64()),
     ]
 )
-"""One row a refused record; `truncated_from` is its length in bytes where `value` is only its beginning, else null."""
+"""Schema of dead letters, one row per refused record.
+
+`truncated_from` is the record's length in bytes where `value` holds only its beginning, else null.
+"""
 
 _NONE = record_batch.empty(SCHEMA)
 
 
 class Refusals:
-    """Collects the refused rows of one raw block; the first reason given for a row stays."""
+    """Collects the refused records of one raw block. Where a record is refused twice, the first reason stays."""
 
     def __init__(self, block: pa.RecordBatch) -> None:
         self._block = block
@@ -69,7 +72,7 @@ class Refusals:
         self._details: list[str] = []
 
     def add(self, rows: np.ndarray, reason: Reason, detail: str) -> None:
-        """Refuses `rows`, int64 positions in the block."""
+        """Refuses the records at `rows`, int64 positions in the block, all for one reason."""
         new = rows[~self._refused[rows]]
         self._refused[new] = True
         self._rows.extend(new.tolist())
@@ -77,14 +80,14 @@ class Refusals:
         self._details.extend([detail] * len(new))
 
     def add_each(self, rows: np.ndarray, reasons: list[str], details: list[str]) -> None:
-        """Refuses `rows`, int64 positions in the block that no one has refused, each for a reason of its own."""
+        """Refuses the records at `rows`, int64 positions not refused before, each for its own reason."""
         self._refused[rows] = True
         self._rows.extend(rows.tolist())
         self._reasons.extend(reasons)
         self._details.extend(details)
 
     def accepted(self) -> np.ndarray:
-        """int64 positions of the rows not refused so far, ascending."""
+        """int64 positions of the records not refused so far, ascending."""
         return np.flatnonzero(~self._refused)
 
     def keep(self, rows: np.ndarray) -> np.ndarray:
@@ -92,7 +95,7 @@ class Refusals:
         return ~self._refused[rows]
 
     def to_batch(self) -> pa.RecordBatch:
-        """The dead letters, in the block's order."""
+        """The dead letters (`SCHEMA`), in the order of the block."""
         if not self._rows:
             return _NONE
         order = np.argsort(self._rows)
@@ -115,13 +118,13 @@ class Refusals:
 
 
 def count_by_reason(dead_letters: pa.RecordBatch) -> dict[str, int]:
-    """{reason: rows}."""
+    """{reason: number of dead letters}."""
     counts = dead_letters.column("reason").value_counts()
     return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
 
 
 def kafka_headers(dead_letters: pa.RecordBatch) -> list[list[tuple[str, bytes]]]:
-    """Headers of each row's message on the dead-letter topic."""
+    """The Kafka headers, (name, value), of the message that each dead letter becomes."""
     return [_headers_of(row) for row in dead_letters.drop_columns(["value"]).to_pylist()]
 
 

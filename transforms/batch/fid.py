@@ -1,7 +1,8 @@
-"""Feature ids, vectorised: bit layouts v1 and v2, signatures of strings, audit ids.
+"""Feature ids (fids) over whole arrays: bit layouts v1 and v2, signatures of strings, audit ids.
 
-v1: slot in bits 63..54, signature in bits 53..0. v2, the canonical form: bit 63 clear, slot in bits 62..48, signature
-in bits 47..0. Fids travel as int64 with the bit pattern of the unsigned number.
+A fid is a slot, which tells the feature, and a signature, which tells the value. v1: slot in bits 63..54, signature in
+bits 53..0. v2, the canonical form: bit 63 clear, slot in bits 62..48, signature in bits 47..0. Columns hold fids as
+int64 with the bits of the unsigned number.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,12 @@ _U64 = np.uint64
 
 
 def fid_v1(slot: int, signature: np.ndarray | int, legacy_mask: bool = False) -> np.ndarray:
-    """int64 fids v1; the signature is cut to 54 bits, so that fids for signatures are moved to the slot.
+    """int64 fids v1. The signature is cut to 54 bits, so whole fids may be given as signatures: they move to `slot`.
 
     Args:
       slot: ValueError when it is not in [0, 1023].
-      legacy_mask: cut to 55 bits, as models trained with Monolith were: an odd slot stays in the slot's last bit.
+      legacy_mask: cut to 55 bits instead, as models trained with Monolith need: where `signature` is a whole fid, the
+        lowest bit of its old slot remains and is or-ed into the new one.
     """
     _check_slot(slot, MAX_SLOT_V1)
     bits = np.asarray(signature).astype(_U64) & _U64(_legacy(SIGNATURE_MASK_V1, legacy_mask))
@@ -38,11 +40,11 @@ def fid_v1(slot: int, signature: np.ndarray | int, legacy_mask: bool = False) ->
 
 
 def fid_v2(slot: int, signature: np.ndarray | int, legacy_mask: bool = False) -> np.ndarray:
-    """int64 fids v2; the signature is cut to 48 bits, so that fids for signatures are moved to the slot.
+    """int64 fids v2. The signature is cut to 48 bits, so whole fids may be given as signatures: they move to `slot`.
 
     Args:
       slot: ValueError when it is not in [0, 32767].
-      legacy_mask: cut to 49 bits, see `fid_v1`.
+      legacy_mask: cut to 49 bits instead, see `fid_v1`.
     """
     _check_slot(slot, MAX_SLOT)
     bits = np.asarray(signature).astype(np.int64) & np.int64(_legacy(SIGNATURE_MASK, legacy_mask))
@@ -82,13 +84,16 @@ def check_v2(fids: np.ndarray) -> None:
 
 
 def audit_fid(partition: np.ndarray | int, offset: np.ndarray | int, row: np.ndarray | int) -> np.ndarray:
-    """int64 fids, one per source row: slot 32767, signature partition (6 bits) | offset (28 bits) | row (14 bits)."""
+    """int64 fids that name source rows: slot 32767, signature = partition (6 bits), offset (28 bits), row (14 bits)."""
     partitions, offsets, rows = (np.asarray(part).astype(np.int64) for part in (partition, offset, row))
     return fid_v2(AUDIT_SLOT, ((partitions & 0x3F) << 42) | ((offsets & 0xFFFFFFF) << 14) | (rows & 0x3FFF))
 
 
 def hash_strings(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
-    """48-bit SipHash-2-4 of each string, int64 [n]; a null gives 0. Each distinct string is hashed once."""
+    """Signature of each string, int64 [n]: the lower 48 bits of its SipHash-2-4; 0 for a null.
+
+    Each distinct string is hashed once.
+    """
     encoded = strings if pa.types.is_dictionary(strings.type) else pc.dictionary_encode(strings)
     hashes = (siphash24(encoded.dictionary, key) & _U64(SIGNATURE_MASK)).astype(np.int64)
     codes = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)

@@ -9,12 +9,15 @@ from millrace.ops import record_library
 HASH_KEY = b"0123456789123456"
 """Key of the string hash; TensorFlow's strong hash with the same key gives the same fid inside a SavedModel."""
 
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio: multiples of it spread over all numbers of 64 bits, as SplitMix64 uses it."""
+
 _U64 = np.uint64
 _K2 = _U64(0x9AE16A3B2F90404F)
 
 
 def siphash24(strings: pa.Array, key: bytes = HASH_KEY) -> np.ndarray:
-    """SipHash-2-4 of the bytes of each string or binary value, uint64 [n]; a null is hashed as empty.
+    """SipHash-2-4 of the bytes of each string or binary value, uint64 [n]; a null is hashed as an empty one.
 
     Standard SipHash (Aumasson and Bernstein, 2012), equal to `tf.strings.to_hash_bucket_strong` before its modulus.
     """
@@ -34,7 +37,10 @@ def bytes_of(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of uint64 that spreads every bit."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) of each number, uint64 [n].
+
+    A bijection of uint64 in which every input bit changes about half of the output bits.
+    """
     mixed = values.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,6 +1,6 @@
-"""Labels as columns: made of label rules and of actions, read, set and appended.
+"""The column `__LABEL__`: how labels are made, read, set and appended.
 
-`__LABEL__` is list<float> [rows]; rows may have unequal numbers of labels, a null or an empty row has none.
+It is list<float> [rows]; rows may have unequal numbers of labels, and a null or an empty list is no label.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class TaskLabel(NamedTuple):
 
     Attributes:
       positive: actions that make the label 1.
-      negative: actions that make it negative; empty: whatever is not positive.
-      sample_rate: share of the negatives that get the label, in [0, 1]; the others say nothing.
+      negative: actions that make it negative; if empty, every row that is not positive is negative.
+      sample_rate: share of the negatives that get the label, in [0, 1]; the others get INVALID_LABEL.
     """
 
     positive: Sequence[int]
@@ -52,24 +52,24 @@ def label_matrix(labels: pa.ListArray) -> np.ndarray:
 
 
 def label_column(batch: pa.RecordBatch) -> pa.ListArray:
-    """`__LABEL__` of a batch; all null when it has none."""
+    """`__LABEL__` of a batch, list<float> [rows]; all null when the batch has no such column."""
     column = record_batch.column_of(batch, record_batch.LABEL)
     return pa.nulls(batch.num_rows, _LABELS) if column is None else column
 
 
 def with_labels(batch: pa.RecordBatch, labels: pa.ListArray) -> pa.RecordBatch:
-    """`batch` with these labels."""
+    """`batch` with `labels` as its `__LABEL__`."""
     return record_batch.with_column(batch, pa.field(record_batch.LABEL, labels.type), labels)
 
 
 def with_label_values(labels: pa.ListArray, values: np.ndarray) -> pa.ListArray:
-    """Labels of the same shape with other values, [n] as `values_and_splits` gives them."""
+    """`labels` with other values, [n] as `values_and_splits` gives them; lengths and nulls of the rows stay."""
     _, splits = values_and_splits(labels)
     return list_array(values, splits, pa.float32(), nulls_of(labels))
 
 
 def label_at(labels: pa.ListArray, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """(label `index` of each row, float32 [rows], INVALID_LABEL where a row has none such; bool [rows]: it has one)."""
+    """(label `index` of each row, float32 [rows], INVALID_LABEL where the row has fewer; bool [rows]: it has one)."""
     values, splits = values_and_splits(labels)
     has = np.diff(splits) > index
     found = np.full(len(labels), record_batch.INVALID_LABEL, np.float32)
@@ -78,7 +78,7 @@ def label_at(labels: pa.ListArray, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def set_label_at(labels: pa.ListArray, index: int, rows: np.ndarray, value: np.ndarray | float) -> pa.ListArray:
-    """Labels with label `index` set to `value` in the rows where `rows`, bool, is true, which must have one such."""
+    """`labels` with label `index` set to `value` where `rows`, bool [rows], is true; these rows must have it."""
     if not rows.any():
         return labels
     values, splits = values_and_splits(labels)
@@ -88,7 +88,7 @@ def set_label_at(labels: pa.ListArray, index: int, rows: np.ndarray, value: np.n
 
 
 def append_labels(labels: pa.ListArray, added: np.ndarray) -> pa.ListArray:
-    """Labels with those of `added`, float32 [rows, k], behind them in each row."""
+    """`labels` with those of `added`, float32 [rows, k], appended to each row."""
     values, splits = values_and_splits(labels)
     if not len(values):
         return label_lists(added)
@@ -104,11 +104,11 @@ def append_labels(labels: pa.ListArray, added: np.ndarray) -> pa.ListArray:
 
 
 def one_label(values: np.ndarray, positions: pa.Array, count: int) -> pa.ListArray:
-    """`count` labels a row, one of them set.
+    """list<float32> [rows] of `count` labels each, at most one of them set and the others INVALID_LABEL.
 
     Args:
-      values: float32 [rows]
-      positions: of the value in its row, integers [rows]; null: the row says nothing.
+      values: float32 [rows], the labels to set.
+      positions: integers [rows], the place of the label within its row; a null sets none.
     """
     labels = np.full((len(values), count), record_batch.INVALID_LABEL, np.float32)
     set_rows = np.flatnonzero(positions.is_valid().to_numpy(zero_copy_only=False))
@@ -121,7 +121,7 @@ def task_label(actions: pa.ListArray, task: TaskLabel, negative_value: float, dr
 
     Args:
       actions: list<int32> [rows]
-      draws: float64 [rows] in [0, 1), they choose the negatives that get a label.
+      draws: float64 [rows] in [0, 1); a negative gets its label where the draw is below `task.sample_rate`.
     """
     positive = has_action(actions, task.positive)
     negative = draws < task.sample_rate

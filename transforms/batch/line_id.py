@@ -1,6 +1,6 @@
 """Row metadata: the fields of a LineId and the columns that hold them.
 
-The field `req_time` lies in the column `__REQ_TIME__`. A null, or no such column, means that the field is not set; its
+The column of the field `req_time` is `__REQ_TIME__`. A null, or no such column, means that the field is not set; its
 value is then the default of the proto.
 """
 
@@ -60,18 +60,18 @@ FIELDS: dict[str, LineIdField] = {
         LineIdField("chnids", 1008, pa.list_(pa.int64())),
     )
 }
-"""{field: what it is}, in the order of `protos/line_id.proto`. uid and item_id hold the bits of unsigned numbers."""
+"""{name: field}, in the order of `protos/line_id.proto`. uid and item_id hold the bits of unsigned numbers."""
 
 
 def check_field(name: str, where: str) -> LineIdField:
-    """The field `name`; UserError naming `where` when a LineId has none such."""
+    """The field `name`; UserError naming the setting `where` when a LineId has no such field."""
     if name not in FIELDS:
         raise UserError(where, name, "a line id has no such field", f"choose {', '.join(FIELDS)}")
     return FIELDS[name]
 
 
 def column(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """The column of field `name`, [rows]; where a row does not set it, a scalar is its default and a list is null."""
+    """The column of field `name`, [rows]. Where a row does not set it, a scalar has its default and a list is null."""
     field = FIELDS[name]
     index = batch.schema.get_field_index(field.column)
     if index < 0:

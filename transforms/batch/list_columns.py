@@ -1,4 +1,4 @@
-"""List columns as numpy: values and row splits, membership, and back."""
+"""List columns to numpy values and row splits, and back."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 def values_and_splits(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     """(values [n], int64 row splits [rows + 1] that begin at 0) of a list column of primitives.
 
-    Without a copy for an array without nulls; a null row counts as empty. Slices are respected.
+    Only the rows of a slice are given; a null row counts as empty. Without nulls nothing is copied.
     """
     if column.null_count:
         return column.flatten().to_numpy(zero_copy_only=False), splits_of(lengths(column))
@@ -30,7 +30,7 @@ def nulls_of(column: pa.Array) -> np.ndarray | None:
 
 
 def row_of_value(splits: np.ndarray) -> np.ndarray:
-    """int64 [n]: the row of each value."""
+    """int64 [n]: the row to which each value belongs."""
     return np.repeat(np.arange(len(splits) - 1), np.diff(splits))
 
 
@@ -53,19 +53,19 @@ def list_array(
 
 
 def one_each(values: np.ndarray | pa.Array, type: pa.DataType | None = None) -> pa.ListArray:
-    """A list column with one value a row."""
+    """A list column with one value per row."""
     return list_array(values, np.arange(len(values) + 1), type)
 
 
 def splits_of(counts: np.ndarray) -> np.ndarray:
-    """int64 row splits [rows + 1] of the lengths of the rows."""
+    """int64 row splits [rows + 1] of rows with these lengths, [rows]."""
     splits = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=splits[1:])
     return splits
 
 
 def any_in(column: pa.ListArray, wanted: pa.Array) -> np.ndarray:
-    """bool [rows]: whether a row holds one of `wanted`, compared as the column's value type."""
+    """bool [rows]: whether a row holds one of `wanted`, which is cast to the type of the column's values."""
     found = np.zeros(len(column), bool)
     if not len(wanted) or not len(column):
         return found

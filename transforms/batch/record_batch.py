@@ -5,6 +5,7 @@ One row is one (impression, item). `transforms/README.md` describes every column
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ AUDIT = "__AUDIT__"
 
 INVALID_LABEL = float(np.finfo(np.float32).min)
 """Label of a head that a row says nothing about: the lowest float32, -3.4028235e38."""
+
+_LOWEST_VALID_LABEL = np.float32(INVALID_LABEL / 2)
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 """Kafka header `content-type` of an IPC block."""
@@ -62,6 +65,14 @@ METADATA_FIELDS: tuple[pa.Field, ...] = (
 )
 
 
+def is_valid_label(labels: Any) -> Any:
+    """Which labels say something: a bool, array or tensor of bool in the shape of `labels`.
+
+    Those above half of INVALID_LABEL do. INVALID_LABEL plus any ordinary number, minus infinity and NaN say nothing.
+    """
+    return labels > _LOWEST_VALID_LABEL
+
+
 def fid_field(name: str) -> pa.Field:
     """The field of a sparse feature: `list<int64>` of fid v2."""
     return pa.field(name, pa.list_(pa.int64()), metadata=FID_METADATA)
@@ -72,7 +83,7 @@ def train_schema(features: Sequence[str]) -> pa.Schema:
     return pa.schema([fid_field(name) for name in features] + list(METADATA_FIELDS))
 
 
-def encode_ipc(batch: pa.RecordBatch) -> bytes:
+def to_bytes(batch: pa.RecordBatch) -> bytes:
     """One Arrow IPC stream with one batch. Of a slice only the visible rows are written."""
     batch = _without_hidden_values(batch)
     sink = pa.BufferOutputStream()
@@ -101,7 +112,7 @@ class NotArrowError(ValueError):
     """Bytes that should be an Arrow IPC stream and are not."""
 
 
-def decode_ipc(data: bytes | memoryview | pa.Buffer) -> pa.RecordBatch:
+def from_bytes(data: bytes | memoryview | pa.Buffer) -> pa.RecordBatch:
     """The batch of one Arrow IPC stream; NotArrowError when `data` is anything else."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
@@ -144,7 +155,7 @@ def empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=schema)
 
 
-def encode_blocks(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> list[tuple[pa.RecordBatch, bytes]]:
+def split_to_bytes(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> list[tuple[pa.RecordBatch, bytes]]:
     """Splits `batch` into runs of rows whose IPC stream has at most `max_bytes`.
 
     Returns: [(rows, IPC bytes)] in order; nothing for an empty batch.
@@ -152,7 +163,7 @@ def encode_blocks(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> li
     """
     if not batch.num_rows:
         return []
-    data = encode_ipc(batch)
+    data = to_bytes(batch)
     if len(data) <= max_bytes:
         return [(batch, data)]
     if batch.num_rows == 1:
@@ -161,13 +172,8 @@ def encode_blocks(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> li
     edges = np.linspace(0, batch.num_rows, parts + 1).astype(np.int64).tolist()
     blocks: list[tuple[pa.RecordBatch, bytes]] = []
     for start, stop in itertools.pairwise(edges):
-        blocks.extend(encode_blocks(batch.slice(start, stop - start), max_bytes))
+        blocks.extend(split_to_bytes(batch.slice(start, stop - start), max_bytes))
     return blocks
-
-
-def split_by_bytes(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> list[pa.RecordBatch]:
-    """Like `encode_blocks`, without the bytes."""
-    return [rows for rows, _ in encode_blocks(batch, max_bytes)]
 
 
 def is_fid_field(field: pa.Field) -> bool:
@@ -198,6 +204,8 @@ def column_of(batch: pa.RecordBatch, name: str) -> pa.Array | None:
 
 def with_column(batch: pa.RecordBatch, field: pa.Field, values: pa.Array) -> pa.RecordBatch:
     """`batch` with the column `field.name` replaced where it stands, or appended."""
+    if not batch.num_columns:  # Arrow takes a batch of no columns for one of no rows, and would append none to it
+        return pa.RecordBatch.from_arrays([values], schema=pa.schema([field], metadata=batch.schema.metadata))
     index = batch.schema.get_field_index(field.name)
     if index < 0:
         return batch.append_column(field, values)

@@ -1,7 +1,7 @@
-"""64-bit digests of values, columns and rows: what is equal has equal digests, whatever its layout in memory.
+"""64-bit digests of values, columns and rows: equal content has equal digests, whatever its layout in memory.
 
-Digests of different content are equal with a chance of 2^-64. Integers of any width are compared as int64, floats as
-doubles, strings by their bytes. A null says the same as a column that is not there.
+Digests of different content are equal with a probability of 2^-64. Integers of any width are compared as int64, floats
+as doubles, strings by their bytes. A null counts like a column that is not there.
 """
 
 import hashlib
@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.transforms.batch.hashes import mix64
+from millrace.transforms.batch.hashes import GOLDEN_RATIO, mix64
 from millrace.transforms.batch.list_columns import lengths, row_of_value, splits_of
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-_NULL = np.uint64(0x6E756C6C)
+_ODD = np.uint64(GOLDEN_RATIO)
+_NULL = np.uint64(0x6E756C6C)  # "null" in ASCII: any constant would do
 
 
 def row_digests(batch: pa.RecordBatch, columns: Iterable[str]) -> np.ndarray:
-    """uint64 [rows]: of the values of these columns; neither their order nor columns that are null count."""
+    """uint64 [rows]: digest of each row's values in these columns, whose order does not count; nulls are left out."""
     digests = np.zeros(batch.num_rows, np.uint64)
     for name in columns:
         column = batch.column(batch.schema.get_field_index(name))
@@ -30,7 +30,7 @@ def row_digests(batch: pa.RecordBatch, columns: Iterable[str]) -> np.ndarray:
 
 
 def value_digests(column: pa.Array) -> np.ndarray:
-    """uint64 [rows]: of each value, lists included; all nulls have the same."""
+    """uint64 [rows]: digest of each value, which may be a list or a struct; all nulls have the same."""
     type = column.type
     if pa.types.is_dictionary(type):
         return value_digests(column.dictionary_decode())

@@ -1,6 +1,6 @@
 """Rows of a batch by number, as `pa.RecordBatch.take` gives them, but several times as fast where columns hold lists.
 
-C++ copies runs of rows that follow one another as one (`ops/cc/records/rows/take_rows.h`).
+The C++ (`ops/cc/records/rows/take_rows.h`) copies a run of consecutive rows in one piece, Arrow value by value.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def take_rows(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
 
 
 def take_rows_of(batches: Sequence[pa.RecordBatch], rows: np.ndarray) -> pa.RecordBatch:
-    """`take_rows` of batches of one schema, one or more, whose rows are numbered through."""
+    """Like `take_rows`, of one or more batches of one schema; row numbers go on from batch to batch."""
     rows = np.ascontiguousarray(rows, np.int64)
     taken = record_library.take_rows(batches, rows)
     return pa.concat_batches(batches).take(pa.array(rows)) if taken is None else taken

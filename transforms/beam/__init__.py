@@ -1,1 +1,1 @@
-"""The same functions as Beam PTransforms; no other wing imports Beam."""
+"""The functions of the other wings as Beam PTransforms; no other wing imports Beam."""

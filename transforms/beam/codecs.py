@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
@@ -15,7 +14,7 @@ from millrace.runtime.errors import UserError
 from millrace.runtime.schema_registry import RegistrySettings, SchemaRegistry
 from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.batch.provenance import provenance_of
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.codecs.avro import AvroCodec, RegistryAvroCodec
@@ -214,10 +213,4 @@ def encode_block(rows: pa.RecordBatch, format: str) -> pa.RecordBatch:
     if len(values) != rows.num_rows:
         raise ValueError(f"{format} puts several rows into a record: choose example or instance")
     partition, offset, _ = provenance_of(rows)
-    columns = [
-        values,
-        pa.array(partition.astype(np.int32)),
-        pa.array(offset),
-        pa.array(np.zeros(rows.num_rows, np.int64)),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema(RECORDS_TOPIC))
+    return raw_block(RECORDS_TOPIC, values, partition, offset)

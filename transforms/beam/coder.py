@@ -14,10 +14,10 @@ class RecordBatchCoder(beam.coders.Coder):
     """One Arrow IPC stream a batch."""
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        return record_batch.encode_ipc(value)
+        return record_batch.to_bytes(value)
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
-        return record_batch.decode_ipc(encoded)
+        return record_batch.from_bytes(encoded)
 
     def estimate_size(self, value: pa.RecordBatch) -> int:
         return value.nbytes  # Beam samples sizes; its default encodes the value for it

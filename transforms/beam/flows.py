@@ -92,7 +92,7 @@ class _SplitDoFn(beam.DoFn):
 
 def unknown_source_letters(rows: pa.RecordBatch) -> pa.RecordBatch:
     """Dead letters, `dead_letter.SCHEMA`, of rows that no flow takes; the value is the row as an Arrow IPC stream."""
-    values = [record_batch.encode_ipc(rows.slice(row, 1)) for row in range(rows.num_rows)]
+    values = [record_batch.to_bytes(rows.slice(row, 1)) for row in range(rows.num_rows)]
     lengths = np.fromiter(map(len, values), np.int64)
     columns = [
         pa.array([value[: dead_letter.MAX_VALUE_BYTES] for value in values], pa.binary()),

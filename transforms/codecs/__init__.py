@@ -1,1 +1,1 @@
-"""Records of each format to batches of rows and back."""
+"""Codecs: the records of each format to batches of rows and back."""

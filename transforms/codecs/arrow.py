@@ -1,4 +1,4 @@
-"""Raw blocks whose values are Arrow IPC streams, each with rows of the canonical batch."""
+"""Records that are Arrow IPC streams, each with canonical rows: decoded from raw blocks, and encoded."""
 
 from collections.abc import Sequence
 
@@ -7,24 +7,19 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason, Refusals
-from millrace.transforms.batch.provenance import ROWS_PER_RECORD
+from millrace.transforms.batch.provenance import PROVENANCE, ROWS_PER_RECORD, set_provenance
 
-_PROVENANCE = {
-    record_batch.SOURCE_PARTITION: pa.int32(),
-    record_batch.SOURCE_OFFSET: pa.int64(),
-    record_batch.SOURCE_ROW: pa.int32(),
-}
 _Types = dict[str, tuple[pa.DataType, bytes | None]]
 
 
 def decode_arrow(
     block: pa.RecordBatch, features: Sequence[str] | pa.Schema | None = None, row_stride: int = 1
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Rows of all streams of a raw block, and its dead letters.
+    """(rows of all streams of a raw block, dead letters).
 
-    Rows that say where they come from keep that; others are numbered within their record, as
-    `record_codec.DecodeOptions` says. A column that streams do not all have is null in the others; one of another type
-    than before, or than in `features`, refuses its stream. Metadata columns are kept beside `features`.
+    Rows with provenance keep it; others are numbered within their record, as `record_codec.DecodeOptions` says. A
+    column that some streams lack is null in their rows. A stream with a column of another type than in earlier streams,
+    or than in `features`, is a dead letter. Metadata columns are kept beside `features`.
     """
     refusals = Refusals(block)
     types = _types(features) if isinstance(features, pa.Schema) else {}
@@ -40,13 +35,13 @@ def decode_arrow(
         else:
             batches.append(batch)
     schema = features if isinstance(features, pa.Schema) else pa.schema([])
-    rows = record_batch.concat(batches, pa.schema(list(_PROVENANCE.items())))
+    rows = record_batch.concat(batches, pa.schema(list(PROVENANCE.items())))
     return _in_order(rows, schema), refusals.to_batch()
 
 
 def encode_arrow(batch: pa.RecordBatch) -> pa.BinaryArray:
-    """Streams with all rows in order, each small enough for a Kafka message."""
-    return pa.array([data for _, data in record_batch.encode_blocks(batch)], pa.binary())
+    """binary [n]: streams with all rows in order, each small enough for a Kafka message."""
+    return pa.array([data for _, data in record_batch.split_to_bytes(batch)], pa.binary())
 
 
 class _RefusedError(Exception):
@@ -59,9 +54,9 @@ def _read(value: pa.Buffer | None) -> pa.RecordBatch:
     if value is None or not value.size:
         raise _RefusedError(Reason.EMPTY_VALUE, "no value")
     try:
-        batch = record_batch.decode_ipc(value)
+        batch = record_batch.from_bytes(value)
         batch.validate(full=True)
-        names = batch.schema.names  # decoded only now: they may be anything but UTF-8
+        names = batch.schema.names  # Arrow decodes the names only here, and they may be no UTF-8
     except (ValueError, pa.ArrowException) as error:
         raise _RefusedError(Reason.MALFORMED_ARROW, str(error)[:200]) from error
     if len(set(names)) < len(names):
@@ -77,20 +72,14 @@ def _project(batch: pa.RecordBatch, features: Sequence[str] | pa.Schema | None) 
 
 
 def _with_provenance(batch: pa.RecordBatch, partition: int, offset: int, row_stride: int) -> pa.RecordBatch:
-    if all(name in batch.schema.names for name in _PROVENANCE):
+    if all(name in batch.schema.names for name in PROVENANCE):
         return batch
     room = ROWS_PER_RECORD * row_stride
     if batch.num_rows > room:
         raise _RefusedError(Reason.TOO_MANY_ROWS, f"{batch.num_rows} rows of one source record, at most {room}")
     index = np.arange(batch.num_rows)
-    columns = (
-        np.full(batch.num_rows, partition, np.int32),
-        offset + index // ROWS_PER_RECORD,
-        (index % ROWS_PER_RECORD).astype(np.int32),
-    )
-    for (name, type), values in zip(_PROVENANCE.items(), columns, strict=True):
-        batch = record_batch.with_column(batch, pa.field(name, type), pa.array(values, type))
-    return batch
+    offsets, rows = offset + index // ROWS_PER_RECORD, index % ROWS_PER_RECORD
+    return set_provenance(batch, np.full(batch.num_rows, partition), offsets, rows)
 
 
 def _types(schema: pa.Schema) -> _Types:

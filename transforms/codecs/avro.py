@@ -1,6 +1,6 @@
 """Avro records as canonical rows and back: values of a known schema, and values that name theirs in a registry.
 
-What fastavro decodes it decodes record by record; everything before and behind that works on whole batches.
+fastavro decodes record by record, in C; everything before and after that works on whole batches.
 """
 
 import io
@@ -17,9 +17,10 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason, Refusals
 from millrace.transforms.codecs.avro_schema import Schema, arrow_schema, avro_schema, column_names, parse_schema
 from millrace.transforms.codecs.tables import to_canonical
-from millrace.transforms.frames.framing import RECORD_ROW
+from millrace.transforms.frames.framing import with_source
 
 MAX_VALUE_BYTES = 16 << 20
+"""Longest value that is decoded, as long as the longest block of an Avro file: it bounds memory per record."""
 
 _MAGIC = b"\0"
 _HEADER_BYTES = 5
@@ -32,8 +33,8 @@ class AvroCodec:
     """Rows of values that were written with one schema.
 
     Args:
-      schema: that the values were written with.
-      reader_schema: what the rows shall have, by the rules of schema resolution; default: the same.
+      schema: the schema with which the values were written.
+      reader_schema: the schema of the rows, by the rules of schema resolution; default: the same.
 
     Raises: UserError for a schema that gives no rows.
     """
@@ -44,10 +45,10 @@ class AvroCodec:
         self._rows = RecordsToRows(self._reader)
 
     def decode(self, block: pa.RecordBatch, skip: int = 0) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Rows of a raw block and its dead letters: `malformed_avro`, or `unknown_schema` where the schemas do not fit.
+        """(rows, dead letters) of a raw block: `malformed_avro`, or `unknown_schema` where the schemas do not fit.
 
         Args:
-          skip: bytes of each value before the record.
+          skip: number of bytes before the record in each value.
         """
         refusals = Refusals(block)
         records: list[Any] = []
@@ -68,7 +69,7 @@ class AvroCodec:
         stream.seek(skip)
         record: Any = fastavro.schemaless_reader(stream, self._writer, self._reader)
         if stream.tell() != len(value):
-            raise ValueError(f"{len(value) - stream.tell()} bytes behind the record")
+            raise ValueError(f"{len(value) - stream.tell()} bytes after the record")
         return record
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,33 +81,19 @@ def _plain(schema: Schema) -> Schema:
 
 
 class RecordsToRows:
-    """Decoded records, dictionaries of one schema, to canonical rows without provenance."""
+    """Turns decoded records, dictionaries of one schema, into canonical rows without provenance."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema, self._names = arrow_schema(schema), column_names(schema)
-        self.batch([])  # tells now if a column cannot be a feature
+        self.batch([])  # raises now if a column cannot be a feature
 
     def batch(self, records: list[dict[str, Any]]) -> pa.RecordBatch:
         batch = pa.RecordBatch.from_pylist(records, schema=self._schema)
         return to_canonical(batch.rename_columns(self._names).replace_schema_metadata(self._schema.metadata))
 
 
-def with_source(rows: pa.RecordBatch, source: pa.RecordBatch) -> pa.RecordBatch:
-    """`rows` with the provenance of the raw rows that they came from, one each."""
-    index = record_batch.column_of(source, RECORD_ROW)
-    if index is None:
-        index = pa.array(np.zeros(rows.num_rows, np.int32))
-    for name, column in (
-        (record_batch.SOURCE_PARTITION, source.column("partition")),
-        (record_batch.SOURCE_OFFSET, source.column("offset")),
-        (record_batch.SOURCE_ROW, index),
-    ):
-        rows = record_batch.with_column(rows, pa.field(name, column.type), column)
-    return rows
-
-
 def encode_avro(batch: pa.RecordBatch, schema: Schema | None = None, prefix: bytes = b"") -> pa.BinaryArray:
-    """binary [rows]: each row as an Avro record behind `prefix`; `schema` defaults to that of the batch."""
+    """binary [rows]: each row as an Avro record after `prefix`; `schema` defaults to that of the batch."""
     schema = avro_schema(batch.schema) if schema is None else schema
     values = []
     for record in to_records(batch, schema):
@@ -118,7 +105,7 @@ def encode_avro(batch: pa.RecordBatch, schema: Schema | None = None, prefix: byt
 
 
 def to_records(batch: pa.RecordBatch, schema: Schema) -> list[dict[str, Any]]:
-    """The rows as dictionaries, under the names that the columns have in `schema`."""
+    """The rows as dictionaries, keyed by the names that the columns have in `schema`."""
     return batch.rename_columns([field["name"] for field in schema["fields"]]).to_pylist()
 
 
@@ -126,12 +113,12 @@ class RegistryAvroCodec:
     """Rows of values that begin with a zero byte and the number of their schema in a registry, uint32 big endian.
 
     Values of any schema that resolves to the reader's give rows; others, and numbers that the registry does not know,
-    become dead letters `unknown_schema` that name the number. A registry that does not answer raises: the bundle is
-    tried again.
+    become dead letters `unknown_schema` that name the number. When the registry does not answer, `decode` raises, so
+    that the runner tries the bundle again.
 
     Args:
-      lookup: number of a schema to the schema; None where the registry has none such.
-      reader_schema: what the rows shall have.
+      lookup: gives the schema of a number; None where the registry does not know the number.
+      reader_schema: the schema of the rows.
     """
 
     def __init__(
@@ -146,7 +133,7 @@ class RegistryAvroCodec:
         """(rows in the order of the block, dead letters) of a raw block."""
         ids, framed = _schema_ids(block.column("value"))
         refusals = Refusals(block)
-        refusals.add(np.flatnonzero(~framed), Reason.MALFORMED_AVRO, "no schema number in front")
+        refusals.add(np.flatnonzero(~framed), Reason.MALFORMED_AVRO, "no schema number at the beginning")
         parts, dead = [], []
         for schema_id in np.unique(ids[framed]).tolist():
             rows = np.flatnonzero(framed & (ids == schema_id))
@@ -167,7 +154,7 @@ class RegistryAvroCodec:
         if schema_id not in self._codecs:
             found = self._lookup(schema_id)
             if found is None:
-                return "the registry has none such"
+                return "the registry has no such schema"
             try:
                 self._codecs[schema_id] = AvroCodec(found, self._reader)
             except UserError as error:
@@ -183,7 +170,7 @@ def _place(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _schema_ids(values: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 number in front of each value, bool whether it has one)."""
+    """(int64 schema number at the beginning of each value, bool whether there is one)."""
     heads = values.fill_null(b"").cast(pa.binary())
     _, offset_buffer, data_buffer = heads.buffers()
     if not len(heads) or data_buffer is None:
@@ -200,5 +187,5 @@ def _schema_ids(values: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def registry_prefix(schema_id: int) -> bytes:
-    """What stands before a value whose schema has this number."""
+    """The bytes before a record whose schema has this number."""
     return _MAGIC + schema_id.to_bytes(4, "big")

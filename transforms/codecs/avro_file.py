@@ -1,4 +1,4 @@
-"""Avro container files, read block by block: a bad block is one dead letter, and reading goes on behind it."""
+"""Avro container files, read block by block: a bad block is one dead letter, and reading goes on after it."""
 
 import hashlib
 import io
@@ -21,21 +21,22 @@ from millrace.transforms.codecs.tables import mark_canonical
 from millrace.transforms.frames.compression import snappy_length
 
 MAX_BLOCK_BYTES = 16 << 20
-"""Largest block, compressed or not."""
+"""Largest block, compressed or not; writers make far smaller ones, and it bounds what a reader holds."""
 
-_MAX_WINDOW_BYTES = 64 << 20
+_MAX_WINDOW_BYTES = 64 << 20  # of Zstandard, as in compression.py
 _SYNC_BYTES = 16
 _SEARCH_BYTES = 1 << 20
-_MAX_RECORDS = 1 << 24
+_MAX_RECORDS = 1 << 24  # a block of 16 MiB has no more, since a record takes a byte or more
 
 
 class AvroFile:
-    """Iterates over (rows, dead letters) of a container file, one block each; offset of a row = its number in the file.
+    """Iterates over (rows, dead letters) of a container file, block by block; a row's offset is its number in the file.
 
     Args:
-      reader_schema: what the rows shall have, by the rules of schema resolution; default: the file's.
-      topic: source of the dead letters.
+      reader_schema: the schema of the rows, by the rules of schema resolution; default: the file's.
+      topic: topic that dead letters name.
       partition: number of the file.
+      name: name of the file, for dead letters.
 
     Raises: ValueError when the file has no Avro header, UserError when its schema gives no rows.
     """
@@ -100,7 +101,7 @@ class AvroFile:
             block: Any = next(iter(fastavro.block_reader(stream, self._reader)))
             records.extend(block)  # up to the first bad one
             if block.bytes_.tell() != len(plain):
-                raise ValueError(f"{len(plain) - block.bytes_.tell()} bytes behind the last record")
+                raise ValueError(f"{len(plain) - block.bytes_.tell()} bytes after the last record")
         except (*DECODE_ERRORS, zlib.error, zstandard.ZstdError, OSError, pa.ArrowException) as error:
             problem = f"{type(error).__name__}: {error}"
         except SchemaResolutionError as error:
@@ -113,7 +114,7 @@ class AvroFile:
         return rows, self._dead_letter(first + max(0, min(len(records), count - 1)), start, detail, data, reason=reason)
 
     def _lost(self, start: int, problem: str) -> pa.RecordBatch:
-        """Goes on behind the next sync marker, or at the end; the dead letter of what lies between."""
+        """Moves past the next sync marker, or to the end of the file; returns the dead letter of the bytes between."""
         self._file.seek(start)
         kept, searched, tail, found = b"", 0, b"", -1
         while found < 0 and (chunk := self._file.read(_SEARCH_BYTES)):
@@ -175,7 +176,7 @@ _HEADER_SCHEMA = fastavro.parse_schema(
 
 
 def _header_bytes(schema: Schema, sync: bytes) -> bytes:
-    """The header of an uncompressed file."""
+    """The header of an uncompressed file, before which fastavro reads no block."""
     stream = io.BytesIO()
     fastavro.writer(stream, schema, [], codec="null", sync_marker=sync)
     return stream.getvalue()

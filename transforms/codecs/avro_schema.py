@@ -1,7 +1,7 @@
-"""Avro schemas as Arrow schemas and back: one rule for files and Kafka values.
+"""Avro schemas to Arrow schemas and back, by the same rules for files and Kafka values.
 
-A field's property `millrace.kind` says what an integer is (`fid_v1`, `fid_v2`), its property `millrace.name` the
-column's name where Avro does not allow it.
+A field's property `millrace.kind` says which integers are fids (`fid_v1`, `fid_v2`). Its property `millrace.name` holds
+the column's name where that is no Avro name.
 """
 
 import json
@@ -22,7 +22,9 @@ KIND_PROPERTY = "millrace.kind"
 NAME_PROPERTY = "millrace.name"
 
 MAX_SCHEMA_BYTES = 1 << 20
-_MAX_DEPTH = 32
+"""Longest schema that is parsed: it may come from a file or a registry that others write."""
+
+_MAX_DEPTH = 32  # of nested types, far below Python's limit of recursion
 _CANONICAL_KEY = b"millrace.batch"
 _ARROW_TYPES = {
     "boolean": pa.bool_(),
@@ -41,9 +43,9 @@ Schema = dict[str, Any]
 
 
 def parse_schema(schema: str | Mapping[str, Any], field: str = "schema") -> Schema:
-    """Parses and checks a record schema. UserError naming `field` for anything else, and for endless or empty types.
+    """Parses and checks a record schema: JSON text, or dictionaries. Logical types count as the types beneath them.
 
-    Logical types count as what they are stored as.
+    Raises: UserError naming `field` for anything but a record, for recursive types and for records of no bytes.
     """
     try:
         if isinstance(schema, str) and len(schema) > MAX_SCHEMA_BYTES:
@@ -60,7 +62,7 @@ def parse_schema(schema: str | Mapping[str, Any], field: str = "schema") -> Sche
 
 
 def load_schema(path: Path, field: str = "reader_schema") -> Schema:
-    """The schema in a file (`.avsc`)."""
+    """The schema in a file (`.avsc`). UserError naming `field` for a file or a schema that cannot be used."""
     try:
         return parse_schema(path.read_text("utf-8"), field)
     except (OSError, UnicodeDecodeError) as error:
@@ -85,9 +87,9 @@ def _without_logical_types(schema: Any, depth: int) -> Any:
 
 
 def _check_bounded(schema: Any, open_names: dict[str, bool], depth: int) -> bool:
-    """Whether a value takes at least a byte. ValueError for recursion and for lists of values that take none.
+    """Whether a value takes at least one byte. ValueError for recursion and for lists of values that take none.
 
-    Either would let a few bytes stand for endless work.
+    With either, a few bytes of input could make a decoder work or allocate without end.
     """
     if depth > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")

@@ -28,8 +28,8 @@ from millrace.transforms.batch.dead_letter import Refusals
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD
 from millrace.transforms.codecs import record_schema
 from millrace.transforms.codecs.arrow import decode_arrow, encode_arrow
-from millrace.transforms.codecs.json_rows import decode_json
-from millrace.transforms.frames.framing import DATA_SOURCE_KEY, RECORD_ROW
+from millrace.transforms.codecs.json_decoder import decode_json
+from millrace.transforms.frames.framing import RECORD_ROW, RECORD_SOURCE_KEY
 
 FidLayout = Literal["v2", "as_is"]
 Pruning = Literal["as_is", "features", "raw_features"]
@@ -110,7 +110,7 @@ def _names(writable: bool = False) -> str:
 
 def _proto_codec(kind: int) -> RecordCodec:
     def decode(block: pa.RecordBatch, options: DecodeOptions) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        rows, refused = record_library.decode_records(
+        rows, refused = record_library.decode_protos(
             _source(block),
             kind,
             options.fids == "as_is",
@@ -126,7 +126,7 @@ def _proto_codec(kind: int) -> RecordCodec:
 
     def encode(batch: pa.RecordBatch) -> pa.BinaryArray:
         fitting = record_schema.encodable(batch, is_instance=kind == _INSTANCE)
-        return record_library.encode_records(fitting, kind, ROWS_PER_RECORD)
+        return record_library.encode_protos(fitting, kind, ROWS_PER_RECORD)
 
     return RecordCodec(decode, encode)
 
@@ -134,10 +134,10 @@ def _proto_codec(kind: int) -> RecordCodec:
 def _source(block: pa.RecordBatch) -> pa.RecordBatch:
     """The columns of a raw block that the decoder knows; null where framing has not made them."""
     columns = [block.column(name) for name in ("value", "partition", "offset")]
-    for name, type in ((RECORD_ROW, pa.int32()), (DATA_SOURCE_KEY, pa.uint32())):
+    for name, type in ((RECORD_ROW, pa.int32()), (RECORD_SOURCE_KEY, pa.uint32())):
         column = record_batch.column_of(block, name)
         columns.append(pa.nulls(block.num_rows, type) if column is None else column)
-    return pa.RecordBatch.from_arrays(columns, ["value", "partition", "offset", RECORD_ROW, DATA_SOURCE_KEY])
+    return pa.RecordBatch.from_arrays(columns, ["value", "partition", "offset", RECORD_ROW, RECORD_SOURCE_KEY])
 
 
 def _line_id_bits(fields: Sequence[str] | None) -> int:

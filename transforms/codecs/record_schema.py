@@ -6,11 +6,11 @@ import pyarrow as pa
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import line_id, record_batch
+from millrace.transforms.batch.provenance import PROVENANCE
 
 DATA_SOURCE_KEY = "__DATA_SOURCE_KEY__"
 """int64 column: the number of the record's data source (`transforms/batch/data_source.py`)."""
 
-_PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
 _METADATA: dict[str, pa.DataType] = {
     record_batch.LABEL: pa.list_(pa.float32()),
     record_batch.WEIGHT: pa.float32(),
@@ -34,7 +34,7 @@ def wanted_features(features: Sequence[str] | pa.Schema | None) -> pa.Schema | N
         schema = features
     else:
         schema = pa.schema([pa.field(name, pa.null()) for name in features])
-    fields = [field for field in schema if field.name not in _METADATA and field.name not in _PROVENANCE]
+    fields = [field for field in schema if field.name not in _METADATA and field.name not in PROVENANCE]
     for field in fields:
         setting = f"features.{field.name}"
         if _is_reserved(field.name):
@@ -53,7 +53,7 @@ def encodable(batch: pa.RecordBatch, is_instance: bool = False) -> pa.RecordBatc
     """
     fields, columns = [], []
     for field, column in zip(batch.schema, batch.columns, strict=True):
-        if field.name in _PROVENANCE or pa.types.is_null(field.type):
+        if field.name in PROVENANCE or pa.types.is_null(field.type):
             continue
         wanted = _METADATA.get(field.name) or _feature_type(field, is_instance)
         column = _cast(field.name, column, wanted)

@@ -17,12 +17,11 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason, Refusals
 from millrace.transforms.batch.fid import MAX_SLOT, SIGNATURE_MASK, fid_v2, hash_strings
 from millrace.transforms.batch.list_columns import list_array, splits_of, values_and_splits
-from millrace.transforms.codecs.avro import with_source
+from millrace.transforms.batch.provenance import PROVENANCE
+from millrace.transforms.frames.framing import with_source
 
 Bucket = Callable[[np.ndarray], np.ndarray]
 """float [n] to int64 [n]: which of its feature's fids a value becomes."""
-
-_PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
 
 
 def log2_bucket(values: np.ndarray) -> np.ndarray:
@@ -207,7 +206,7 @@ def encode_tf_examples(batch: pa.RecordBatch, options: TfExampleOptions) -> pa.B
     renamed = {record_batch.LABEL: options.label, record_batch.WEIGHT: options.instance_weight}
     for field, column in zip(batch.schema, batch.columns, strict=True):
         name = renamed.get(field.name, field.name)
-        if name and field.name not in _PROVENANCE:
+        if name and field.name not in PROVENANCE:
             names.append(name)
             columns.append(_feature(field, column, field.name in options.sparse_features))
     return pa.array(example_coder.RecordBatchToExamples(pa.RecordBatch.from_arrays(columns, names)), pa.binary())

@@ -1,1 +1,1 @@
-"""What the feed does with events and rows, without Beam."""
+"""The feed without Beam: events, their join, the shards of its state, and rows to train batches."""

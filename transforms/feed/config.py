@@ -1,4 +1,4 @@
-"""What a feed makes of an event: features, label rules and settings, as JSON-able values without TensorFlow."""
+"""The configuration of a training feed: features, label rules and settings, as values that go to JSON and back."""
 
 import json
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ CONTEXT_PREFIX = "context."
 DTYPES = ("int64", "string")
 
 ROUTES = {
-    "late": "beyond the window and within the lateness, or after the row left as a negative",
+    "late": "after the window and within the lateness, or after the row left as a negative",
     "orphan": "no row within window and lateness",
     "before_impression": "earlier than the row by more than the skew",
     "duplicate": "the row had left with the same action",
     "superseded": "the row had left with another action",
     "ignored": "no label rule names it",
 }
-"""{reason: when an action does not join}."""
+"""{reason: when an action does not join for it}."""
 
 
 @dataclass(frozen=True)
 class FidFeature:
-    """Fids of one event column.
+    """A feature of a train batch: the fids of one event column.
 
     Args:
       name: column of the train batch.
-      slot: 0..32766, upper 15 bits of the fids.
+      slot: 0..32766, the upper bits of the feature's fids; each feature has its own.
       column: `user_id`, `item_id` or `context.<field>`.
-      dtype: how the column arrives, "int64" or "string"; by default ids are int64 and context fields are strings.
+      dtype: type of the event's field, "int64" or "string"; by default ids are int64 and context fields are strings.
     """
 
     name: str
@@ -61,7 +61,7 @@ class FidFeature:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Label of a head: 1.0 iff one of `actions` was seen (with a value >= `min_value`, when given), else 0.0."""
+    """Label of a head: 1.0 if the row has one of `actions` (with a value >= `min_value`, if given), else 0.0."""
 
     head: str
     actions: tuple[str, ...]
@@ -81,14 +81,15 @@ class FeedConfig:
 
     Args:
       model: name of the model, as in `train.<model>`.
-      features, labels: columns of the batch, in this order; one label a head.
+      features: the sparse features, in the order of the batch's columns.
+      labels: the label rules, one per head, in the order of the labels in a row.
       window_seconds: how long an impression waits for an action before it becomes a negative.
       negative_rate: share of negatives kept, in (0, 1].
-      seed: of every random choice.
-      audit: adds the feature `__AUDIT__`, one fid a source row.
-      allowed_lateness_seconds: how long after its window a row is remembered, so that late and repeated events are
-        known as such; None: as long as the window.
-      routed_actions: keys of `ROUTES`: actions that leave the join by the side, each with its reason.
+      seed: seed of every random choice.
+      audit: whether to add the feature `__AUDIT__`, one fid per source row, by which lost and repeated rows are found.
+      allowed_lateness_seconds: how long after its window a row is remembered, so that late and repeated events can be
+        counted as such; None: as long as the window.
+      routed_actions: keys of `ROUTES`: for these reasons the actions that do not join go to an output of their own.
       early_negatives: each row leaves as a negative at once, and once more when its action comes
         (`millrace.transforms.feed.early_negatives` says how to train on that).
     """
@@ -136,7 +137,7 @@ class FeedConfig:
 
     @property
     def label_actions(self) -> tuple[str, ...]:
-        """Actions that some rule names, sorted: those for which a row leaves the join."""
+        """The actions that label rules name, sorted: with these a row leaves the join."""
         return tuple(sorted({action for rule in self.labels for action in rule.actions}))
 
     @property

@@ -1,4 +1,4 @@
-"""Stops a feed that would turn a whole partition into dead letters instead of draining the topic."""
+"""Stops a feed that would turn most of a partition into dead letters, before it has consumed the partition."""
 
 from collections import Counter, deque
 
@@ -9,20 +9,22 @@ from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.batch.raw_block import raw_topic
 
 DEFAULT_MAX_RATIO = 0.5
+"""More than half of the records refused is the mistake of a producer, not of single records."""
+
 WINDOW = 2000
-"""Records of a partition that the ratio is taken over; before so many have come nothing trips."""
+"""Newest records of a partition over which the ratio is taken; before there are so many, the guard never raises."""
 
 
 class TooManyDeadLettersError(RuntimeError):
-    """More of a partition was refused than the guard allows; the message names partition, share and reasons."""
+    """More records of a partition were refused than the guard allows; the message says which, how many and why."""
 
 
 class DropRatioGuard:
-    """Watches the share of refused records in the newest `window` ones of each partition.
+    """Watches the share of refused records among the newest `window` records of each partition.
 
     Args:
-      max_ratio: share in (0, 1] beyond which it raises; 1 never does.
-      window: records.
+      max_ratio: share in (0, 1] above which it raises; with 1 it never raises.
+      window: number of records, 1 or more.
     """
 
     def __init__(self, max_ratio: float = DEFAULT_MAX_RATIO, window: int = WINDOW) -> None:
@@ -32,7 +34,7 @@ class DropRatioGuard:
         self._partitions: dict[tuple[str, int], _Recent] = {}
 
     def observe(self, block: pa.RecordBatch, dead: pa.RecordBatch) -> None:
-        """Takes a raw block and its dead letters; raises TooManyDeadLettersError."""
+        """Takes a raw block and its dead letters. Raises TooManyDeadLettersError."""
         topic = raw_topic(block)
         records = np.bincount(record_batch.numpy_column(block, "partition"))
         refused = np.bincount(record_batch.numpy_column(dead, "partition"), minlength=len(records))
@@ -49,7 +51,7 @@ class DropRatioGuard:
 
 
 class _Recent:
-    """Counts of the newest blocks that make up a window."""
+    """Counts of records in the newest blocks, as many blocks as make up a window."""
 
     def __init__(self, window: int) -> None:
         self._window = window

@@ -1,10 +1,11 @@
-"""Training on rows that leave as negatives before their action can have come: fake-negative weighting.
+"""Early negatives: rows that leave the join as negatives before their action can have come.
 
 With `FeedConfig.early_negatives` every row comes once as a negative and, if its action comes, once more as a positive.
-Of what a model sees of a row whose true rate is p, the share of positives is p / (1 + p): it would learn too low rates.
-Importance weights put that right (Ktena et al., "Addressing delayed feedback for continuous training with neural
-networks in CTR prediction", RecSys 2019): the loss of a positive counts 1 + p, that of a negative (1 - p)(1 + p); p is
-the model's own prediction, taken as a constant. Where the loss is least, the prediction is the true rate.
+Of the rows that a model sees of an impression with the true rate p, the share of positives is p / (1 + p), so that it
+would learn rates that are too low. Importance weights correct that (Ktena et al., "Addressing delayed feedback for
+continuous training with neural networks in CTR prediction", RecSys 2019): the loss of a positive counts 1 + p, that of
+a negative (1 - p)(1 + p), where p is the model's own prediction, taken as a constant. The loss is then least where the
+prediction is the true rate. `millrace.training.task.heads.early_negative_weights` gives these weights to the trainer.
 """
 
 import numpy as np
@@ -12,27 +13,14 @@ import numpy as np
 from millrace.transforms.batch.record_batch import INVALID_LABEL
 
 
-def fake_negative_weights(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Weights of the loss of each label.
-
-    Args:
-      labels: 1, 0, or `INVALID_LABEL` where a row says nothing; float [...].
-      probabilities: what the model predicts, in [0, 1], corrected for down-sampling; float [...], no gradient flows.
-
-    Returns: float [...]; 0 where a row says nothing.
-    """
-    weights = np.where(labels > 0, 1.0 + probabilities, (1.0 - probabilities) * (1.0 + probabilities))
-    return np.where(labels == INVALID_LABEL, 0.0, weights)
-
-
 def corrected_labels(labels: np.ndarray, corrections: np.ndarray) -> np.ndarray:
-    """Labels of rows that leave as early negatives: a row that comes again says only for which heads it is positive.
+    """Labels of rows that leave as early negatives: a row that comes again keeps only its positive labels.
 
-    What it is not positive for it said when it came first, as a negative of every head.
+    As an early negative it was a negative of every head, so its other labels become INVALID_LABEL.
 
     Args:
       labels: float32 [rows, heads].
-      corrections: bool [rows], true where a row has its action.
+      corrections: bool [rows], true where a row comes again, with its action.
     """
     silent = corrections[:, np.newaxis] & (labels <= 0)
     return np.where(silent, np.float32(INVALID_LABEL), labels)

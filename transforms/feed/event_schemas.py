@@ -1,4 +1,4 @@
-"""Arrow schemas of decoded events: impression rows, one an item, and actions; and of actions that did not join."""
+"""Arrow schemas of impression rows, of actions, and of actions that did not join."""
 
 from collections.abc import Mapping
 
@@ -20,11 +20,11 @@ ACTION_SCHEMA = pa.schema(
 )
 
 ROUTED_ACTION_SCHEMA = ACTION_SCHEMA.append(pa.field("reason", pa.string()))
-"""Actions that leave the join by the side, with the key of `feature_list.ROUTES` that says why."""
+"""Actions that did not join, with the reason, a key of `config.ROUTES`."""
 
 
 def impression_schema(context_fields: Mapping[str, str]) -> pa.Schema:
-    """Rows of `decode_impressions` for these {context field: "int64" or "string"}."""
+    """Schema of the rows of `events.decode_impressions` with these context fields, {name: "int64" or "string"}."""
     return pa.schema(
         [
             pa.field("request_id", pa.string()),

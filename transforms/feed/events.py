@@ -1,6 +1,7 @@
-"""JSON events from Kafka to rows, and dead letters for what cannot be read or breaks a rule.
+"""JSON events to rows, and dead letters for records that cannot be read or break a rule.
 
-`json_blocks` parses whole blocks; the checks run over columns. `transforms/README.md` describes events and rows.
+`codecs/json_parser.py` parses whole blocks, and the checks here run over the parsed columns. `docs/events.md` has the
+rules of events, `transforms/README.md` describes the rows.
 """
 
 from collections.abc import Mapping
@@ -11,28 +12,37 @@ import pyarrow.compute as pc
 
 from millrace.transforms.batch.dead_letter import Reason, Refusals
 from millrace.transforms.batch.fid import SIGNATURE_MASK
-from millrace.transforms.codecs import json_columns
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD
+from millrace.transforms.codecs.json_parser import parse_objects
 from millrace.transforms.feed.config import CONTEXT_PREFIX
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
 
 SCHEMA_VERSION = 1
-MAX_ITEMS = 64  # the row index has six bits in an audit fid
-MAX_REQUEST_ID_BYTES = 256  # hashing costs as much as the longest id of a block
-MAX_TEXT_BYTES = 1024  # likewise for context strings and action names
+MAX_ITEMS = ROWS_PER_RECORD
+"""Each item of an impression becomes a row, and provenance tells so many rows of a record apart."""
+
+MAX_REQUEST_ID_BYTES = 256
+"""Bounds the cost per record of hashing request ids, and the memory of actions that wait in the join."""
+
+MAX_TEXT_BYTES = 1024
+"""Likewise for context strings and names of actions."""
+
 MIN_TIMESTAMP_MS = 631_152_000_000
-"""1990-01-01: older events are mistakes of a clock or a unit (seconds for milliseconds)."""
+"""1990-01-01: earlier times are mistakes of a clock, or seconds instead of milliseconds."""
+
 DAY_MS = 86_400_000
+"""How far ahead of now an event may be by default: clocks of producers may be wrong by a time zone."""
 
 
 def decode_impressions(
     block: pa.RecordBatch, context_fields: Mapping[str, str], now_ms: int, max_future_ms: int = DAY_MS
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Explodes impression records into one row an item.
+    """Makes one row per item of each impression record.
 
     Args:
       block: raw block (`raw_block.raw_schema`).
       context_fields: {context field: "int64" or "string"} to decode; all others are ignored.
-      now_ms: current time; an event more than `max_future_ms` ahead of it is refused.
+      now_ms: current time, Unix milliseconds; an event more than `max_future_ms` ahead of it is refused.
 
     Returns: (rows of `impression_schema(context_fields)`, dead letters of `dead_letter.SCHEMA`); each record is in
       exactly one of them.
@@ -40,7 +50,7 @@ def decode_impressions(
     refusals = Refusals(block)
     context = pa.struct([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in context_fields.items()])
     schema = _IMPRESSION_JSON if not context_fields else _IMPRESSION_JSON.append(pa.field("context", context))
-    parsed, rows = json_columns.parse(block, schema, refusals, SCHEMA_VERSION)
+    parsed, rows = parse_objects(block, schema, refusals, SCHEMA_VERSION)
     _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
     _refuse_ids(parsed.column("user_id"), "user_id", rows, refusals)
     _refuse_items(parsed.column("item_ids"), rows, refusals)
@@ -70,9 +80,9 @@ def decode_impressions(
 def decode_actions(
     block: pa.RecordBatch, now_ms: int, max_future_ms: int = DAY_MS
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Action records to (rows of `ACTION_SCHEMA`, dead letters); arguments as of `decode_impressions`."""
+    """(rows of `ACTION_SCHEMA`, dead letters) of action records; the arguments are those of `decode_impressions`."""
     refusals = Refusals(block)
-    parsed, rows = json_columns.parse(block, _ACTION_JSON, refusals, SCHEMA_VERSION)
+    parsed, rows = parse_objects(block, _ACTION_JSON, refusals, SCHEMA_VERSION)
     _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
     _refuse_ids(parsed.column("item_id"), "item_id", rows, refusals)
     action, value = parsed.column("action"), parsed.column("value")
@@ -97,7 +107,7 @@ _ACTION_JSON = pa.schema(
 )
 
 
-# Checks of parsed columns. `rows` are the block positions of the parsed rows.
+# Checks of parsed columns. `rows` holds the position in the block of each parsed record.
 
 
 def _refuse(condition: pa.BooleanArray, rows: np.ndarray, refusals: Refusals, reason: Reason, detail: str) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millrace.transforms.batch import list_columns, record_batch
-from millrace.transforms.batch.provenance import derived_rows, provenance_of
+from millrace.transforms.batch.provenance import PROVENANCE, derived_rows, provenance_of
 from millrace.transforms.feed import join_state
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ROUTED_ACTION_SCHEMA, impression_schema
@@ -140,7 +140,7 @@ class JoinIndex:
         now_ms = self._advance(now_ms)
         self.counters.impression_rows += rows.num_rows
         keys = row_keys(rows.column("request_id"), record_batch.numpy_column(rows, "item_id"))
-        fresh = self._states.find(keys) < 0
+        fresh = self._states.positions_of(keys) < 0
         first = np.zeros(len(keys), bool)
         first[np.unique(keys, return_index=True)[1]] = True
         fresh &= first
@@ -181,7 +181,7 @@ class JoinIndex:
             request_ids=actions.column("request_id"),
             item_ids=item_ids,
         )
-        positions = self._states.find(keys)
+        positions = self._states.positions_of(keys)
         known = positions >= 0
         if known.all():
             return self._apply(positions, arrived)
@@ -399,7 +399,7 @@ def join_bounded(
     simultaneous ones by provenance. Repeated impressions are dropped however far apart they are.
     """
     index = JoinIndex(config, skew_ms)
-    order = [("timestamp_ms", "ascending"), *((name, "ascending") for name in _PROVENANCE)]
+    order = [("timestamp_ms", "ascending"), *((name, "ascending") for name in PROVENANCE)]
     parts = [index.add_impressions(impressions.take(pc.sort_indices(impressions, sort_keys=order)), 0)]
     parts += [index.add_actions(actions, 0), index.close_all()]
     rows = record_batch.concat([part for part in parts if part.num_rows], joined_schema(config))
@@ -417,5 +417,4 @@ def _leaving_order(rows: pa.RecordBatch, config: FeedConfig) -> np.ndarray:
     return np.lexsort((*reversed(provenance_of(rows)), leave_at))
 
 
-_PROVENANCE = (record_batch.SOURCE_PARTITION, record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW)
 _ROUTED_ORDER = ("timestamp_ms", "request_id", "item_id", "action", "value")

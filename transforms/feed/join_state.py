@@ -128,8 +128,8 @@ class RowStates:
         self._index.add(keys, positions)
         return positions
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        return self._index.find(keys)
+    def positions_of(self, keys: np.ndarray) -> np.ndarray:
+        return self._index.positions_of(keys)
 
     def forget_below(self, base: int) -> None:
         self._base = max(self._base, base)
@@ -198,17 +198,17 @@ class Snapshot:
         keys = pa.record_batch({"keys": pa.array(self.row_keys)})
         parts = (self.rows, keys, self.marks.to_arrow(), self.early.to_arrow())
         columns = {
-            name: pa.array([record_batch.encode_ipc(part)], pa.large_binary())
+            name: pa.array([record_batch.to_bytes(part)], pa.large_binary())
             for name, part in zip(_PARTS, parts, strict=True)
         }
-        return record_batch.encode_ipc(pa.record_batch({"now_ms": pa.array([self.now_ms])} | columns))
+        return record_batch.to_bytes(pa.record_batch({"now_ms": pa.array([self.now_ms])} | columns))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        outer = record_batch.decode_ipc(data)
+        outer = record_batch.from_bytes(data)
         if outer.schema.names != ["now_ms", *_PARTS] or outer.num_rows != 1:
             raise ValueError(f"not the state of a join: columns {', '.join(outer.schema.names)}")
-        rows, keys, marks, early = (record_batch.decode_ipc(outer.column(name)[0].as_buffer()) for name in _PARTS)
+        rows, keys, marks, early = (record_batch.from_bytes(outer.column(name)[0].as_buffer()) for name in _PARTS)
         return cls(
             outer.column("now_ms")[0].as_py(),
             rows,

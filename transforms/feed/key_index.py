@@ -1,32 +1,37 @@
-"""Exact 64-bit key -> position, for keys that arrive in order and leave in order.
+"""Positions of rows by 64-bit key, for rows that are added in order and forgotten in order.
 
-A log-structured index: each addition is a sorted run, runs of like size are merged, a look-up is one binary search a
-run. Additions and look-ups are numpy over whole blocks; no Python object is held a key.
+A key is a hash of (request id, item), so two rows with one hash would count as one (`row_keys` says how rarely that
+happens); among keys the look-up is exact. The index is log-structured: each addition is a sorted run, runs of similar
+size are merged, and a look-up is one binary search per run. Both work on whole blocks in numpy, so that a key costs 16
+bytes and no Python object.
 """
 
 import numpy as np
 import pyarrow as pa
 
-from millrace.transforms.batch.hashes import mix64, siphash24
+from millrace.transforms.batch.hashes import GOLDEN_RATIO, mix64, siphash24
 
-_KEY = b"millrace-join-01"
+_KEY = b"millrace-join-01"  # of the hash of request ids, other than that which chooses their shard
 
 
 def row_keys(request_ids: pa.Array, item_ids: np.ndarray) -> np.ndarray:
-    """uint64 [n] key of each (request id, item). Two of a million live keys collide with probability 3e-8."""
-    mixed = siphash24(request_ids, _KEY) + item_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    """uint64 [n]: key of each (request id, item), a 64-bit hash.
+
+    Among a million keys held at once, two are equal with a probability of 3e-8: (10^6)^2 / 2 pairs / 2^64.
+    """
+    mixed = siphash24(request_ids, _KEY) + item_ids.astype(np.uint64) * np.uint64(GOLDEN_RATIO)
     return mix64(mixed)
 
 
 class KeyIndex:
-    """Finds positions by key; positions below `base` are forgotten."""
+    """Finds the position of each key that was added and not forgotten."""
 
     def __init__(self) -> None:
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
         self._base = 0
 
     def add(self, keys: np.ndarray, positions: np.ndarray) -> None:
-        """Adds keys (uint64 [n]) that are not in the index; positions (int64 [n]) grow from call to call."""
+        """Adds keys, uint64 [n], that are not in the index; their positions, int64 [n], lie above all earlier ones."""
         if not len(keys):
             return
         order = np.argsort(keys)
@@ -34,8 +39,8 @@ class KeyIndex:
         while len(self._runs) > 1 and 2 * len(self._runs[-1][0]) >= len(self._runs[-2][0]):
             self._runs[-2:] = [self._merge(self._runs[-2], self._runs[-1])]
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """int64 [n]: position of each key, -1 where it is not there."""
+    def positions_of(self, keys: np.ndarray) -> np.ndarray:
+        """int64 [n]: position of each key, uint64 [n]; -1 where the index does not have it."""
         found = np.full(len(keys), -1, np.int64)
         for run_keys, run_positions in self._runs:
             at = np.minimum(np.searchsorted(run_keys, keys), len(run_keys) - 1)
@@ -51,6 +56,7 @@ class KeyIndex:
 
     @property
     def nbytes(self) -> int:
+        """Bytes held in memory."""
         return sum(keys.nbytes + positions.nbytes for keys, positions in self._runs)
 
     def _merge(

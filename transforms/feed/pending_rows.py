@@ -1,4 +1,4 @@
-"""Rows that wait for actions, in blocks that close together, oldest first."""
+"""Pending rows of a join: those that wait for actions, in blocks whose windows close together, oldest block first."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -9,15 +9,20 @@ import pyarrow as pa
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.row_spill import SpillSettings, spilled
 
-# Rows that arrive within this time, or this part of the window, share a block: fewer, larger Arrow blocks.
+# Rows that arrive within this time, or within this part of the window, share a block, so that blocks are few and large.
+# A row waits up to one block's time longer than its window.
 _BLOCK_MS = 50
 _BLOCKS_PER_WINDOW = 256
-_BLOCK_ROWS = 16_384
+_BLOCK_ROWS = 16_384  # merging the batches of a block copies its rows, and this bounds the copy
 
 
 @dataclass
 class Block:
-    """Rows that close together. `positions` are theirs, ascending; the block owns all positions below `stop`."""
+    """Rows whose windows close together, at `close_at_ms`.
+
+    `positions` holds the position of each row, ascending. All positions below `stop`, and not below the `stop` of the
+    block before, belong to this block, whether their rows still wait or not.
+    """
 
     opened_ms: int
     close_at_ms: int
@@ -42,9 +47,10 @@ class Block:
 
 
 class PendingRows:
-    """Open blocks. Beyond `spill.max_rows` rows in memory, the oldest blocks lie in files; they read the same.
+    """The blocks whose windows are open.
 
-    A step cannot slow its source instead: Beam has no back-pressure of a step's own, and a bundle that waited for
+    When more than `spill.max_rows` rows are in memory, the oldest blocks move to files, where they can be read like the
+    others. A step cannot slow down its source instead: Beam gives it no back-pressure, and a bundle that waited for
     windows to close would hold back the timers that close them.
     """
 
@@ -56,7 +62,7 @@ class PendingRows:
         self._rows_in_memory = 0
 
     def add(self, rows: pa.RecordBatch, positions: np.ndarray, now_ms: int) -> None:
-        """Takes rows that arrived now, one or more; positions grow from call to call."""
+        """Adds one or more rows that arrived at `now_ms`; their positions lie above all earlier ones."""
         last = self._open[-1] if self._open else None
         stop, close_at = int(positions[-1]) + 1, now_ms + self._window_ms
         if last and self._takes_more(last, now_ms):
@@ -69,12 +75,13 @@ class PendingRows:
             self.add_block(Block(now_ms, close_at, stop, [rows], [positions]))
 
     def add_block(self, block: Block) -> None:
+        """Adds a block after the others; it closes no earlier than they do."""
         self._open.append(block)
         self._rows_in_memory += block.rows
         self._bound_memory()
 
     def take(self, positions: np.ndarray) -> pa.RecordBatch:
-        """The rows at `positions`, one or more, ascending."""
+        """The rows at `positions`, int64 [n], one or more, ascending; they stay pending."""
         stops = np.array([block.stop for block in self._open])
         owner = np.searchsorted(stops, positions, side="right")
         taken = []
@@ -84,7 +91,7 @@ class PendingRows:
         return record_batch.concat(taken)
 
     def pop_expired(self, now_ms: int) -> list[Block]:
-        """Blocks that close now, which are gone from here."""
+        """Removes and returns the blocks that close at `now_ms` or before."""
         expired = []
         while self._open and self._open[0].close_at_ms <= now_ms:
             block = self._open.popleft()

@@ -1,4 +1,4 @@
-"""Rows in files instead of memory: what waits longest need not take room meanwhile."""
+"""Rows in files instead of memory, for those that wait long in the join."""
 
 import tempfile
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from millrace.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class SpillSettings:
-    """When rows go to files.
+    """When pending rows go to files.
 
     Args:
-      max_rows: rows held in memory; None: all of them.
+      max_rows: largest number of rows held in memory; None: no limit.
       folder: on a local disk; None: the system's folder of temporary files, which may lie in memory itself.
     """
 
@@ -30,10 +30,10 @@ IN_MEMORY = SpillSettings()
 
 
 def spilled(rows: pa.RecordBatch, folder: Path | None) -> pa.RecordBatch:
-    """`rows` as they are, their buffers in a file that is mapped: the system reads pages when asked, and drops them.
+    """The same rows with their buffers in a file that is mapped into memory, whose pages the system loads and drops.
 
-    The file has no name any more when this returns and is gone with the last of its buffers, whatever becomes of the
-    process. OSError when it cannot be written.
+    When this returns, the file has no name any more, so that the system deletes it with the last of its buffers, also
+    when the process is killed. OSError when the file cannot be written.
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,9 @@ _TRANSFORM = "negative_sampling"
 def sample_negatives(batch: pa.RecordBatch, rate: float, seed: int) -> tuple[pa.RecordBatch, int]:
     """Keeps every row with a positive label and the others with probability `rate`.
 
-    `__SAMPLE_RATE__` becomes `rate` times what it was, on every row that is kept: the trainer's correction
-    (logit - ln rate) holds for positives too, because the odds of a positive are 1 / rate times too high among what is
-    left. It is exact for one head; with several, a row is kept if any head is positive.
+    `__SAMPLE_RATE__` of every row that is kept, positive or not, is multiplied by `rate`: among the rows that are left
+    the odds of a positive are 1 / rate times too high, and the trainer's correction (logit - ln rate) undoes that. It
+    is exact for one head; with several, a row is kept if any head is positive.
 
     Args:
       batch: rows with `__LABEL__`, `__SAMPLE_RATE__` and provenance.

@@ -12,26 +12,27 @@ from millrace.transforms.batch.hashes import siphash24
 from millrace.transforms.feed.config import FeedConfig
 
 _REQUEST_KEY = b"millrace-shard-1"
-"""Key of the hash of request ids: not that of any other hash, so that a shard holds no pattern of those."""
+"""Key of the hash that chooses the shard of a request: no other hash has it, so that none is skewed within a shard."""
 
 
 def shard_of(fids: np.ndarray, num_shards: int) -> np.ndarray:
-    """int64 [n] in [0, num_shards): the fid, taken as unsigned 64 bits, mod num_shards."""
+    """int64 [n] in [0, num_shards): each fid, as an unsigned number, modulo `num_shards`; ValueError for no shards."""
     if num_shards < 1:
         raise ValueError(f"num_shards {num_shards}: expected 1 or more")
     return (np.asarray(fids).astype(np.uint64) % np.uint64(num_shards)).astype(np.int64)
 
 
 def user_slot(config: FeedConfig) -> int:
-    """Slot of the first feature of the user id, 0 when there is none."""
+    """Slot of the first feature of the user id; 0 when no feature reads it."""
     return next((feature.slot for feature in config.features if feature.column == "user_id"), 0)
 
 
 def by_user(batch: pa.RecordBatch, num_shards: int, slot: int = 0) -> dict[int, pa.RecordBatch]:
-    """{shard: its rows in their order}, without shards that get none. A user's rows go to one shard.
+    """{shard: its rows in order}, without shards that get none. All rows of a user go to one shard.
 
     Args:
       batch: rows with `__UID__`.
+      num_shards: number of shards, 1 or more.
       slot: slot of the user's fid (`user_slot`).
     """
     if not batch.num_rows:
@@ -44,7 +45,7 @@ def by_user(batch: pa.RecordBatch, num_shards: int, slot: int = 0) -> dict[int, 
 
 
 def by_request(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(shard, rows) by hash of `request_id`: an impression and its actions meet in one shard."""
+    """(shard, rows) by a hash of `request_id`, so that an impression and its actions meet in one shard."""
     if shards == 1:
         yield 0, rows
         return
@@ -59,7 +60,7 @@ def by_request(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.Reco
 
 
 def by_partition(rows: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(shard, rows) by source partition: what a record is made of stays together, in order."""
+    """(shard, rows) by source partition, so that the rows of a record stay together and in order."""
     if not rows.num_rows:
         return
     shard = record_batch.numpy_column(rows, record_batch.SOURCE_PARTITION) % shards

@@ -1,4 +1,4 @@
-"""The last step of every feed: whatever rows a recipe gives, a canonical train block without nulls."""
+"""The last step of every feed: rows as a recipe gives them to train batches, without nulls."""
 
 from collections.abc import Sequence
 
@@ -24,19 +24,20 @@ _SCALAR_DEFAULTS = {
 def to_train_batch(
     rows: pa.RecordBatch, features: Sequence[str], heads: int, counts: Counts, audit: bool = False
 ) -> pa.RecordBatch:
-    """The block of `record_batch.train_schema` that a trainer takes.
+    """The batch of `record_batch.train_schema` that a trainer takes.
 
-    A feature that a row lacks is empty; a label that it lacks is INVALID_LABEL, one too many is cut off; any other
-    field that is not set has its default. The event time of a row without one is its request time.
+    A feature that a row lacks becomes an empty list. Labels that a row lacks become INVALID_LABEL, and labels beyond
+    `heads` are cut off. Any other field that is not set gets its default; the default of the event time is the request
+    time.
 
     Args:
-      rows: with provenance; fid columns, `list<int64>`, of kind `fid`.
-      features: sparse features of the block, in order, without `__AUDIT__`.
-      heads: labels a row.
-      counts: `labels_missing` and `labels_cut` count rows.
-      audit: add `__AUDIT__`, made of the provenance that the rows have now.
+      rows: with provenance; their fid columns are `list<int64>` of kind `fid`.
+      features: sparse features of the batch, in order, without `__AUDIT__`.
+      heads: number of labels per row.
+      counts: counters `labels_missing` and `labels_cut` grow by the numbers of such rows.
+      audit: whether to add `__AUDIT__`, made of the rows' provenance.
 
-    Raises: ValueError naming a feature that holds something else than fids.
+    Raises: ValueError naming a feature that holds anything but fids, or a provenance column that is missing.
     """
     columns = [_fids(rows, name) for name in features]
     names = list(features)

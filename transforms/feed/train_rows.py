@@ -1,4 +1,4 @@
-"""Joined rows to canonical train batches: fids, labels, down-sampled negatives."""
+"""Joined rows to train batches: fids, labels, down-sampled negatives."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ from millrace.transforms.feed.sampling import sample_negatives
 
 
 def rows_to_train_batch(rows: pa.RecordBatch, config: FeedConfig) -> tuple[pa.RecordBatch, int]:
-    """Makes the canonical batch of joined rows.
+    """The train batch of joined rows.
+
+    With `config.early_negatives` a row with its action has INVALID_LABEL for the heads for which it is not positive,
+    because as an early negative it was a negative of every head.
 
     Args:
-      rows: `join.joined_schema(config)`.
-
-    With `config.early_negatives` a row with its action is silent on the heads for which it is not positive: as an early
-    negative it was a negative of every head.
+      rows: of `join.joined_schema(config)`.
 
     Returns: (batch of `config.train_schema()`, number of negatives dropped by sampling).
     """
@@ -57,10 +57,10 @@ def _labels(actions: pa.ListArray, values: pa.ListArray, config: FeedConfig) -> 
 
 
 def label_rows(actions: pa.ListArray, values: pa.ListArray, rules: Sequence[LabelRule]) -> pa.ListArray:
-    """One label a rule for each row: 1.0 where an action of the rule was seen with a sufficient value, else 0.0.
+    """One label per rule for each row: 1.0 if the row has an action of the rule with a sufficient value, else 0.0.
 
     Args:
-      actions: list<string> [rows], the actions seen.
+      actions: list<string> [rows], the actions of each row.
       values: list<double> [rows], their values in the same order, null where an action has none.
 
     Returns: list<float32> [rows], labels in the order of `rules`.
@@ -78,13 +78,13 @@ def label_rows(actions: pa.ListArray, values: pa.ListArray, rules: Sequence[Labe
 
 
 def row_fids(batch: pa.RecordBatch, features: Sequence[FidFeature], audit: bool = False) -> pa.RecordBatch:
-    """Fid columns of impression rows.
+    """The fid columns of impression rows.
 
     Args:
-      batch: rows with the columns that the features name, and provenance when `audit`.
-      audit: append `__AUDIT__`.
+      batch: rows with the columns that the features name, and with provenance if `audit`.
+      audit: whether to append `__AUDIT__`.
 
-    Returns: a batch with one `list<int64>` column a feature: one fid, or none where the value is null.
+    Returns: a batch with one `list<int64>` column per feature: one fid per row, or none where the value is null.
     Raises: ValueError naming a column that is missing, of another type or, for integers, outside [0, 2^48).
     """
     names = [feature.name for feature in features]

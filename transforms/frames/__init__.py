@@ -1,1 +1,1 @@
-"""Frames and compression: bytes of files and streams to records and back."""
+"""Frames and compression: the bytes of files and Kafka values to records and back."""

@@ -1,7 +1,7 @@
-"""Compressed streams, read and written piece by piece with bounded memory and named errors.
+"""Compressed streams, read and written piece by piece with bounded memory; an error names its reason and place.
 
-Snappy files have Hadoop's block framing: for each block its uncompressed length, then until that much was produced the
-length of a chunk and the chunk, raw Snappy; lengths are uint32, big endian. The others are standard streams.
+Snappy files have Hadoop's block framing: each block is its uncompressed length and then chunks, each a length and raw
+Snappy data, until that much was produced. Lengths are uint32, big endian. The others are standard streams.
 """
 
 import enum
@@ -16,10 +16,13 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch.dead_letter import Reason
 
 MAX_CHUNK_BYTES = 64 << 20
-"""Largest Snappy chunk, compressed or not, and largest window of Zstandard: a stream that wants more is refused."""
+"""Largest Snappy chunk, compressed or not, and largest window of Zstandard; a stream that needs more is refused.
+
+It bounds what a reader holds in memory, and is as much as a record may have (`framing.MAX_RECORD_BYTES`).
+"""
 
 _READ_BYTES = 1 << 20
-# Zstandard gives 128 KiB for 4 bytes of input at most: this bounds what one call may return to 64 MiB.
+# Zstandard makes at most 128 KiB of 4 bytes of input, so one call on 2 KiB returns at most 64 MiB.
 _SLICE_BYTES = 2 << 10
 _OUTPUT_BYTES = 256 << 10
 _SNAPPY_BLOCK_BYTES = 256 << 10
@@ -46,7 +49,7 @@ SUFFIXES = {
 
 
 class StreamError(ValueError):
-    """A stream that cannot be read on.
+    """A compressed stream that cannot be read any further.
 
     Args:
       reason: TRUNCATED, TOO_LARGE or MALFORMED_FRAME.
@@ -59,10 +62,10 @@ class StreamError(ValueError):
 
 
 def compression_of(path: str, given: Compression = Compression.UNKNOWN, use_snappy: bool | None = None) -> Compression:
-    """What the file `path` is compressed with: as given, else by the end of its name.
+    """How the file `path` is compressed: as given, else by the suffix of its name, else not at all.
 
     Args:
-      use_snappy: the older way to say SNAPPY.
+      use_snappy: an older setting for SNAPPY.
 
     Raises: UserError when `use_snappy` contradicts `given`.
     """
@@ -78,7 +81,7 @@ def compression_of(path: str, given: Compression = Compression.UNKNOWN, use_snap
 def read_chunks(file: BinaryIO, compression: Compression, start: int = 0) -> Iterator[bytes]:
     """The uncompressed stream from byte `start` on, in pieces of at most 64 MiB, mostly far smaller.
 
-    What could be decompressed is given before the error. Raises: StreamError.
+    Raises: StreamError, after all that could be decompressed was given.
     """
     if compression in (Compression.NO, Compression.UNKNOWN):
         yield from _plain_chunks(file, start)
@@ -104,7 +107,7 @@ class _Decompressor(Protocol):
 
 
 def _zlib_chunks(file: BinaryIO, window_bits: int) -> Iterator[bytes]:
-    """zlib or gzip streams, one after the other."""
+    """The content of concatenated zlib or gzip streams."""
     stream, position, data = zlib.decompressobj(window_bits), 0, b""
     begun = False
     while data or (data := file.read(_READ_BYTES)):
@@ -127,7 +130,7 @@ def _zlib_chunks(file: BinaryIO, window_bits: int) -> Iterator[bytes]:
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Zstandard frames, one after the other."""
+    """The content of concatenated Zstandard frames."""
     context = zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK_BYTES)
     stream, position, begun = context.decompressobj(), 0, False
     while block := file.read(_READ_BYTES):
@@ -182,7 +185,7 @@ def _snappy_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def snappy_length(data: bytes) -> int:
-    """The uncompressed length that a raw Snappy chunk begins with; 0 when it does not."""
+    """The uncompressed length that stands at the beginning of a raw Snappy chunk; 0 when there is none."""
     value = 0
     for index, byte in enumerate(data[:5]):
         value |= (byte & 0x7F) << (7 * index)

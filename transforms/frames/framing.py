@@ -1,10 +1,10 @@
-"""Frames: records one after the other in a file or a Kafka value, each behind its length and perhaps a header.
+"""Frames: how a file or a Kafka value holds several records, each after its length and optional headers.
 
-A frame is headers, uint64 length, payload, little endian. With `lagrangex_header` the only header is a uint64 whose low
-32 bits, without the lowest byte, are the record's data source key. Otherwise, in this order: with `kafka_dump_prefix` a
-uint64, the size of the sort id, or two when the first is 0; with `has_sort_id` the sort id behind its size, unless that
-was given; with `kafka_dump` a uint64. A TFRecord has no headers and a masked CRC-32C behind its length and its payload;
-a line ends at a line feed.
+A frame is headers, uint64 length, payload, all little endian; the payload is the record. With `lagrangex_header` the
+only header is a uint64 whose low 32 bits, without the lowest byte, are the record's data source key. Otherwise the
+headers are, in this order: with `kafka_dump_prefix` a uint64, the size of the sort id, or two when the first is 0; with
+`has_sort_id` the size of the sort id, unless the prefix gave it, and the sort id; with `kafka_dump` a uint64. A
+TFRecord has no headers, and a masked CRC-32C follows its length and its payload. A line ends at a line feed.
 
 Whole buffers are scanned in C++ (`ops/cc/records/wire/framing.cc`); streams are cut by `transforms/frames/stream.py`.
 """
@@ -19,24 +19,24 @@ from millrace.ops import record_library
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.data_source import header_bytes
 from millrace.transforms.batch.dead_letter import SCHEMA, Reason, Refusals
-from millrace.transforms.batch.provenance import ROWS_PER_RECORD
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD, set_provenance
 from millrace.transforms.batch.raw_block import RAW_FIELDS
 
-DATA_SOURCE_KEY = "data_source_key"
-"""Column of a raw block, uint32: what the LagrangeX header of a record says."""
+RECORD_SOURCE_KEY = "data_source_key"
+"""Column of a raw block, uint32: the data source key from the LagrangeX header of each record."""
 
 RECORD_ROW = "row"
 """Column of a deframed block, int32: index of the record within the Kafka value that it came in."""
 
 MAX_RECORD_BYTES = 64 << 20
-"""Longest record that is read where nothing else is said."""
+"""Longest record that is read by default, so that damaged lengths cannot make a reader fill the memory."""
 
 _FIRST_CAPACITY = 4096
 
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """The headers of a frame; the defaults are those of Kafka values."""
+    """Which headers a frame has; the defaults are those of Kafka values."""
 
     lagrangex_header: bool = False
     kafka_dump_prefix: bool = False
@@ -49,7 +49,7 @@ class FrameOptions:
         return sum(1 << bit for bit, given in enumerate(order) if given)
 
     def header(self, data_source: str = "") -> bytes:
-        """What the writer puts before each length: no sort id, no aggregate."""
+        """The header bytes that are written before each length: the key of `data_source`, or else zeros."""
         if self.lagrangex_header:
             return header_bytes(data_source)
         return bytes(16 * self.kafka_dump_prefix + 8 * self.has_sort_id + 8 * self.kafka_dump)
@@ -70,7 +70,7 @@ class TfRecordOptions:
 
 @dataclass(frozen=True)
 class LineOptions:
-    """Lines of text files: a record ends at a line feed, which is no part of it."""
+    """Lines of text files: a record ends at a line feed, which does not belong to it."""
 
     FLAG: ClassVar[int] = 32
 
@@ -93,13 +93,13 @@ class Frames(NamedTuple):
     """Where the records of a buffer lie.
 
     Attributes:
-      starts: int64 [n], of the payloads.
-      lengths: int64 [n], of the payloads.
-      positions: int64 [n], of the frames.
+      starts: int64 [n], byte at which each payload begins.
+      lengths: int64 [n], bytes of each payload.
+      positions: int64 [n], byte at which each frame begins.
       data_source_keys: uint32 [n], 0 without a LagrangeX header.
-      end: where the scan stopped: the size of the buffer, or the first frame that is not among the above.
+      end: byte at which the scan stopped: the size of the buffer, or the beginning of the first frame not listed.
       error: what is wrong with that frame; TRUNCATED where the buffer ends within it.
-      next: where that frame ends, perhaps behind the buffer; -1 where nobody can tell.
+      next: byte at which that frame ends, which may lie beyond the buffer; -1 where it cannot be told.
     """
 
     starts: np.ndarray
@@ -128,7 +128,7 @@ def split_frames(
     position: int = 0,
     max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> Frames:
-    """The frames of `data` from `position` on, up to the first that is wrong."""
+    """The frames of `data` from byte `position` on, up to the first that is wrong."""
     buffer = np.frombuffer(data, np.uint8)
     parts: list[tuple[np.ndarray, ...]] = []
     end, count, following = position, np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -152,12 +152,12 @@ def find_frame(
     max_record_bytes: int = MAX_RECORD_BYTES,
     is_last: bool = True,
 ) -> tuple[int, bool]:
-    """The first position from `position` on where a frame begins; -1 where none does or nobody can tell.
+    """The first byte from `position` on at which a frame begins; -1 where none begins or it cannot be told.
 
     Args:
-      is_last: no more bytes will come.
+      is_last: whether the stream ends with `data`.
 
-    Returns: (position, whether it is sure); unsure is what more bytes can decide.
+    Returns: (position, whether it is certain); what is not certain needs more bytes.
     """
     buffer = np.frombuffer(data, np.uint8)
     found, sure = np.zeros(1, np.int64), np.zeros(1, np.int32)
@@ -171,7 +171,7 @@ def join_frames(values: pa.Array, options: Framing, data_source: str = "") -> pa
 
     Args:
       values: binary [n].
-      data_source: whose key a LagrangeX header carries.
+      data_source: name of the source whose key a LagrangeX header carries.
     """
     offsets, data = _binary_parts(values)
     header = np.frombuffer(options.header(data_source), np.uint8)
@@ -183,7 +183,7 @@ def join_frames(values: pa.Array, options: Framing, data_source: str = "") -> pa
 
 
 def payloads(data: bytes | memoryview | pa.Buffer, starts: np.ndarray, lengths: np.ndarray) -> pa.BinaryArray:
-    """binary [n]: the bytes of each range, copied side by side. ValueError beyond 2 GiB."""
+    """binary [n]: the bytes of each range of `data`, copied. ValueError beyond 2 GiB, the most that the type holds."""
     total = int(lengths.sum())
     if total >= 1 << 31:
         raise ValueError(f"{total} bytes of records do not fit one block; read smaller ones")
@@ -198,12 +198,13 @@ def payloads(data: bytes | memoryview | pa.Buffer, starts: np.ndarray, lengths: 
 def deframe(
     block: pa.RecordBatch, options: Framing, max_record_bytes: int = MAX_RECORD_BYTES
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """The records of a raw block whose values hold frames, several back to back if need be.
+    """The records of a raw block whose values hold frames, one or several each.
 
-    A bad frame is one dead letter and its neighbours stay; where its end cannot be told it takes the rest of the value.
-    So do the records of a value from the 65th on (`provenance.ROWS_PER_RECORD`), and a null.
+    A bad frame is one dead letter, and the frames after it are read; where its end cannot be told, the dead letter has
+    the rest of the value. The records of a value from the 65th on (`provenance.ROWS_PER_RECORD`) are one dead
+    letter together, and so is a null.
 
-    Returns: (raw block with `row`, and `data_source_key` with a LagrangeX header; dead letters).
+    Returns: (raw block with the column `row`, and with a LagrangeX header `data_source_key`; dead letters).
     """
     offsets, data = _binary_parts(block.column("value"))
     capacity = max(_FIRST_CAPACITY, 2 * block.num_rows)
@@ -216,11 +217,18 @@ def deframe(
     fields = [block.schema.field("value"), *source.schema, pa.field(RECORD_ROW, pa.int32())]
     if options.flags() & FrameOptions(lagrangex_header=True).flags():
         columns.append(pa.array(keys))
-        fields.append(pa.field(DATA_SOURCE_KEY, pa.uint32()))
+        fields.append(pa.field(RECORD_SOURCE_KEY, pa.uint32()))
     good = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=block.schema.metadata))
     return good, _bad_values(
         block, payloads(data, bad_starts, bad_lengths), bad_rows, bad_starts - offsets[bad_rows], status
     )
+
+
+def with_source(rows: pa.RecordBatch, records: pa.RecordBatch) -> pa.RecordBatch:
+    """`rows` with the provenance of `records`, a raw block, deframed or not, with the record of each row."""
+    row = record_batch.column_of(records, RECORD_ROW)
+    row = np.zeros(records.num_rows, np.int32) if row is None else row
+    return set_provenance(rows, records.column("partition"), records.column("offset"), row)
 
 
 def _split_values(

@@ -1,4 +1,4 @@
-"""Cuts a stream of frames into raw blocks of bounded size, each with the dead letters that it met."""
+"""Cuts a stream of frames into raw blocks of bounded size, each with the dead letters of the same bytes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import MAX_VALUE_BYTES, SCHEMA, Reason
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block, raw_schema
 from millrace.transforms.frames.compression import Compression, StreamError, compression_of, read_chunks
 from millrace.transforms.frames.framing import (
-    DATA_SOURCE_KEY,
     LINES,
     MAX_RECORD_BYTES,
+    RECORD_SOURCE_KEY,
     TF_RECORDS,
     FrameOptions,
     Framing,
@@ -23,12 +23,16 @@ from millrace.transforms.frames.framing import (
 )
 
 BLOCK_BYTES = 4 << 20
+"""Bytes of a raw block: large enough that numpy's cost per block does not count, small enough to hold several."""
 
-_TF_HEADER_BYTES = 12
+_TF_HEADER_BYTES = 12  # uint64 length, uint32 checksum
+
+
+_KEY_FIELD = pa.field(RECORD_SOURCE_KEY, pa.uint32())
 
 
 class StreamPosition(NamedTuple):
-    """Where a stream is read on: byte of the uncompressed stream, and number of the record there."""
+    """Where reading goes on: byte of the uncompressed stream, and number of the record there."""
 
     byte: int = 0
     record: int = 0
@@ -38,18 +42,22 @@ BEGINNING = StreamPosition()
 
 
 class FrameStream:
-    """Iterates over (raw block, dead letters) of one stream; offset of a row = number of its record in the stream.
+    """Iterates over (raw block, dead letters) of one stream; the offset of a record is its number in the stream.
 
     Memory is bounded by `block_bytes` and the longest record. A bad frame is one dead letter with its number and byte.
-    Behind a record that is too large, or whose checksum is wrong, reading goes on with the next one; behind a TFRecord
-    whose length is wrong, with the next one whose length is right. Behind any other bad header the rest of the stream
-    is lost, and the dead letter says how much that is. Of lines the last needs no line feed.
+    After a record that is too large, or whose checksum is wrong, reading goes on with the next one; after a TFRecord
+    whose length is wrong, with the next one whose length is right. After any other bad header the rest of the stream
+    is lost, and the dead letter says how many bytes that is. The last line of a text needs no line feed.
 
     Args:
       chunks: the uncompressed stream from `start` on (`compression.read_chunks`).
-      topic: of the raw blocks.
-      partition: of the raw blocks: number of the file.
-      name: of the stream, for the dead letters.
+      options: how records are framed.
+      topic: topic of the raw blocks.
+      partition: partition of the raw blocks, which is the number of the file.
+      name: name of the stream, for the dead letters.
+      start: where reading begins; `chunks` must begin there too.
+      block_bytes: bytes of the stream that make up a block.
+      max_record_bytes: longest record that is read.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class FrameStream:
         self._topic, self._partition = topic, partition
         self._block_bytes, self._max_record_bytes = block_bytes, max_record_bytes
         self._buffer, self._at, self._base = b"", 0, start.byte
+        self._has_keys = isinstance(options, FrameOptions) and options.lagrangex_header
         self._record = start.record
         self._skip = 0
         self._seeking, self._bad = False, start
@@ -76,7 +85,7 @@ class FrameStream:
 
     @property
     def position(self) -> StreamPosition:
-        """Behind the last block that was given; where the end of a bad record is not known yet, before that record."""
+        """After the last block that was given; while the end of a bad record is not found yet, before that record."""
         if self._seeking:
             return self._bad
         return StreamPosition(self._base + self._at + self._skip, self._record)
@@ -91,7 +100,7 @@ class FrameStream:
             if block.num_rows or self._dead:
                 yield block, self._take_dead()
         if self._error is not None:
-            self._bury(self._error.reason, str(self._error), 0)
+            self._add_dead_letter(self._error.reason, str(self._error), 0)
             yield record_batch.empty(self._schema()), self._take_dead()
 
     def _fill(self, wanted: int) -> None:
@@ -120,7 +129,7 @@ class FrameStream:
         return chunk or b""
 
     def _scan(self) -> tuple[pa.RecordBatch, int]:
-        """(the records of the buffer, bytes that the one behind them needs)."""
+        """(the records of the buffer, number of bytes that the record after them needs)."""
         starts, lengths, keys, numbers = [], [], [], []
         missing = 0
         while self._at < len(self._buffer):
@@ -142,28 +151,28 @@ class FrameStream:
         return self._block(starts, lengths, keys, numbers), missing
 
     def _refuse(self, reason: Reason, following: int) -> None:
-        """Buries the frame here and goes on at `following`, or as the format allows when that is -1."""
+        """Makes the frame here a dead letter and goes on at `following`, or as the format allows when that is -1."""
         if reason is Reason.TRUNCATED:
             error, self._error = self._error, None
             detail = "the stream ends within this record" if error is None else str(error)
-            self._bury(reason if error is None else error.reason, detail, len(self._buffer) - self._at)
+            self._add_dead_letter(reason if error is None else error.reason, detail, len(self._buffer) - self._at)
             self._at = len(self._buffer)
         elif following >= 0:
-            self._bury(reason, "a record", following - self._at)
+            self._add_dead_letter(reason, "a record", following - self._at)
             self._skip = max(0, following - len(self._buffer))
             self._at = min(following, len(self._buffer))
         elif self._options in (TF_RECORDS, LINES):
             begin, self._bad = self._at, self.position
             self._seek(begin + 1)
-            self._bury(reason, "no record begins here", self._at - begin, begin)
+            self._add_dead_letter(reason, "no record begins here", self._at - begin, begin)
         else:
             rest = len(self._buffer) - self._at + self._drain()
-            self._bury(reason, "no header of this format; the rest of the stream is lost", rest)
+            self._add_dead_letter(reason, "no header of this format; the rest of the stream is lost", rest)
             self._at = len(self._buffer)
         self._record += 1
 
     def _seek(self, begin: int) -> bool:
-        """Goes on to the next record from `begin` on; False when it takes more bytes to find it."""
+        """Moves to the next record from `begin` on; False when finding it needs more bytes."""
         at, sure = find_frame(self._buffer, self._options, begin, self._max_record_bytes, self._ended)
         self._seeking = at < 0 or not sure
         kept = 0 if self._ended or self._options == LINES else _TF_HEADER_BYTES - 1
@@ -171,13 +180,13 @@ class FrameStream:
         return not self._seeking
 
     def _drain(self) -> int:
-        """Bytes of the rest of the stream, which is read and dropped."""
+        """Reads and drops the rest of the stream; returns its length in bytes."""
         size = 0
         while not self._ended:
             size += len(self._next_chunk())
         return size
 
-    def _bury(self, reason: Reason, detail: str, size: int, begin: int | None = None) -> None:
+    def _add_dead_letter(self, reason: Reason, detail: str, size: int, begin: int | None = None) -> None:
         begin = self._at if begin is None else begin
         value = self._buffer[begin : begin + min(size, MAX_VALUE_BYTES)]
         self._dead.append(
@@ -198,26 +207,18 @@ class FrameStream:
 
     def _schema(self) -> pa.Schema:
         schema = raw_schema(self._topic)
-        if isinstance(self._options, FrameOptions) and self._options.lagrangex_header:
-            schema = schema.append(pa.field(DATA_SOURCE_KEY, pa.uint32()))
-        return schema
+        return schema.append(_KEY_FIELD) if self._has_keys else schema
 
     def _block(
         self, starts: list[np.ndarray], lengths: list[np.ndarray], keys: list[np.ndarray], numbers: list[np.ndarray]
     ) -> pa.RecordBatch:
-        schema = self._schema()
         if not starts:
-            return record_batch.empty(schema)
-        offsets = np.concatenate(numbers)
-        columns = [
-            payloads(self._buffer, np.concatenate(starts), np.concatenate(lengths)),
-            pa.array(np.full(len(offsets), self._partition, np.int32)),
-            pa.array(offsets.astype(np.int64)),
-            pa.array(np.zeros(len(offsets), np.int64)),
-        ]
-        if len(schema) > len(columns):
-            columns.append(pa.array(np.concatenate(keys)))
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+            return record_batch.empty(self._schema())
+        values = payloads(self._buffer, np.concatenate(starts), np.concatenate(lengths))
+        block = raw_block(self._topic, values, self._partition, np.concatenate(numbers))
+        if not self._has_keys:
+            return block
+        return block.append_column(_KEY_FIELD, pa.array(np.concatenate(keys)))
 
 
 def read_file(

@@ -16,7 +16,7 @@ class Delay:
     made = 0
 
     def __init__(self, saved: bytes | None) -> None:
-        self.held = record_batch.empty(_SCHEMA) if saved is None else record_batch.decode_ipc(saved)
+        self.held = record_batch.empty(_SCHEMA) if saved is None else record_batch.from_bytes(saved)
         self.side: list[pa.RecordBatch] = []
         self.published: list[int] = []
         Delay.made += 1
@@ -42,7 +42,7 @@ class Delay:
         self.published.append(shard)
 
     def to_bytes(self) -> bytes:
-        return record_batch.encode_ipc(self.held)
+        return record_batch.to_bytes(self.held)
 
     @property
     def next_close_ms(self) -> int | None:

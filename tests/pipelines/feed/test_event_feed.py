@@ -302,7 +302,7 @@ def test_a_range_of_offsets_becomes_train_blocks_with_provenance(
     to_files, _ = run_bounded(tmp_path / "rows", source)
 
     records = read_topic(kafka, topics.train("m"), partitions=4)
-    batches = [record_batch.decode_ipc(record.value or b"") for record in records]
+    batches = [record_batch.from_bytes(record.value or b"") for record in records]
     rows, in_files = pa.Table.from_batches(batches), read_rows(to_files)
     assert labels_of(rows) == labels_of(in_files)
     assert provenance(rows) == provenance(in_files)

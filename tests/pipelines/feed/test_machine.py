@@ -18,7 +18,7 @@ def test_a_composed_machine_is_that_of_its_parts() -> None:
 
 def test_state_of_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="not the state of a machine with a stage"):
-        NUMBERED(record_batch.encode_ipc(rows_of(1)))
+        NUMBERED(record_batch.to_bytes(rows_of(1)))
     assert isinstance(NUMBERED(None), ComposedMachine)
 
 

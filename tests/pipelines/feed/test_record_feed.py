@@ -15,7 +15,7 @@ from millrace.pipelines.files.format import RecordSettings
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of, with_provenance
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.codecs.record_codec import encode_records
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
@@ -23,7 +23,7 @@ from millrace.transforms.feed.shards import by_partition
 from millrace.transforms.frames.framing import FILE_FRAMES, TF_RECORDS, FrameOptions, join_frames
 from millrace.transforms.recipe.chain import TransformChain
 from tests.conformance.covers import covers
-from tests.reference.file_batches import raw_block
+from tests.reference.file_batches import events_block
 from tests.reference.record_rows import random_rows
 
 _CONFIG = FeedConfig(
@@ -71,7 +71,7 @@ def test_tf_examples_in_a_tfrecord_file_become_train_rows(tmp_path: Path) -> Non
     rows = random_rows(40)
     values = encode_tf_examples(rows, options)
     (tmp_path / "part.tfrecord").write_bytes(join_frames(values, TF_RECORDS).to_pybytes())
-    expected, dead = decode_tf_examples(raw_block(values.to_pylist()), options)
+    expected, dead = decode_tf_examples(events_block(values.to_pylist()), options)
     source = RecordFiles(str(tmp_path / "part.tfrecord"), RecordFormat("tf_example", tf_example=options))
     run_feed(FeedOptions(_CONFIG, source, tmp_path / "rows", "direct"), threading.Event())
     fed = pa.concat_tables(pq.read_table(file) for file in (tmp_path / "rows").glob("*.parquet"))
@@ -152,10 +152,7 @@ def test_a_file_of_bad_records_stops_the_feed(tmp_path: Path) -> None:
 def test_a_kafka_value_with_two_frames_gives_two_rows_of_one_source_record() -> None:
     values = encode_records(random_rows(2), "example")
     two = join_frames(values, FrameOptions()).to_pybytes()
-    columns = [[two, two], [3, 3], [7, 8], [0, 0]]
-    types = (pa.binary(), pa.int32(), pa.int64(), pa.int64())
-    arrays = [pa.array(column, type) for column, type in zip(columns, types, strict=True)]
-    block = pa.RecordBatch.from_arrays(arrays, schema=raw_schema("records"))
+    block = raw_block("records", [two, two], 3, [7, 8])
     rows, dead = make_decoder(RecordSettings("example"), FrameOptions())(block)
     assert dead.num_rows == 0
     assert list(zip(*(each.tolist() for each in provenance_of(rows)), strict=True)) == [

@@ -26,7 +26,7 @@ from millrace.transforms.codecs.avro_file import write_avro
 from millrace.transforms.codecs.tables import mark_canonical
 from millrace.transforms.frames.compression import SUFFIXES, Compression, write_chunks
 from millrace.transforms.frames.framing import FILE_FRAMES, TF_RECORDS, FrameOptions, join_frames
-from tests.reference.file_batches import canonical_batch, raw_block
+from tests.reference.file_batches import canonical_batch, events_block
 
 VALUES = [f"record {number}".encode() for number in range(1000)]
 
@@ -283,7 +283,7 @@ def test_raw_records_that_are_written_are_read_again(
     tmp_path: Path, sink: Any, source: Any, suffix: str, kind: Compression
 ) -> None:
     ending = ".zst" if kind == Compression.ZSTD else ""
-    blocks = [raw_block(VALUES[:300]), raw_block(VALUES[300:], first_offset=300)]
+    blocks = [events_block(VALUES[:300]), events_block(VALUES[300:], first_offset=300)]
     write(blocks, sink(str(tmp_path), compression=kind), [f"part-00000-of-00001.{suffix}{ending}"], tmp_path)
 
     def check(rows: list[dict], dead: list[dict]) -> None:
@@ -319,7 +319,7 @@ def test_each_window_has_files_of_its_own(tmp_path: Path) -> None:
 
 def test_a_line_with_a_line_feed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="line feed"), TestPipeline() as pipeline:
-        _ = pipeline | beam.Create([raw_block([b"a\nb"])]) | file_sinks.WriteJsonLines(str(tmp_path))
+        _ = pipeline | beam.Create([events_block([b"a\nb"])]) | file_sinks.WriteJsonLines(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,7 +338,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_arrow_streams_are_read_as_arrow_files_are(tmp_path: Path) -> None:
     batch = mark_canonical(canonical_batch(5))
-    (tmp_path / "a").write_bytes(record_batch.encode_ipc(batch))
+    (tmp_path / "a").write_bytes(record_batch.to_bytes(batch))
 
     def check(rows: list[dict], dead: list[dict]) -> None:
         assert rows == batch.to_pylist()

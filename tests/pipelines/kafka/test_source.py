@@ -16,7 +16,7 @@ from millrace.pipelines.kafka.reader import (
     KafkaMark,
     KafkaMarkCoder,
     ReaderSettings,
-    raw_block,
+    counted_block,
 )
 from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka
 from millrace.runtime.errors import UserError
@@ -292,7 +292,7 @@ def test_wrong_arguments_are_refused_at_construction(arguments: dict) -> None:
 
 
 def test_a_tombstone_is_a_null_value() -> None:
-    batch = raw_block(TopicRecords("t", [None, b"x"], [0, 0], [1, 2], [3, 4]))
+    batch = counted_block(TopicRecords("t", [None, b"x"], [0, 0], [1, 2], [3, 4]))
     assert batch.column("value").to_pylist() == [None, b"x"]
     assert raw_topic(batch) == "t"
     assert batch.schema.equals(raw_schema("t"))

@@ -24,7 +24,7 @@ from millrace.transforms.beam.codecs import (
 )
 from millrace.transforms.codecs.tf_example import TfExampleOptions, encode_tf_examples
 from millrace.transforms.frames.framing import KAFKA_FRAMES, join_frames
-from tests.reference.file_batches import raw_block
+from tests.reference.file_batches import events_block
 from tests.reference.record_rows import random_rows
 
 SCHEMA = {"type": "record", "name": "R", "fields": [{"name": "__UID__", "type": "long"}]}
@@ -50,20 +50,20 @@ def _letters(dead: pa.RecordBatch) -> list[tuple[int, str]]:
 
 def test_values_are_cut_into_their_records() -> None:
     value = join_frames(pa.array([b"a", b"b"], pa.binary()), KAFKA_FRAMES).to_pybytes()
-    check([raw_block([value, value[:-1]])], Deframe(), [(0, b"a"), (0, b"b"), (1, b"a")], [(1, "truncated")])
+    check([events_block([value, value[:-1]])], Deframe(), [(0, b"a"), (0, b"b"), (1, b"a")], [(1, "truncated")])
 
 
 def test_avro_values_become_rows() -> None:
     stream = io.BytesIO()
     fastavro.schemaless_writer(stream, fastavro.parse_schema(SCHEMA), {"__UID__": 7})
-    blocks = [raw_block([stream.getvalue(), b""])]
+    blocks = [events_block([stream.getvalue(), b""])]
     check(blocks, DecodeAvro(SCHEMA, json.dumps(SCHEMA)), [(0, 7)], [(1, "malformed_avro")])
 
 
 def test_tf_examples_become_rows() -> None:
     options = TfExampleOptions({"item": 1})
     batch = pa.RecordBatch.from_pydict({"item": [[5]]})
-    blocks = [raw_block([encode_tf_examples(batch, options)[0].as_py(), b"\xff"])]
+    blocks = [events_block([encode_tf_examples(batch, options)[0].as_py(), b"\xff"])]
     check(blocks, DecodeTfExamples(options), [(0, [1 << 48 | 5])], [(1, "malformed_frame")])
 
 

@@ -17,7 +17,7 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.codecs.avro import AvroCodec, RegistryAvroCodec, encode_avro, registry_prefix
 from millrace.transforms.codecs.avro_file import AvroFile, write_avro
 from millrace.transforms.codecs.avro_schema import arrow_schema, avro_schema, load_schema, parse_schema
-from tests.reference.file_batches import canonical_batch, raw_block
+from tests.reference.file_batches import canonical_batch, events_block
 
 
 def record(*fields: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ NEW = record(
 def test_rows_that_are_encoded_decode_to_themselves(rows: int) -> None:
     batch = canonical_batch(rows)
     features = batch.drop_columns(["scalar", *batch.schema.names[-3:]])
-    found, dead = AvroCodec(avro_schema(features.schema)).decode(raw_block(encode_avro(features).to_pylist()))
+    found, dead = AvroCodec(avro_schema(features.schema)).decode(events_block(encode_avro(features).to_pylist()))
     assert dead.num_rows == 0
     assert found.select(features.schema.names).to_pylist() == features.to_pylist()
     kept = [each for each in features.schema.names if record_batch.is_fid_field(features.schema.field(each))]
@@ -64,7 +64,7 @@ def test_names_that_avro_does_not_allow_are_kept_beside() -> None:
 
 
 def test_a_value_is_read_by_the_readers_schema() -> None:
-    block = raw_block(values(OLD, [{"uid": 5, "f": [1, 2]}, {"uid": 6, "f": []}]), first_offset=40)
+    block = events_block(values(OLD, [{"uid": 5, "f": [1, 2]}, {"uid": 6, "f": []}]), first_offset=40)
     rows, dead = AvroCodec(OLD, NEW).decode(block)
     assert dead.num_rows == 0
     assert record_batch.fid_columns(rows.schema) == ["f"]
@@ -80,7 +80,7 @@ def test_a_value_is_read_by_the_readers_schema() -> None:
 
 def test_a_bad_value_is_one_dead_letter_and_its_neighbours_stay() -> None:
     good = values(OLD, [{"uid": 5, "f": [1, 2]}])[0]
-    block = raw_block([good, good[:-1], None, good + b"x", b"", good])
+    block = events_block([good, good[:-1], None, good + b"x", b"", good])
     rows, dead = AvroCodec(OLD).decode(block)
     assert rows.column("__SOURCE_OFFSET__").to_pylist() == [0, 5]
     assert [(row["offset"], row["reason"]) for row in dead.to_pylist()] == [
@@ -90,14 +90,14 @@ def test_a_bad_value_is_one_dead_letter_and_its_neighbours_stay() -> None:
 
 def test_schemas_that_do_not_fit_are_refused_by_name() -> None:
     reader = record(field("uid", "string"))
-    rows, dead = AvroCodec(OLD, reader).decode(raw_block(values(OLD, [{"uid": 5, "f": []}])))
+    rows, dead = AvroCodec(OLD, reader).decode(events_block(values(OLD, [{"uid": 5, "f": []}])))
     assert rows.num_rows == 0
     assert dead.column("reason").to_pylist() == ["unknown_schema"]
 
 
 def test_logical_types_count_as_what_they_are_stored_as() -> None:
     schema = record(field("t", {"type": "long", "logicalType": "timestamp-millis"}))
-    rows, _ = AvroCodec(schema).decode(raw_block([b"\x0a"]))
+    rows, _ = AvroCodec(schema).decode(events_block([b"\x0a"]))
     assert rows.column("t").to_pylist() == [[5]]
 
 
@@ -152,7 +152,7 @@ def test_values_of_several_schemas_become_rows_of_one() -> None:
     newer = record(field("uid", "long"), field("f", {"type": "array", "items": "long"}), field("g", "double"))
     registry = Registry({1: OLD, 70000: newer})
     codec = RegistryAvroCodec(registry.lookup, NEW)
-    block = raw_block(
+    block = events_block(
         [
             registry_prefix(70000) + values(newer, [{"uid": 1, "f": [1], "g": 0.5}])[0],
             registry_prefix(1) + values(OLD, [{"uid": 2, "f": [2]}])[0],
@@ -172,7 +172,7 @@ def test_a_value_without_a_known_schema_is_a_dead_letter_that_names_it() -> None
     other = record(field("uid", "string"), field("f", {"type": "array", "items": "long"}))
     codec = RegistryAvroCodec(Registry({1: OLD, 2: bad, 3: other}).lookup, NEW)
     good = registry_prefix(1) + values(OLD, [{"uid": 2, "f": [2]}])[0]
-    block = raw_block(
+    block = events_block(
         [
             registry_prefix(9) + b"x",
             good,
@@ -200,9 +200,9 @@ def test_a_value_without_a_known_schema_is_a_dead_letter_that_names_it() -> None
 def test_a_slice_and_no_values_at_all_are_decoded() -> None:
     codec = RegistryAvroCodec(Registry({1: OLD}).lookup, NEW)
     good = registry_prefix(1) + values(OLD, [{"uid": 2, "f": [2]}])[0]
-    rows, _ = codec.decode(raw_block([b"x", good, b"x"]).slice(1, 1))
+    rows, _ = codec.decode(events_block([b"x", good, b"x"]).slice(1, 1))
     assert rows.column("__UID__").to_pylist() == [2]
-    rows, dead = codec.decode(raw_block([]))
+    rows, dead = codec.decode(events_block([]))
     assert rows.num_rows == dead.num_rows == 0 and "__UID__" in rows.schema.names
 
 

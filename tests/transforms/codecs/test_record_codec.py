@@ -400,7 +400,7 @@ def test_arrow_blocks_keep_provenance_or_get_one() -> None:
     own = with_provenance(pa.record_batch({"a": pa.array([1, 2])}), 9, 50)
     bare = pa.record_batch({"b": pa.array([3, 4, 5])})
     other = pa.record_batch({"a": pa.array(["x"])})
-    values = [record_batch.encode_ipc(batch) for batch in (own, bare, other)]
+    values = [record_batch.to_bytes(batch) for batch in (own, bare, other)]
     rows, dead = _decode([values[0], b"\xff\xff\xff\xff", values[1], values[2]], "arrow")
     assert rows.select(["a", "b", record_batch.SOURCE_OFFSET, record_batch.SOURCE_ROW]).to_pylist() == [
         {"a": 1, "b": None, "__SOURCE_OFFSET__": 50, "__SOURCE_ROW__": 0},
@@ -430,3 +430,8 @@ def test_json_rows_have_the_columns_of_the_schema() -> None:
     assert [(letter["offset"], letter["reason"]) for letter in dead] == [
         (offset, "wrong_type") for offset in (101, 102, 103)
     ]
+
+
+def test_json_rows_of_no_wanted_columns_say_where_they_come_from() -> None:
+    rows, _ = decode_records(block_of([b'{"a": 1}', b"{}"]), "json", DecodeOptions(features=pa.schema([])))
+    assert rows.column("__SOURCE_OFFSET__").to_pylist() == [100, 101]

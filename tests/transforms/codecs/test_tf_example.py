@@ -15,7 +15,7 @@ from millrace.transforms.batch.arrays import DenseFeature, ParseSpec, parse
 from millrace.transforms.batch.fid import fid_v2, hash_strings
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples, log2_bucket
 from tests.conformance.covers import covers
-from tests.reference.file_batches import canonical_batch, raw_block
+from tests.reference.file_batches import canonical_batch, events_block
 from tests.reference.tf_example import reference_row
 
 OPTIONS = TfExampleOptions({"feature0": 1, "feature1": 2, "price": 3}, ["age", "name"], "click", "importance")
@@ -37,7 +37,7 @@ def _type(values: list[Any]) -> pa.DataType:
 
 
 def decode(rows: list[dict[str, list[Any]]], options: TfExampleOptions = OPTIONS) -> tuple[list[dict], list[dict]]:
-    good, dead = decode_tf_examples(raw_block(examples(rows)), options)
+    good, dead = decode_tf_examples(events_block(examples(rows)), options)
     return good.to_pylist(), dead.to_pylist()
 
 
@@ -60,7 +60,7 @@ def test_integers_become_fids_of_their_slot() -> None:
 
 @covers("data:v34")
 def test_what_is_not_listed_is_zero_or_empty_for_who_reads_the_row_as_arrays() -> None:
-    rows, _ = decode_tf_examples(raw_block(examples([{"feature0": [1], "age": [7], "other": [3]}])), OPTIONS)
+    rows, _ = decode_tf_examples(events_block(examples([{"feature0": [1], "age": [7], "other": [3]}])), OPTIONS)
     dense = DenseFeature("missing_dense"), DenseFeature("instance_weight")
     parsed: Any = parse(rows, ParseSpec(sparse=("feature0", "feature1", "other"), dense=dense))
     assert [(values.tolist(), splits.tolist()) for values, splits in (parsed["feature0"], parsed["feature1"])] == [
@@ -109,7 +109,7 @@ def test_dense_features_are_copied() -> None:
 def test_a_bad_record_is_one_dead_letter_and_its_neighbours_stay() -> None:
     values: list[bytes | None] = [*examples([{"feature1": [number]} for number in range(20)])]
     values[3], values[11], values[12] = b"\xff\xff", None, b"garbage"
-    rows, dead = decode_tf_examples(raw_block(values), OPTIONS)
+    rows, dead = decode_tf_examples(events_block(values), OPTIONS)
     kept = [number for number in range(20) if number not in (3, 11, 12)]
     assert rows.column("__SOURCE_OFFSET__").to_pylist() == kept
     assert rows.column("feature1").to_pylist() == [[int(fid_v2(2, number))] for number in kept]
@@ -133,7 +133,7 @@ def test_bytes_are_no_label() -> None:
 
 
 def test_no_records_give_the_columns_and_no_rows() -> None:
-    rows, dead = decode_tf_examples(raw_block([]), OPTIONS)
+    rows, dead = decode_tf_examples(events_block([]), OPTIONS)
     assert rows.num_rows == dead.num_rows == 0
     assert rows.schema.names[:3] == ["feature0", "feature1", "price"]
 
@@ -159,7 +159,7 @@ def test_encoded_rows_decode_to_themselves() -> None:
     batch = canonical_batch(20).drop_columns(["nested"])
     names = [name for name in record_batch.feature_columns(batch.schema) if name != "slot_1"]
     options = TfExampleOptions({"slot_1": 1}, names, "label", "weight")
-    block = raw_block(encode_tf_examples(batch, options).to_pylist())
+    block = events_block(encode_tf_examples(batch, options).to_pylist())
     rows, dead = decode_tf_examples(block, options)
     assert dead.num_rows == 0
     for name in ("slot_1", "v1", "context.hour", "ue", "name", "__LABEL__"):

@@ -1,25 +1,18 @@
 """The guard trips on a partition of nothing but bad records, and on nothing else."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.transforms.batch.dead_letter import Reason, Refusals
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.feed.drop_guard import DropRatioGuard, TooManyDeadLettersError
 
 
 def _observed(guard: DropRatioGuard, partitions: list[int], bad: list[bool]) -> None:
     count = len(partitions)
-    columns = [
-        pa.array([b"x"] * count, pa.binary()),
-        pa.array(partitions, pa.int32()),
-        pa.array(range(count), pa.int64()),
-        pa.array([0] * count, pa.int64()),
-    ]
-    block = pa.RecordBatch.from_arrays(columns, schema=raw_schema("events"))
+    block = raw_block("events", [b"x"] * count, partitions, range(count))
     refusals = Refusals(block)
     refusals.add(np.flatnonzero(bad), Reason.MALFORMED_JSON, "cut off")
     guard.observe(block, refusals.to_batch())

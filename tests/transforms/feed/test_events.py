@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from millrace.pipelines.traffic import bad_records
 from millrace.transforms.batch import dead_letter
 from millrace.transforms.batch.dead_letter import Reason, count_by_reason
-from millrace.transforms.batch.raw_block import raw_schema
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.feed import events as event_codec
 from millrace.transforms.feed.events import DAY_MS
 from tests.reference.rows_reference import is_good_action, is_good_impression
@@ -23,13 +23,7 @@ _ACTION = {"schema_version": 1, "request_id": "r", "item_id": 9, "action": "clic
 
 
 def _block(values: list[bytes | None]) -> pa.RecordBatch:
-    columns = [
-        pa.array(values, pa.binary()),
-        pa.array([3] * len(values), pa.int32()),
-        pa.array(range(100, 100 + len(values)), pa.int64()),
-        pa.array([_NOW] * len(values), pa.int64()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=raw_schema("events.impressions"))
+    return raw_block("events.impressions", values, 3, range(100, 100 + len(values)), _NOW)
 
 
 def _impression(**changes: Any) -> bytes:

@@ -22,7 +22,7 @@ def test_it_finds_what_a_dictionary_finds(steps: list[tuple[list[int], int]]) ->
         base = min(base + forgotten, following)
         index.forget_below(base)
         expected = [known.get(key, -1) if known.get(key, -1) >= base else -1 for key in range(61)]
-        assert index.find(np.arange(61, dtype=np.uint64)).tolist() == expected
+        assert index.positions_of(np.arange(61, dtype=np.uint64)).tolist() == expected
 
 
 def test_it_holds_few_runs_however_many_additions() -> None:

@@ -33,7 +33,7 @@ from millrace.transforms.frames.framing import (
     split_frames,
 )
 from tests.conformance.covers import covers
-from tests.reference.file_batches import raw_block
+from tests.reference.file_batches import events_block
 from tests.reference.framing import read_frames, write_frame
 
 ALL_OPTIONS = [FrameOptions(*flags) for flags in itertools.product((False, True), repeat=4)]
@@ -105,7 +105,7 @@ def test_the_bytes_of_a_frame_are_read(data: bytes, options: FrameOptions) -> No
 
 @covers("data:v7")
 def test_a_kafka_value_of_two_frames_gives_two_rows_of_one_record() -> None:
-    rows, dead = deframe(raw_block([ABC * 2], first_offset=9), KAFKA_FRAMES)
+    rows, dead = deframe(events_block([ABC * 2], first_offset=9), KAFKA_FRAMES)
     assert [(row["value"], row["offset"], row["row"]) for row in rows.to_pylist()] == [(b"abc", 9, 0), (b"abc", 9, 1)]
     assert dead.num_rows == 0
 
@@ -145,7 +145,7 @@ def test_any_bytes_are_read_as_the_reference_reads_them(data: bytes, options: Fr
 
 @given(st.lists(_STREAMS, max_size=6), st.sampled_from(ALL_OPTIONS))
 def test_kafka_values_are_read_as_the_reference_reads_them(values: list[bytes], options: FrameOptions) -> None:
-    block = raw_block([b"before", *values, b"after"]).slice(1, len(values))
+    block = events_block([b"before", *values, b"after"]).slice(1, len(values))
     rows, dead = deframe(block, options, max_record_bytes=16)
     expected = [(row, value) for row, data in enumerate(values) for value in read_frames(data, options, 16)[0]]
     assert [(row["offset"] - 1, row["value"]) for row in rows.to_pylist()] == expected
@@ -202,7 +202,7 @@ def test_lines_end_at_line_feeds() -> None:
 def test_a_bad_frame_in_a_value_is_one_dead_letter_and_the_others_stay() -> None:
     large = (50).to_bytes(8, "little") + b"x" * 50
     values = [ABC + large + ABC, ABC[:-1], b"", None, ABC + (0xFEFEFEFE).to_bytes(8, "little") + ABC]
-    rows, dead = deframe(raw_block(values), KAFKA_FRAMES, max_record_bytes=40)
+    rows, dead = deframe(events_block(values), KAFKA_FRAMES, max_record_bytes=40)
     assert [(row["offset"], row["row"]) for row in rows.to_pylist()] == [(0, 0), (0, 1), (4, 0)]
     letters = dead.to_pylist()
     assert [(row["offset"], row["reason"], row["detail"]) for row in letters] == [
@@ -215,7 +215,7 @@ def test_a_bad_frame_in_a_value_is_one_dead_letter_and_the_others_stay() -> None
 
 
 def test_records_beyond_the_64th_of_a_value_are_refused_together() -> None:
-    rows, dead = deframe(raw_block([ABC * 100, ABC]), KAFKA_FRAMES)
+    rows, dead = deframe(events_block([ABC * 100, ABC]), KAFKA_FRAMES)
     assert rows.num_rows == ROWS_PER_RECORD + 1
     assert [(row["offset"], row["reason"], len(row["value"])) for row in dead.to_pylist()] == [
         (0, "out_of_range", 36 * len(ABC))
@@ -225,7 +225,7 @@ def test_records_beyond_the_64th_of_a_value_are_refused_together() -> None:
 def test_a_lagrangex_value_keeps_the_key_of_each_record() -> None:
     frames = FrameOptions(lagrangex_header=True)
     value = header_bytes("pc") + ABC + header_bytes("mobile") + ABC
-    rows, _ = deframe(raw_block([value]), frames)
+    rows, _ = deframe(events_block([value]), frames)
     assert rows.column("data_source_key").to_pylist() == [data_source_key("pc"), data_source_key("mobile")]
 
 
@@ -233,11 +233,11 @@ def test_more_frames_than_first_thought_are_all_found() -> None:
     data = (bytes(8)) * 50_000
     frames = split_frames(data, KAFKA_FRAMES)
     assert len(frames.starts) == 50_000 and frames.error is None
-    rows, dead = deframe(raw_block([bytes(8) * 60] * 1000), KAFKA_FRAMES)
+    rows, dead = deframe(events_block([bytes(8) * 60] * 1000), KAFKA_FRAMES)
     assert (rows.num_rows, dead.num_rows) == (60_000, 0)
 
 
 def test_a_block_without_rows_has_no_records() -> None:
-    rows, dead = deframe(raw_block([]), KAFKA_FRAMES)
+    rows, dead = deframe(events_block([]), KAFKA_FRAMES)
     assert rows.num_rows == dead.num_rows == 0
     assert raw_topic(rows) == "events"

@@ -8,7 +8,7 @@ import pyarrow as pa
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch.label_column import with_label_values
 from millrace.transforms.batch.list_columns import row_of_value, values_and_splits
-from millrace.transforms.batch.record_batch import INVALID_LABEL
+from millrace.transforms.batch.record_batch import is_valid_label
 
 NORMALIZATIONS: Mapping[int, Callable[[np.ndarray, float], np.ndarray]] = {
     pb.LabelNormalizationConfig.LOG: lambda labels, value: np.log(np.maximum(labels + value, 0)),
@@ -27,7 +27,7 @@ def bound_labels(labels: pa.ListArray, bounds: Sequence[float]) -> pa.ListArray:
     position = np.arange(len(values)) - np.repeat(splits[:-1], np.diff(splits))
     bounded = np.repeat(np.diff(splits) >= len(bounds), np.diff(splits)) & (position < len(bounds))
     limits = np.asarray(bounds, np.float32)[np.where(bounded, position, 0)]
-    return with_label_values(labels, np.where(bounded & is_valid(values), np.minimum(values, limits), values))
+    return with_label_values(labels, np.where(bounded & is_valid_label(values), np.minimum(values, limits), values))
 
 
 def normalize_labels(labels: pa.ListArray, operations: Sequence[tuple[int, float]]) -> tuple[pa.ListArray, int]:
@@ -44,7 +44,7 @@ def normalize_labels(labels: pa.ListArray, operations: Sequence[tuple[int, float
         for method, value in operations:
             result = NORMALIZATIONS[method](result, value)
         rounded = result.astype(np.float32)
-    normalized = np.where(is_valid(values), rounded, values)
+    normalized = np.where(is_valid_label(values), rounded, values)
     lost = int(np.count_nonzero(np.isfinite(values) & ~np.isfinite(normalized)))
     return with_label_values(labels, normalized), lost
 
@@ -53,9 +53,4 @@ def raise_labels(labels: pa.ListArray, floor: np.ndarray) -> pa.ListArray:
     """The labels, each raised to the `floor`, float32 [rows], of its row where it is below."""
     values, splits = values_and_splits(labels)
     raised = np.maximum(values, floor[row_of_value(splits)])
-    return with_label_values(labels, np.where(is_valid(values), raised, values))
-
-
-def is_valid(values: np.ndarray) -> np.ndarray:
-    """bool [n]: which labels say something."""
-    return values != np.float32(INVALID_LABEL)
+    return with_label_values(labels, np.where(is_valid_label(values), raised, values))

@@ -189,7 +189,7 @@ class ItemPool:
         contents = self.contents()
         arrays = [*map(pa.array, contents[:4]), *contents.items.columns]
         schema = pa.schema([*_BOOK, *contents.items.schema], metadata=_MARK)
-        data = record_batch.encode_ipc(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        data = record_batch.to_bytes(pa.RecordBatch.from_arrays(arrays, schema=schema))
         if len(data) > MAX_STATE_BYTES:
             raise ValueError(
                 f"the item pools take {len(data)} bytes, more than the limit of {MAX_STATE_BYTES}: lower max_item_num"
@@ -271,7 +271,7 @@ def _decode(data: bytes) -> Contents:
     """The contents in a saved state; ValueError for anything else."""
     if len(data) > MAX_STATE_BYTES:
         raise ValueError(f"saved item pools of {len(data)} bytes: more than the limit of {MAX_STATE_BYTES}")
-    batch = record_batch.decode_ipc(data)
+    batch = record_batch.from_bytes(data)
     names = batch.schema.names
     is_pool = batch.schema.metadata == _MARK and list(batch.schema)[: len(_BOOK)] == list(_BOOK)
     if not is_pool or len(set(names)) < len(names):

@@ -83,7 +83,7 @@ def test_a_dead_letter_holds_its_row() -> None:
     rows = _rows(2, ["cloud"])
     letters = unknown_source_letters(rows)
     assert letters.schema.equals(dead_letter.SCHEMA)
-    values = [record_batch.decode_ipc(value) for value in letters.column("value").to_pylist()]
+    values = [record_batch.from_bytes(value) for value in letters.column("value").to_pylist()]
     assert record_batch.concat(values).equals(rows)
 
 

@@ -133,7 +133,7 @@ def test_bytes_of_something_else_are_refused_and_change_nothing(saved: bytes, mo
     pool = ItemPool(0, 50)
     feed(pool, [1])
     before = pool.save()
-    other = record_batch.encode_ipc(pa.record_batch({"x": [1]}))
+    other = record_batch.to_bytes(pa.record_batch({"x": [1]}))
     for data in (b"", b"garbage", saved[:-100], other):
         with pytest.raises(ValueError):
             pool.restore(data)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.transforms.batch import record_batch
-from millrace.transforms.codecs.json_text import json_lines
+from millrace.transforms.codecs.json_writer import json_lines
 
 _FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 _TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {

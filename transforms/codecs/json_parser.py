@@ -30,7 +30,7 @@ _MAX_FAILURES = 32
 _ROW_IN_PROBLEM = re.compile(r" in row (\d+)$")
 
 
-def parse(
+def parse_objects(
     block: pa.RecordBatch, schema: pa.Schema, refusals: Refusals, version: int | None = None
 ) -> tuple[pa.RecordBatch, np.ndarray]:
     """Parses what can be parsed; the rest is refused.
@@ -60,7 +60,7 @@ def parse(
 def parse_unusual(
     values: pa.BinaryArray, rows: np.ndarray, schema: pa.Schema, refusals: Refusals, version: int | None = None
 ) -> tuple[pa.RecordBatch, np.ndarray]:
-    """`parse` for the values at `rows`, by `pyarrow.json` alone."""
+    """`parse_objects` for the values at `rows`, by `pyarrow.json` alone."""
     _refuse_unreadable(values, rows, refusals)
     batches, positions, failures = [], [], 0
     todo = _runs(rows[refusals.keep(rows)])
