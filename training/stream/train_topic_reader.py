@@ -20,7 +20,7 @@ from millrace.transforms.batch import record_batch
 _LOG = logging.getLogger(__name__)
 _BAD_BLOCKS = counter("train_blocks_bad", "blocks of the train topic that could not be used", ("reason",))
 _POLL_SECONDS = 0.01  # a read without records takes so long, and a batch that is due leaves at most so much later
-_MAX_RECORDS = 64  # blocks per read: some 20,000 rows wait in memory at most before they are cut into batches
+_MAX_RECORDS = 64  # blocks per read: so many wait in memory, at most 1 MB each, until they are cut into batches
 _RETRY_SECONDS = 1.0  # before a topic that could not be read is opened anew: time for a broker to come back
 _JOIN_SECONDS = 10.0  # for the thread's end: a read or a commit in progress ends within seconds
 

@@ -17,7 +17,7 @@ _FIDS = pa.list_(pa.int64())
 _NONE = np.zeros(0, np.int64)
 
 
-class SparseFeature(NamedTuple):
+class FidColumn(NamedTuple):
     """A column of fids, in layout v1 or v2. Of a nested column, the lists of a row count as one joined list."""
 
     column: pa.ListArray
@@ -96,11 +96,11 @@ def fid_bits(batch: pa.RecordBatch, wanted: np.ndarray) -> np.ndarray:
     return record_library.find_fids(batch, np.ascontiguousarray(wanted, np.int64))
 
 
-def sparse_features(batch: pa.RecordBatch) -> Iterator[SparseFeature]:
+def sparse_features(batch: pa.RecordBatch) -> Iterator[FidColumn]:
     """The columns of fids v2 and of fids v1."""
     for index, field in enumerate(batch.schema):
         if _holds_fids(field):
-            yield SparseFeature(batch.column(index), record_batch.is_fid_v1_field(field))
+            yield FidColumn(batch.column(index), record_batch.is_fid_v1_field(field))
 
 
 def _holds_fids(field: pa.Field) -> bool:
@@ -134,7 +134,7 @@ def _upper_bits(fids: np.ndarray) -> np.ndarray:
 
 
 def _joined(
-    hits: Sequence[tuple[SparseFeature, np.ndarray, np.ndarray]],
+    hits: Sequence[tuple[FidColumn, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows, codes), int64 [n] each, of all `hits`.
 
