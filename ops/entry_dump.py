@@ -16,8 +16,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from millrace.ops.embedding_table import EmbeddingStore, Entries
-from millrace.ops.table_config import Adagrad, TableConfig
-from millrace.ops.table_files import TableFile
+from millrace.ops.table_config import Adagrad, Segment, TableConfig
+from millrace.ops.table_files import FileSegment, TableFile
 from millrace.protos.embedding_table_pb2 import EntryDump, SingleOptimizerDump
 
 __all__ = [
@@ -178,7 +178,8 @@ def _dumped_segments(table: TableConfig | TableFile) -> list[_DumpedSegment]:
     """Segments that have an optimizer's dump: none in a table that serves."""
     dumped = []
     name = table.table if isinstance(table, TableFile) else table.name
-    for i, segment in enumerate(table.segments):
+    segments: tuple[Segment, ...] | tuple[FileSegment, ...] = table.segments
+    for i, segment in enumerate(segments):
         optimizer = segment.optimizer
         kind = optimizer if isinstance(optimizer, str) else "" if optimizer is None else optimizer.kind
         if kind in ("", "none", "moving_average"):
