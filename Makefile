@@ -22,7 +22,7 @@ peer := build/peer-venv
 library := ops/_millrace_ops.so
 library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc' 2>/dev/null)
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
-cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python)
+cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python) -DMILLRACE_WERROR=ON
 
 .PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer chaos soak fuzz \
         conformance dist-check lock clean
@@ -80,7 +80,9 @@ test-service: setup  ## run the tests against real servers
 	$(bin)/python -m pytest -m service
 
 test-cc: setup  ## run the C++ tests
-	@cmake --build build/cmake --target embedding_test records_test snapshot_fuzz records_fuzz
+	@cmake --build build/cmake --target embedding_test records_test snapshot_fuzz records_fuzz clone_digest \
+	    clone_digest_baseline
+	@cmp <(build/cmake/clone_digest) <(build/cmake/clone_digest_baseline)
 	@build/cmake/embedding_test --gtest_brief=1
 	@build/cmake/records_test --gtest_brief=1
 	@build/cmake/snapshot_fuzz --runs 20000
@@ -103,7 +105,7 @@ tsan: $(stamps)/extras  ## run the C++ tests under ThreadSanitizer
 ubsan: $(stamps)/extras  ## run the C++ tests under UndefinedBehaviorSanitizer
 asan-ubsan: $(stamps)/extras
 asan tsan ubsan asan-ubsan:
-	@cmake -S . -B build/$@ -G Ninja -DMILLRACE_SANITIZE=$(sanitizer) >/dev/null
+	@cmake -S . -B build/$@ -G Ninja -DMILLRACE_SANITIZE=$(sanitizer) -DMILLRACE_WERROR=ON >/dev/null
 	@cmake --build build/$@ --target embedding_test records_test
 	@build/$@/embedding_test --gtest_brief=1
 	@build/$@/records_test --gtest_brief=1

@@ -34,20 +34,20 @@ def _describe_tensorflow() -> str:
     return f"TensorFlow {tf.__version__}, CXX11 ABI {tf.sysconfig.CXX11_ABI_FLAG}"
 
 
-def _processor_lacks(arch: str) -> str:
-    """Names a processor feature that `arch` needs and this machine has not; empty when all is well."""
-    if arch != "x86-64-v3" or not os.path.exists("/proc/cpuinfo"):
+def _processor_lacks(features: list[str]) -> str:
+    """The first of these processor features that this machine has not; empty when it has all, or cannot say."""
+    if not os.path.exists("/proc/cpuinfo"):
         return ""
     flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0].split()
-    return next((feature for feature in ("avx2", "bmi2", "fma") if feature not in flags), "")
+    return next((feature for feature in features if feature not in flags), "")
 
 
 def check_build(facts: dict[str, Any]) -> None:
     """Raises LibraryError unless a library with these build facts fits this process.
 
     Args:
-      facts: `tensorflow` (version; its patch number does not matter), `cxx11_abi` (0 or 1) and `arch` (-march, may be
-        empty), as CMake wrote them.
+      facts: `tensorflow` (version; its patch number does not matter), `cxx11_abi` (0 or 1) and `features` (of the
+        processor, which the compiler was told to use), as CMake wrote them.
     """
     built_for = str(facts.get("tensorflow"))
     if _minor(built_for) != _minor(tf.__version__) or facts.get("cxx11_abi") != tf.sysconfig.CXX11_ABI_FLAG:
@@ -56,11 +56,11 @@ def check_build(facts: dict[str, Any]) -> None:
             f"{_describe_tensorflow()}",
             f"`pip install 'tensorflow~={_minor(built_for)}.0'`, or to build it for this TensorFlow {REBUILD}",
         )
-    lacking = _processor_lacks(facts.get("arch", ""))
+    lacking = _processor_lacks(facts.get("features", []))
     if lacking:
         raise LibraryError(
-            f"built for {facts['arch']}, but this processor has no {lacking}",
-            f"configure CMake with -DMILLRACE_ARCH=x86-64-v2, or {REBUILD}",
+            f"built for another processor: this one has no {lacking}",
+            f"{REBUILD}, without -DMILLRACE_ARCH, whose default fits every machine",
         )
 
 

@@ -1,6 +1,7 @@
 """Imports point one way, read from the import statements of every source file."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,3 +208,34 @@ def test_the_one_init_file_with_names_only_re_exports_them() -> None:
     (exported,) = (ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
     assert exported == imported
     assert [type(node) for node in tree.body if not isinstance(node, ast.ImportFrom)] == [ast.Expr, ast.Assign]
+
+
+# Wing of ops/cc -> the wings whose headers it may include, beside its own. `records` itself holds the C interface.
+_EMBEDDING = ["embedding/base", "embedding/rules", "embedding/table", "embedding/snapshot"]
+_RECORDS = ["embedding/base", "records", "records/wire", "records/arrow", "records/decode", "records/encode"]
+_MAY_INCLUDE = {
+    **{wing: set(_EMBEDDING[:place]) for place, wing in enumerate(_EMBEDDING)},
+    **{wing: set(_RECORDS[:place]) for place, wing in enumerate(_RECORDS[1:], 1)},
+    "records/json": set(_RECORDS[:4]),
+    "records/rows": set(_RECORDS[:4]),
+    "kernels": set(_EMBEDDING),
+}
+
+
+def test_a_wing_of_the_cpp_code_includes_only_what_lies_below_it() -> None:
+    sources = [path for path in (_ROOT / "ops/cc").rglob("*") if path.suffix in {".h", ".cc"}]
+    wrong = []
+    for path in sources:
+        wing = str(path.parent.relative_to(_ROOT / "ops/cc"))
+        for included in re.findall(r'^#include "ops/cc/([^"]+)/[^/"]+"', path.read_text("utf-8"), re.MULTILINE):
+            if included != wing and included not in _MAY_INCLUDE[wing]:
+                wrong.append(f"{path.relative_to(_ROOT)} includes a header of {included}")
+    assert sources and wrong == []
+
+
+def test_no_folder_of_cpp_code_has_more_than_twenty_modules() -> None:
+    modules: dict[Path, set[str]] = {}
+    for path in (*(_ROOT / "ops/cc").rglob("*"), *(_ROOT / "tests/cc").rglob("*")):
+        if path.suffix in {".h", ".cc"}:
+            modules.setdefault(path.parent, set()).add(path.stem)  # a header and its source are one
+    assert {str(folder): len(names) for folder, names in modules.items() if len(names) > 20} == {}

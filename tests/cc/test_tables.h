@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <numeric>
@@ -155,12 +157,12 @@ inline std::vector<float> CreateAndLookUp(EmbeddingTable& table, const std::vect
 }
 
 struct Step {
-  std::vector<float> rates = {1};  // one a segment
+  std::vector<float> rates = {1};  // one per segment
   uint32_t timestamp = 0;
   int64_t global_step = 0;
 };
 
-// One row of gradients an id.
+// One row of gradients per id.
 inline Status Update(EmbeddingTable& table, const std::vector<int64_t>& fids, const std::vector<float>& gradients,
                      const Step& step = {}, const Executor& run = RunInline) {
   EXPECT_EQ(gradients.size(), fids.size() * table.dim());

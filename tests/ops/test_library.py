@@ -1,5 +1,6 @@
 """The loader's messages, and the C++ tests."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import tensorflow as tf
 from millrace.ops import library
 
 _REPOSITORY = Path(__file__).parents[2]
-_FITTING = {"tensorflow": tf.__version__, "cxx11_abi": tf.sysconfig.CXX11_ABI_FLAG, "arch": ""}
+_FITTING = {"tensorflow": tf.__version__, "cxx11_abi": tf.sysconfig.CXX11_ABI_FLAG, "features": []}
 
 
 def test_the_library_loads_once() -> None:
@@ -65,10 +66,13 @@ def test_a_missing_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pyt
         library.load.__wrapped__()
 
 
-def test_a_library_for_a_newer_processor_names_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_processor_lacks", lambda arch: "avx2")
-    with pytest.raises(library.LibraryError, match="x86-64-v3.*no avx2.*MILLRACE_ARCH=x86-64-v2"):
-        library.check_build({**_FITTING, "arch": "x86-64-v3"})
+def test_a_library_for_a_newer_processor_names_what_is_lacking() -> None:
+    with pytest.raises(library.LibraryError, match="this one has no avx9000.*without -DMILLRACE_ARCH"):
+        library.check_build({**_FITTING, "features": ["avx9000"]})
+
+
+def test_the_default_build_needs_no_more_of_a_processor_than_tensorflow_does() -> None:
+    assert set(json.loads(library.BUILD_FACTS.read_text())["features"]) <= {"sse4_2"}
 
 
 def test_a_declaration_of_tables_imports_no_tensorflow() -> None:

@@ -2,6 +2,7 @@
 #ifndef MILLRACE_KERNELS_ENTRY_OUTPUT_H_
 #define MILLRACE_KERNELS_ENTRY_OUTPUT_H_
 
+#include <cstdint>
 #include <cstring>
 
 #include "ops/cc/embedding/table/embedding_table.h"
@@ -29,7 +30,7 @@ absl::Status OutputRows(tensorflow::OpKernelContext* context, const EntryRows& r
   return absl::OkStatus();
 }
 
-// Weights, and behind them the optimizer state of a training table.
+// Weights, then the optimizer state of a training table.
 inline absl::Status OutputEntries(tensorflow::OpKernelContext* context, const EntryLayout& layout,
                                   const EntryRows& rows) {
   return OutputRows(context, rows, layout.dim() + layout.state_floats(), [&](const char* row, float* values) {

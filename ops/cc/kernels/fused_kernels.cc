@@ -1,4 +1,8 @@
-// Kernels over the ids of many tables and shards laid end to end; definitions and documentation are in op_defs.cc.
+// Kernels over the ids of many tables and shards laid end to end; documented in fused_op_defs.cc.
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "ops/cc/kernels/table_resource.h"

@@ -79,7 +79,7 @@ REGISTER_OP("Millrace>FusedApplyGradients")
 Updates the ids of a FusedLookup. Gradients of equal ids are summed within a piece; an id in two pieces takes two steps.
 
 gradients: Flat, as the embeddings were.
-learning_rates: One a segment of table 0, then of table 1, ...
+learning_rates: One per segment of table 0, then of table 1, ...
 )doc");
 
 }  // namespace

@@ -1,4 +1,8 @@
-// Kernels over many ragged features at once; definitions and documentation are in op_defs.cc.
+// Kernels over many ragged features at once; definitions and documentation are in pooled_op_defs.cc.
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "ops/cc/embedding/table/pooling.h"

@@ -22,7 +22,7 @@ struct PooledAttributes {
     TF_RETURN_IF_ERROR(context->GetAttr("combiners", &combiners));
     const auto count = static_cast<size_t>(features);
     if (dims.size() == count && max_lengths.size() == count && combiners.size() == count) return absl::OkStatus();
-    return absl::InvalidArgumentError("dims, max_lengths and combiners must have one value a feature");
+    return absl::InvalidArgumentError("dims, max_lengths and combiners must have one value per feature");
   }
 };
 
@@ -124,7 +124,7 @@ optimizer step. What a NaN or infinite sum does is the table's setting; where it
 nothing is applied to any table.
 
 gradients: Of the shape of PooledLookup's output f.
-learning_rates: One a segment of feature 0's table, then of feature 1's, ...; the first feature of a table counts.
+learning_rates: One per segment of feature 0's table, then of feature 1's, ...; the first feature of a table counts.
 global_step: Scalar.
 timestamp: Scalar, Unix seconds stamped on the entries; below 0 means now.
 )doc");

@@ -1,7 +1,12 @@
-// Kernels that write and read snapshots; definitions and documentation are in op_defs.cc.
+// Kernels that write and read snapshots; definitions and documentation are in snapshot_op_defs.cc.
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/cc/embedding/snapshot/store_snapshot.h"
@@ -35,7 +40,7 @@ std::vector<std::string> TextsFromInput(OpKernelContext* context, int index) {
 class OpenCuts {
  public:
   static OpenCuts& Global() {
-    static auto* cuts = new OpenCuts();  // never destroyed, as the stores themselves
+    static auto* cuts = new OpenCuts();  // never destroyed: kernels may still run when the process exits
     return *cuts;
   }
 

@@ -119,7 +119,7 @@ REGISTER_OP("Millrace>ReshardFiles")
     .SetIsStateful()
     .SetShapeFn(ListShape)
     .Doc(R"doc(
-Writes the entries of table files anew, a file a table and shard, without a store.
+Writes the entries of table files anew, one file per table and shard, without a store.
 
 files: All files of a snapshot.
 folder: Scalar; created when it is new.

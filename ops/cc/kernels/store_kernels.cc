@@ -1,4 +1,8 @@
-// Kernels that open, describe and maintain stores; definitions and documentation are in op_defs.cc.
+// Kernels that open, describe and maintain stores; definitions and documentation are in store_op_defs.cc.
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "ops/cc/kernels/table_resource.h"
@@ -66,7 +70,7 @@ class CloseKernel : public OpKernel {
   bool force_ = false;
 };
 
-// Outputs one int64 a table, in the order of the store.
+// Outputs one int64 per table, in the order of the store.
 template <typename NumberOf>
 absl::Status OutputPerTable(OpKernelContext* context, const EmbeddingStore& store, const NumberOf& number_of) {
   Tensor* numbers = nullptr;

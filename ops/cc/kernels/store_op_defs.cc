@@ -23,8 +23,9 @@ REGISTER_OP("Millrace>OpenStore")
     .Doc(R"doc(
 Opens the embedding store of this name in the process, creating it when it is new, and becomes one of its owners.
 
-tables: [n], one text a table; ops/cc/embedding/rules/table_config.h has its form. A store that is open with other texts is
-  refused. (An input: TensorFlow tells eager kernels apart by an abbreviation of attributes that are lists of long texts.)
+tables: [n], one text per table; ops/cc/embedding/rules/table_config.h has its form. A store that is open with other
+  texts is refused. (An input: TensorFlow tells eager kernels apart by an abbreviation of attributes that are lists of
+  long texts.)
 store_name: Name in the process-wide registry. (Not `shared_name`: a SavedModel's loader appends a suffix to attributes
   of that name.)
 store: Scalar handle.
@@ -104,10 +105,10 @@ REGISTER_OP("Millrace>Stats")
       return absl::OkStatus();
     })
     .Doc(R"doc(
-What a table has come to.
+Numbers that describe a table.
 
-numbers: Entries; bytes of memory; gradients that were not finite and left out or clipped; ids that the occurrence filter
-  admitted; ids that it rejected; newest time stamp.
+numbers: Entries; bytes of memory; gradients that were not finite and left out or clipped; ids that the occurrence
+  filter admitted; ids that it rejected; newest time stamp.
 )doc");
 
 }  // namespace

@@ -1,4 +1,6 @@
-// Kernels that read and change one table; definitions and documentation are in op_defs.cc.
+// Kernels that read and change one table; definitions and documentation are in table_op_defs.cc.
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <string>
 #include <vector>

@@ -116,7 +116,7 @@ Updates ids of one table: gradients of equal ids are summed, then each id takes 
 
 ids: [n].
 gradients: [n, dim].
-learning_rates: One a segment.
+learning_rates: One per segment.
 global_step, timestamp: As in ApplyPooledGradients.
 read_values: [n, dim], weights that the gradients were taken at, for delay compensation; [0, 0]: not known.
 )doc");

@@ -100,7 +100,7 @@ MILLRACE_C_API int32_t millrace_decode_records(int32_t format, int32_t fids_as_i
 MILLRACE_C_API int32_t millrace_encode_records(int32_t format, int64_t rows_per_record, const ArrowSchema* schema,
                                                ArrowArray* batch, ArrowSchema* records_schema, ArrowArray* records);
 
-// Reads the objects of a binary array, which is released. kUnsupported when the schema has a type that is not read here.
+// Reads the objects of a binary array, which is released. kUnsupported when the schema has a type that is not read.
 //
 //   schema: of the fields to read
 //   max_bytes: larger values are not read

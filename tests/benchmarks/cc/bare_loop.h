@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -71,7 +72,7 @@ class BareLoop {
     });
   }
 
-  // One Adagrad step an id, along the sum of its gradients. All ids are known.
+  // One Adagrad step per id, along the sum of its gradients. All ids are known.
   void Update(const int64_t* ids, const float* gradients, int64_t count, float learning_rate) {
     OnEachThread([&](int thread) {
       Merge& merge = merges_[thread];

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -39,7 +41,7 @@ constexpr unsigned kSecondsPerRun = 20;
 constexpr uint64_t kRunsThatReachAll = 5000;
 constexpr int64_t kEntries = 25;
 constexpr size_t kRowsPerBlock = 5;
-constexpr size_t kRefusedARestore = 32;  // refused files for one that a restore is shown too
+constexpr size_t kRefusedPerRestore = 32;  // of so many refused files one goes to a restore too, which takes longer
 
 const char kRanking[] =
     "name=ranking;seed=1;serving=0;skip_zero=0;non_finite=error;gradient_limit=inf;segments=2;segment.0.dim=3;"
@@ -276,7 +278,7 @@ class Fuzzer {
     if (!status.ok()) {
       ++refused_;
       Expect(status.message().find(victim.path()) != std::string::npos, "no file is named: " + status.message());
-      if (draw->Below(kRefusedARestore) == 0) ExpectRestoreRefused(victim);
+      if (draw->Below(kRefusedPerRestore) == 0) ExpectRestoreRefused(victim);
     } else {
       ++accepted_;
       Expect(forges, "a damaged file is accepted");

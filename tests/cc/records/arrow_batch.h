@@ -2,6 +2,7 @@
 #ifndef MILLRACE_TESTS_CC_RECORDS_ARROW_BATCH_H_
 #define MILLRACE_TESTS_CC_RECORDS_ARROW_BATCH_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -15,7 +16,7 @@
 
 namespace millrace::records {
 
-// What is wrong with an array: offsets that fall or point behind the values, nulls that are miscounted; or empty.
+// What is wrong with an array: offsets that fall or point past the values, nulls that are miscounted; or empty.
 inline std::string FaultOf(const ArrowSchema& schema, const ArrowArray& array) {
   const ArrayReader reader(array);
   int64_t nulls = 0;

@@ -1,4 +1,4 @@
-// Files of blocks under CRC-32C, written beside and renamed.
+// Files of blocks under CRC-32C, written under a temporary name and renamed.
 //
 // Little endian. Eight bytes of magic; uint32 length of the header text; the text; uint32 CRC-32C of all before it.
 // Then blocks: uint32 length, at least 1; that many bytes; uint32 CRC-32C over the block's index as uint32, its length

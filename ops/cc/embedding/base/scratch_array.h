@@ -49,9 +49,9 @@ class ScratchPool {
   }
 
  private:
-  static constexpr size_t kKept = 64;  // of a size, an eighth of it from 1 MB on
+  static constexpr size_t kKept = 64;  // pieces of one size, as threads use at once; an eighth of it from 1 MB on
   static constexpr int kLarge = 20;
-  static constexpr int kLargestKept = 24;  // 16 MB
+  static constexpr int kLargestKept = 24;  // 16 MB: the heap maps larger pieces anew anyway
   std::mutex mutex_;
   std::array<std::vector<void*>, 64> free_;  // by the logarithm of their size
 };

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 
-#ifdef __F16C__
+#if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #endif
+
+#include "ops/cc/embedding/base/cpu_clones.h"
 
 namespace millrace {
 
@@ -82,31 +85,51 @@ class Fp32 final : public Compressor {
   }
 };
 
+#if defined(__x86_64__) && defined(__GNUC__)
+
+// The processor's own conversions, eight weights at a time: how many of `dim` were done.
+__attribute__((target("avx,f16c"))) int EncodeHalvesBy8(const float* weights, int dim, uint8_t* codes) {
+  int i = 0;
+  for (; i + 8 <= dim; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(weights + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 2 * i), halves);
+  }
+  return i;
+}
+
+__attribute__((target("avx,f16c"))) int DecodeHalvesBy8(const uint8_t* codes, int dim, float* weights) {
+  int i = 0;
+  for (; i + 8 <= dim; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 2 * i));
+    _mm256_storeu_ps(weights + i, _mm256_cvtph_ps(halves));
+  }
+  return i;
+}
+
+bool ConvertsHalves() {
+  static const bool converts = __builtin_cpu_supports("f16c") != 0;
+  return converts;
+}
+
+#else
+
+int EncodeHalvesBy8(const float*, int, uint8_t*) { return 0; }
+int DecodeHalvesBy8(const uint8_t*, int, float*) { return 0; }
+bool ConvertsHalves() { return false; }
+
+#endif
+
 class Fp16 final : public Compressor {
  public:
   int Bytes(int dim) const override { return 2 * dim; }
   void Encode(const float* weights, int dim, uint8_t* codes) const override {
-    int i = 0;
-#ifdef __F16C__
-    for (; i + 8 <= dim; i += 8) {
-      const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(weights + i), _MM_FROUND_TO_NEAREST_INT);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 2 * i), halves);
-    }
-#endif
-    for (; i < dim; ++i) {
+    for (int i = ConvertsHalves() ? EncodeHalvesBy8(weights, dim, codes) : 0; i < dim; ++i) {
       const uint16_t half = HalfOf(weights[i]);
       std::memcpy(codes + 2 * i, &half, sizeof(half));
     }
   }
   void Decode(const uint8_t* codes, int dim, float* weights) const override {
-    int i = 0;
-#ifdef __F16C__
-    for (; i + 8 <= dim; i += 8) {
-      const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 2 * i));
-      _mm256_storeu_ps(weights + i, _mm256_cvtph_ps(halves));
-    }
-#endif
-    for (; i < dim; ++i) {
+    for (int i = ConvertsHalves() ? DecodeHalvesBy8(codes, dim, weights) : 0; i < dim; ++i) {
       uint16_t half;
       std::memcpy(&half, codes + 2 * i, sizeof(half));
       weights[i] = FloatOfHalf(half);
@@ -114,46 +137,59 @@ class Fp16 final : public Compressor {
   }
 };
 
+MILLRACE_CLONES void EncodeBf16(const float* weights, int dim, uint8_t* codes) {
+  for (int i = 0; i < dim; ++i) {
+    const uint16_t bfloat = BfloatOf(weights[i]);
+    std::memcpy(codes + 2 * i, &bfloat, sizeof(bfloat));
+  }
+}
+
+MILLRACE_CLONES void DecodeBf16(const uint8_t* codes, int dim, float* weights) {
+  for (int i = 0; i < dim; ++i) {
+    uint16_t bfloat;
+    std::memcpy(&bfloat, codes + 2 * i, sizeof(bfloat));
+    weights[i] = FloatOfBfloat(bfloat);
+  }
+}
+
 class Bf16 final : public Compressor {
  public:
   int Bytes(int dim) const override { return 2 * dim; }
-  void Encode(const float* weights, int dim, uint8_t* codes) const override {
-    for (int i = 0; i < dim; ++i) {
-      const uint16_t bfloat = BfloatOf(weights[i]);
-      std::memcpy(codes + 2 * i, &bfloat, sizeof(bfloat));
-    }
-  }
-  void Decode(const uint8_t* codes, int dim, float* weights) const override {
-    for (int i = 0; i < dim; ++i) {
-      uint16_t bfloat;
-      std::memcpy(&bfloat, codes + 2 * i, sizeof(bfloat));
-      weights[i] = FloatOfBfloat(bfloat);
-    }
-  }
+  void Encode(const float* weights, int dim, uint8_t* codes) const override { EncodeBf16(weights, dim, codes); }
+  void Decode(const uint8_t* codes, int dim, float* weights) const override { DecodeBf16(codes, dim, weights); }
 };
+
+// Nearest number of steps, in [-128, 127]; halves go away from 0.
+int StepsOf(float weight, float step) {
+  const float steps = (weight + std::copysign(step / 2, weight)) / step;
+  return steps == steps ? static_cast<int>(std::min(std::max(steps, -128.0f), 127.0f)) : 0;
+}
+
+MILLRACE_CLONES void EncodeInt8(const float* weights, int dim, float step, uint8_t* codes) {
+  for (int i = 0; i < dim; ++i) codes[i] = static_cast<uint8_t>(StepsOf(weights[i], step));
+}
+
+// Signed codes of one byte, times `unit`.
+MILLRACE_CLONES void DecodeBytes(const uint8_t* codes, int dim, float unit, float* weights) {
+  for (int i = 0; i < dim; ++i) weights[i] = static_cast<float>(static_cast<int8_t>(codes[i])) * unit;
+}
+
+MILLRACE_CLONES void RoundToSteps(const float* weights, int dim, float step, float* shown) {
+  for (int i = 0; i < dim; ++i) shown[i] = static_cast<float>(StepsOf(weights[i], step)) * step;
+}
 
 class Int8 final : public Compressor {
  public:
   explicit Int8(RuleParameters& take) : step_(static_cast<float>(take.Take("range", FLT_MIN, HUGE_VAL)) / 128) {}
   int Bytes(int dim) const override { return dim; }
-  void Encode(const float* weights, int dim, uint8_t* codes) const override {
-    for (int i = 0; i < dim; ++i) codes[i] = static_cast<uint8_t>(Steps(weights[i]));
-  }
-  void Decode(const uint8_t* codes, int dim, float* weights) const override {
-    for (int i = 0; i < dim; ++i) weights[i] = static_cast<float>(static_cast<int8_t>(codes[i])) * step_;
-  }
+  void Encode(const float* weights, int dim, uint8_t* codes) const override { EncodeInt8(weights, dim, step_, codes); }
+  void Decode(const uint8_t* codes, int dim, float* weights) const override { DecodeBytes(codes, dim, step_, weights); }
   bool trains_quantised() const override { return true; }
   void Forward(const float* weights, int dim, int64_t, float* shown) const override {
-    for (int i = 0; i < dim; ++i) shown[i] = static_cast<float>(Steps(weights[i])) * step_;
+    RoundToSteps(weights, dim, step_, shown);
   }
 
  private:
-  // Nearest number of steps, in [-128, 127]; halves go away from 0.
-  int Steps(float weight) const {
-    const float steps = (weight + std::copysign(step_ / 2, weight)) / step_;
-    return steps == steps ? static_cast<int>(std::min(std::max(steps, -128.0f), 127.0f)) : 0;
-  }
-
   const float step_;
 };
 
@@ -178,7 +214,7 @@ class OneBit final : public Compressor {
     if (packed_) {
       for (int i = 0; i < dim; ++i) weights[i] = (codes[i / 8] >> (i % 8)) & 1 ? amplitude_ : -amplitude_;
     } else {
-      for (int i = 0; i < dim; ++i) weights[i] = static_cast<float>(static_cast<int8_t>(codes[i])) * amplitude_;
+      DecodeBytes(codes, dim, amplitude_, weights);
     }
   }
   bool trains_quantised() const override { return true; }

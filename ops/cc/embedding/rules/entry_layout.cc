@@ -1,7 +1,9 @@
 #include "ops/cc/embedding/rules/entry_layout.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
+#include <utility>
 
 #include "ops/cc/embedding/base/fid.h"
 

@@ -2,6 +2,7 @@
 #ifndef MILLRACE_EMBEDDING_ENTRY_LAYOUT_H_
 #define MILLRACE_EMBEDDING_ENTRY_LAYOUT_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -62,7 +63,7 @@ class EntryLayout {
     const int64_t* fids;
     const float* const* gradients;     // dim floats each
     const float* const* read_weights;  // what a model saw, dim floats each, null where unknown; null: all unknown
-    const float* learning_rates;       // one a segment
+    const float* learning_rates;       // one per segment
     int64_t global_step;
   };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/embedding/base/fid.h"
 
 namespace millrace {
@@ -36,7 +37,7 @@ Status Initializer::Make(const std::string& where, const RuleConfig& rule, uint6
   return {};
 }
 
-void Initializer::Fill(int64_t fid, int first_dim, float* weights, int dim) const {
+MILLRACE_CLONES void Initializer::Fill(int64_t fid, int first_dim, float* weights, int dim) const {
   if (low_ == high_) {
     std::fill_n(weights, dim, low_);
     return;

@@ -9,6 +9,7 @@
 #include <new>
 #include <utility>
 
+#include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/embedding/base/fid.h"
 
 namespace millrace {
@@ -17,7 +18,7 @@ namespace {
 constexpr int kSlots = kSlotMask + 1;
 constexpr uint32_t kMaxCount = 255;
 constexpr int kCountBits = 8;
-constexpr uint32_t kWindow = 16;  // cells of one probe
+constexpr uint32_t kWindow = 16;  // cells of one probe: one cache line
 constexpr size_t kSpareCells = 64;
 constexpr double kCellsPerId = 1.2;
 constexpr size_t kForwardRings = 2;
@@ -49,7 +50,7 @@ class StateReader {
  public:
   explicit StateReader(const std::string& state) : at_(state.data()), left_(state.size()) {}
 
-  // False if fewer bytes are left.
+  // False when fewer bytes are left.
   template <typename T>
   bool Take(T* value) {
     if (left_ < sizeof(T)) return false;
@@ -174,7 +175,7 @@ class Ring {
     used_ = 0;
   }
 
-  // For each 64 cells a mask of the used ones, and those.
+  // For every 64 cells a mask of those in use, then their contents.
   void Save(std::string* bytes) const {
     for (size_t begin = 0; begin < size_; begin += 64) {
       const size_t end = std::min(size_, begin + 64);
@@ -207,7 +208,7 @@ class Ring {
   };
 
   // Out of line and over all cells, as GCC then vectorises it.
-  [[gnu::noinline]] static uint32_t FirstMatch(const uint32_t* cells, uint32_t fingerprint) {
+  MILLRACE_CLONES [[gnu::noinline]] static uint32_t FirstMatch(const uint32_t* cells, uint32_t fingerprint) {
     uint32_t first = kWindow;
     for (uint32_t i = 0; i < kWindow; ++i) {
       const uint32_t at = cells[i] == 0 || cells[i] >> kCountBits == fingerprint ? i : kWindow;
@@ -315,7 +316,7 @@ class RingFilter : public OccurrenceFilter {
 
  private:
   struct alignas(64) Part {
-    explicit Part(Rings rings) : rings(std::move(rings)) {}
+    explicit Part(Rings made) : rings(std::move(made)) {}
 
     std::mutex mutex;
     Rings rings;

@@ -6,12 +6,13 @@
 #include <map>
 #include <type_traits>
 
+#include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/embedding/base/fid.h"
 
 namespace millrace {
 namespace {
 
-constexpr int64_t kEntriesAhead = 8;
+constexpr int64_t kEntriesAhead = 8;  // whose cache lines are on their way while one is updated
 constexpr int kFloatsPerCacheLine = 16;
 
 void PrefetchToWrite(const float* floats, int count) {
@@ -40,7 +41,13 @@ class OptimizerOf final : public SparseOptimizer {
 
   void Update(float* const* weights, ptrdiff_t state_offset, const float* const* gradients, int64_t count, int dim,
               const StepContext& context) const override {
-    const auto run = [=](auto d) { Run(weights, state_offset, gradients, count, d, context); };
+    UpdateAll(rule_, weights, state_offset, gradients, count, dim, context);
+  }
+
+ private:
+  MILLRACE_CLONES static void UpdateAll(const Rule& rule, float* const* weights, ptrdiff_t state_offset,
+                                        const float* const* gradients, int64_t count, int dim, StepContext context) {
+    const auto run = [=](auto d) { Run(rule, weights, state_offset, gradients, count, d, context); };
     switch (dim) {
       case 1:
         return run(FixedDim<1>());
@@ -59,11 +66,10 @@ class OptimizerOf final : public SparseOptimizer {
     }
   }
 
- private:
+  // `rule` is a copy, which no write to an entry can alias.
   template <typename Dim>
-  void Run(float* const* weights, ptrdiff_t state_offset, const float* const* gradients, int64_t count, Dim dim,
-           StepContext context) const {
-    const Rule rule = rule_;  // a copy that no write to an entry can alias
+  static void Run(const Rule rule, float* const* weights, ptrdiff_t state_offset, const float* const* gradients,
+                  int64_t count, Dim dim, StepContext context) {
     const int state_floats = rule.StateFloats(dim);
     for (int64_t i = 0; i < count; ++i) {
       if (i + kEntriesAhead < count) {
@@ -337,8 +343,8 @@ class Ftrl {
   float initial_, beta_, l1_, l2_;
 };
 
-// State: the sum of the segment's largest squared gradients. Adagrad with one rate a segment, then the proximal step of
-// l2 * |w| (group lasso: Yuan, Lin 2006).
+// State: the sum of the segment's largest squared gradients. Adagrad with one rate per segment, then the proximal step
+// of l2 * |w| (group lasso: Yuan, Lin 2006).
 class GroupAdagrad {
  public:
   explicit GroupAdagrad(RuleParameters& take)
@@ -439,15 +445,15 @@ Status MakeOptimizer(const std::string& where, const RuleConfig& rule, int dim,
   return take.Finish();
 }
 
-void CompensateDelay(float lambda, const float* weights, const float* read_weights, const float* gradient, int dim,
-                     float* compensated) {
+MILLRACE_CLONES void CompensateDelay(float lambda, const float* weights, const float* read_weights,
+                                     const float* gradient, int dim, float* compensated) {
   for (int i = 0; i < dim; ++i) {
     const float g = gradient[i];
     compensated[i] = g + lambda * g * g * (weights[i] - read_weights[i]);
   }
 }
 
-void RoundToHalf(uint64_t key, float* weights, int dim) {
+MILLRACE_CLONES void RoundToHalf(uint64_t key, float* weights, int dim) {
   const uint64_t stream = Mix64(key + 0x9E3779B97F4A7C15ull);
   for (int i = 0; i < dim; ++i) {
     if (!(std::abs(weights[i]) <= kLargestHalf)) continue;

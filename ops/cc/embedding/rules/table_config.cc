@@ -2,7 +2,9 @@
 
 #include <cctype>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
+#include <utility>
 
 #include "ops/cc/embedding/base/fid.h"
 

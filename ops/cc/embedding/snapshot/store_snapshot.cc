@@ -6,10 +6,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdio>
+#include <cstring>
+#include <exception>
 #include <filesystem>
 #include <functional>
+#include <new>
 #include <set>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -20,25 +25,44 @@ namespace {
 
 constexpr char kFilterMagic[] = "MILLFLT1";
 constexpr char kFilterSuffix[] = ".filter";
-constexpr int64_t kEntriesPerPart = 1'000'000;
-constexpr int kMaxParts = 4;
-constexpr int kMostThreads = 4;
-constexpr int kPagesPerDrain = 8;
-constexpr size_t kBlockBytes = size_t{1} << 20;
-constexpr int kNiceness = 10;
+constexpr int64_t kEntriesPerPart = 1'000'000;  // a part is one file, and one thread's work
+constexpr int kMaxParts = 4;                    // of a table: no more than threads that write them
+constexpr int kMostThreads = 4;                 // that write or read, beside those of the trainer
+constexpr int kPagesPerDrain = 8;               // of a cut, after which its kept rows are taken, so that few pile up
+constexpr size_t kBlockBytes = size_t{1} << 20;  // under one checksum, and what a reader holds in memory at once
+constexpr int kNiceness = 10;                    // training's threads have 0, and go first
 
-// Runs tasks 0 to count - 1 on so many threads; the first failure in their order is returned.
+// A thread that an exception leaves ends the process.
+Status RunTask(const std::function<Status(int64_t)>& task, int64_t i) {
+  try {
+    return task(i);
+  } catch (const std::bad_alloc&) {
+    return Internal("out of memory");
+  } catch (const std::exception& problem) {
+    return Internal(problem.what());
+  }
+}
+
+// Runs tasks 0 to count - 1 on so many threads, or fewer where no more can start; the first failure in their order is
+// returned.
 Status RunOnThreads(int threads, int niceness, int64_t count, const std::function<Status(int64_t)>& task) {
   std::atomic<int64_t> next{0};
   std::vector<Status> results(count);
   const auto work = [&] {
+    for (int64_t i = next++; i < count; i = next++) results[i] = RunTask(task, i);
+  };
+  const auto work_nicely = [&] {
 #ifdef SYS_gettid
     ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), niceness);
 #endif
-    for (int64_t i = next++; i < count; i = next++) results[i] = task(i);
+    work();
   };
   std::vector<std::thread> running;
-  for (int64_t t = 0; t < std::min<int64_t>(threads, count); ++t) running.emplace_back(work);
+  try {
+    for (int64_t t = 0; t < std::min<int64_t>(threads, count); ++t) running.emplace_back(work_nicely);
+  } catch (const std::system_error&) {  // at the limit of threads
+    work();
+  }
   for (std::thread& thread : running) thread.join();
   for (const Status& result : results) MILLRACE_RETURN_IF_ERROR(result);
   return {};

@@ -2,6 +2,7 @@
 #ifndef MILLRACE_EMBEDDING_STORE_SNAPSHOT_H_
 #define MILLRACE_EMBEDDING_STORE_SNAPSHOT_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -25,7 +26,7 @@ struct RestoreOptions {
   std::map<std::string, std::vector<int>> segments_from;
 };
 
-// Files that a table of so many entries is written into, one a million up to four.
+// Files that a table of so many entries is written into: one per million, at most four.
 int PartsOf(int64_t entries);
 // First of the lock shards (or of any `units`) that part `part` of `parts` covers; parts differ by one at most.
 int FirstOfPart(int units, int part, int parts);
@@ -38,7 +39,7 @@ class StoreCut {
   static Status Begin(std::shared_ptr<EmbeddingStore> store, std::unique_ptr<StoreCut>* result);
   ~StoreCut();
 
-  // Writes one file a part of a table into `folder` (created), and one a filter, on threads of low priority of its own.
+  // Writes one file per part of a table and one per filter into `folder` (created), on its own threads of low priority.
   // Expired entries are left out. To be called once. `files` are the paths that were published.
   Status Write(const std::string& folder, const SaveOptions& options, std::vector<std::string>* files);
 
@@ -60,7 +61,7 @@ class StoreCut {
 Status RestoreStore(EmbeddingStore* store, const std::vector<std::string>& files, const RestoreOptions& options,
                     std::vector<std::string>* notes);
 
-// Writes the entries of table files anew for another number of shards, a file a shard and table, without a store.
+// Writes the entries of table files anew for another number of shards, one file per shard and table, without a store.
 Status ReshardFiles(const std::vector<std::string>& files, const std::string& folder, int num_shards,
                     std::vector<std::string>* written);
 

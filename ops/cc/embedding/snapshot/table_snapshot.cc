@@ -1,8 +1,10 @@
 #include "ops/cc/embedding/snapshot/table_snapshot.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <utility>

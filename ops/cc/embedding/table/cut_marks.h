@@ -8,8 +8,8 @@
 
 namespace millrace {
 
-// One bit an entry. Entries of one slab of the arena share words with no others, so whoever holds the lock of their
-// shard may use their bits.
+// One bit per entry. The bits of one slab's entries share no word with others, so that the lock of their shard guards
+// them.
 class CutMarks {
  public:
   // All handles below `end` that are in use belong to the cut.

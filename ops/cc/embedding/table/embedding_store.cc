@@ -5,6 +5,7 @@
 #endif
 
 #include <atomic>
+#include <cstdint>
 #include <utility>
 
 namespace millrace {

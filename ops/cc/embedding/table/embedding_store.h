@@ -3,6 +3,7 @@
 #define MILLRACE_EMBEDDING_EMBEDDING_STORE_H_
 
 #include <atomic>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,7 +16,7 @@ namespace millrace {
 
 class EmbeddingStore {
  public:
-  // `table_texts`: one TableConfig text a table, names all different.
+  // `table_texts`: one TableConfig text per table, names all different.
   static Status Create(const std::string& name, const std::vector<std::string>& table_texts,
                        std::shared_ptr<EmbeddingStore>* result);
   ~EmbeddingStore();

@@ -2,25 +2,26 @@
 #ifndef MILLRACE_EMBEDDING_EMBEDDING_TABLE_H_
 #define MILLRACE_EMBEDDING_EMBEDDING_TABLE_H_
 
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <string>
 #include <vector>
 
-#include "ops/cc/embedding/table/cut_marks.h"
-#include "ops/cc/embedding/table/entry_arena.h"
-#include "ops/cc/embedding/rules/entry_layout.h"
 #include "ops/cc/embedding/base/executor.h"
+#include "ops/cc/embedding/base/fid.h"
+#include "ops/cc/embedding/base/status.h"
+#include "ops/cc/embedding/rules/entry_layout.h"
+#include "ops/cc/embedding/rules/occurrence_filter.h"
+#include "ops/cc/embedding/rules/table_config.h"
+#include "ops/cc/embedding/table/cut_session.h"
+#include "ops/cc/embedding/table/entry_arena.h"
+#include "ops/cc/embedding/table/entry_rows.h"
 #include "ops/cc/embedding/table/fid_map.h"
 #include "ops/cc/embedding/table/gradient_merge.h"
-#include "ops/cc/embedding/rules/occurrence_filter.h"
-#include "ops/cc/embedding/table/row_log.h"
-#include "ops/cc/embedding/base/rw_lock.h"
-#include "ops/cc/embedding/rules/table_config.h"
-#include "ops/cc/embedding/table/touched_keys.h"
+#include "ops/cc/embedding/table/lock_shard.h"
+#include "ops/cc/embedding/table/sharded_batch.h"
+#include "ops/cc/embedding/table/slab_pool.h"
 
 namespace millrace {
 
@@ -37,7 +38,7 @@ struct LookupOptions {
 };
 
 struct UpdateOptions {
-  const float* learning_rates = nullptr;  // one a segment
+  const float* learning_rates = nullptr;  // one per segment
   uint32_t timestamp = 0;                 // Unix seconds, stamped on the entries
   int64_t global_step = 0;
 };
@@ -46,15 +47,6 @@ struct AssignOptions {
   uint32_t timestamp = 0;
   bool add = false;         // to the weights; a new id starts from its first vector
   bool ask_filter = false;  // new ids have to pass the occurrence filter
-};
-
-// Entries outside of their table, one after the other: a RowHeader and the entry each.
-struct EntryRows {
-  int64_t row_bytes = 0;
-  std::vector<char> bytes;
-
-  int64_t size() const { return row_bytes == 0 ? 0 : static_cast<int64_t>(bytes.size()) / row_bytes; }
-  const char* at(int64_t i) const { return bytes.data() + i * row_bytes; }
 };
 
 // Where a walk over a table's entries stands: a lock shard, and within it a place of FidMap::VisitPage.
@@ -75,8 +67,7 @@ struct TableStats {
 // seen half written. A lookup holds read locks of the shards it needs, an update one write lock at a time.
 class EmbeddingTable {
  public:
-  static constexpr size_t kTouchedPerShard = size_t{1} << 16;
-  static constexpr int64_t kMaxBatch = int64_t{1} << 31;
+  static constexpr int64_t kMaxBatch = int64_t{1} << 31;  // ids: a row is numbered by 32 bits
 
   // Fails on an unknown rule or on bad numbers for it.
   static Status Create(const TableConfig& config, std::unique_ptr<EmbeddingTable>* result);
@@ -101,7 +92,7 @@ class EmbeddingTable {
   void Lookup(const int64_t* fids, int64_t count, const LookupOptions& options, float* values, const Executor& run);
   // Gives ids their first vectors, those that have no entry yet.
   void CreateMissing(const std::vector<int64_t>& fids, const Executor& run);
-  // Copies entries out: `rows` has layout().row_bytes() an id; those of absent ids mean nothing.
+  // Copies entries out: `rows` has layout().row_bytes() per id; those of absent ids mean nothing.
   void LookupEntries(const int64_t* fids, int64_t count, bool* found, char* rows) const;
   void Contains(const int64_t* fids, int64_t count, bool* found) const;
 
@@ -140,9 +131,9 @@ class EmbeddingTable {
 
   // A cut is the content of one moment, for a snapshot. Until EndCut, an entry is kept aside before its first change;
   // TakeCut hands the content out once. LockAll and UnlockAll enclose BeginCut, so that tables are cut together.
-  void LockAll();
-  void UnlockAll();
-  void BeginCut();
+  void LockAll() { shards_.LockAll(); }
+  void UnlockAll() { shards_.UnlockAll(); }
+  void BeginCut() { cut_.Begin(); }
   void EndCut();
   // Appends a page of one shard's cut that nobody changed and moves `start` on, from 0 to FidMap::kEnd.
   void TakeCut(int shard, uint64_t* start, EntryRows* rows);
@@ -150,19 +141,8 @@ class EmbeddingTable {
   void TakeKept(int shard, EntryRows* rows);
 
  private:
-  struct alignas(64) Shard {
-    Shard(EntryArena* arena, SlabPool* pages) : map(pages), entries(arena), touched(kTouchedPerShard) {}
-    FidMap map;
-    ShardEntries entries;
-    mutable RwLock lock;
-    TouchedKeys touched;
-    RowLog kept_for_cut;  // rows copied before a change
-  };
-  class ReadLocks;
-
   EmbeddingTable(const TableConfig& config, EntryLayout layout, std::unique_ptr<OccurrenceFilter> filter);
 
-  Shard& ShardOfHash(uint64_t hash) const { return *shards_[LockShardOf(hash)]; }
   // Into the second level of the cache: the first takes few lines at a time.
   static void Prefetch(const char* entry, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(entry + i, 0, 2);
@@ -171,20 +151,6 @@ class EmbeddingTable {
   // One optimizer step of each entry, whose gradient is at its place of `merged`; all places are of one shard.
   void Step(const MergedGradients& merged, uint32_t begin, const std::vector<uint32_t>& places,
             const std::vector<char*>& entries, const UpdateOptions& options) const;
-  // Runs use(i, slot, hash) for each id in order, slot null where there is no entry. The caller holds the lock.
-  template <typename FidAt, typename Use>
-  static void ForEachSlot(const Shard& shard, uint32_t count, const FidAt& fid_at, const Use& use);
-  FidMap::Slot* Create(Shard& shard, int64_t fid, uint64_t hash);
-  // The slot that is about to change: `slot`, or a new one where that is null.
-  FidMap::Slot* Claim(Shard& shard, FidMap::Slot* slot, int64_t fid, uint64_t hash);
-  void Remove(Shard& shard, FidMap::Slot* slot);
-  static void Touch(Shard& shard, FidMap::Slot* slot);
-  void WriteRow(const FidMap::Slot& slot, char* row) const;
-  void AppendRow(const FidMap::Slot& slot, std::vector<char>* rows) const;
-  void BeforeChange(Shard& shard, const FidMap::Slot& slot) {
-    if (cut_ != nullptr) KeepForCut(shard, slot);
-  }
-  void KeepForCut(Shard& shard, const FidMap::Slot& slot);
   bool IsZero(const char* entry) const;
 
   const TableConfig config_;
@@ -192,38 +158,22 @@ class EmbeddingTable {
   const std::unique_ptr<OccurrenceFilter> filter_;
   EntryArena arena_;
   SlabPool pages_;  // of the index
-  std::array<std::unique_ptr<Shard>, kLockShards> shards_;
-  std::unique_ptr<CutMarks> cut_;  // null: no cut is open; changed with all shards locked
+  CutSession cut_;
+  const LockShards shards_;
   std::atomic<uint32_t> newest_timestamp_{0};
   std::atomic<int64_t> not_finite_{0};
-};
-
-// Read locks of the shards of a bit mask, taken in ascending order.
-class EmbeddingTable::ReadLocks {
- public:
-  ReadLocks(const EmbeddingTable& table, uint64_t mask) : table_(table), mask_(mask) {
-    for (uint64_t bits = mask_; bits != 0; bits &= bits - 1) table_.shards_[__builtin_ctzll(bits)]->lock.lock_shared();
-  }
-  ~ReadLocks() {
-    for (uint64_t bits = mask_; bits != 0; bits &= bits - 1)
-      table_.shards_[__builtin_ctzll(bits)]->lock.unlock_shared();
-  }
-  ReadLocks(const ReadLocks&) = delete;
-  ReadLocks& operator=(const ReadLocks&) = delete;
-
- private:
-  const EmbeddingTable& table_;
-  const uint64_t mask_;
 };
 
 template <typename Use>
 void EmbeddingTable::ForEachRow(const int64_t* fids, int64_t count, const LookupOptions& options,
                                 std::vector<int64_t>* missing, const Use& use) const {
-  // Three stages some ids apart: fetch the home of the slot, find it and fetch the entry, use that.
+  // Three stages some ids apart: fetch the home of the slot, find it and fetch the entry, use that. So many cache lines
+  // are on their way at once as a core can wait for.
   constexpr int64_t kSlotsAhead = 16, kEntriesAhead = 12;
   constexpr uint64_t kRing = 32;
   static_assert(kSlotsAhead + kEntriesAhead < kRing, "stages must not overtake each other");
-  constexpr int64_t kIdsPerLock = 8192, kFewIds = 512;
+  constexpr int64_t kIdsPerLock = 8192;  // less than a millisecond, for which a writer may have to wait
+  constexpr int64_t kFewIds = 512;       // fewer may miss shards, whose locks are then not taken
   const int64_t shown_bytes = layout_.shown_bytes();
   const bool copies = layout_.serving() || !layout_.shows_raw();
   std::vector<float> shown(layout_.dim());
@@ -238,18 +188,18 @@ void EmbeddingTable::ForEachRow(const int64_t* fids, int64_t count, const Lookup
       mask = 0;
       for (int64_t i = 0; i < n; ++i) mask |= uint64_t{1} << LockShardOf(HashFid(ids[i]));
     }
-    const ReadLocks locks(*this, mask);
+    const ReadLocks locks(shards_, mask);
     for (int64_t i = 0; i < n + kSlotsAhead + kEntriesAhead; ++i) {
       if (i < n) {
         const uint64_t hash = HashFid(ids[i]), place = static_cast<uint64_t>(i) % kRing;
         hashes[place] = hash;
-        homes[place] = ShardOfHash(hash).map.Home(hash);
+        homes[place] = shards_.OfHash(hash).map().Home(hash);
         __builtin_prefetch(homes[place]);
       }
       const int64_t found = i - kSlotsAhead;
       if (found >= 0 && found < n) {
         const uint64_t place = static_cast<uint64_t>(found) % kRing;
-        const FidMap& map = ShardOfHash(hashes[place]).map;
+        const FidMap& map = shards_.OfHash(hashes[place]).map();
         const FidMap::Slot* slot = map.FindAt(homes[place], ids[found], hashes[place]);
         entries[place] = slot == nullptr ? nullptr : arena_.At(slot->handle);
         if (slot != nullptr) Prefetch(entries[place], shown_bytes);

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -66,7 +67,7 @@ class EntryArena {
 
  private:
   static constexpr int64_t kSlabBytes = 64 << 10;
-  static constexpr int kLeastSlabBits = 6;  // what CutMarks counts on: slabs share no word of 64 bits
+  static constexpr int kLeastSlabBits = 6;  // CutMarks needs it: the bits of two slabs share no word of 64
   static constexpr int64_t kRegionBytes = 32 << 20;
   static constexpr int64_t kHugePage = 2 << 20;
 
@@ -102,7 +103,7 @@ class EntryArena {
     regions_[next_ >> region_bits_] = reinterpret_cast<char*>(start);
     mappings_.push_back(memory);
 #ifdef MADV_HUGEPAGE
-    // The first stays on small pages: a small table shall not hold a huge one for each of its shards.
+    // The first region stays on small pages, or a small table would hold a huge one for each of its shards.
     if (next_ > 0) ::madvise(reinterpret_cast<void*>(start), stride_ << region_bits_, MADV_HUGEPAGE);
 #endif
   }

@@ -2,6 +2,7 @@
 #ifndef MILLRACE_EMBEDDING_FID_MAP_H_
 #define MILLRACE_EMBEDDING_FID_MAP_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -25,7 +26,7 @@ class FidMap {
     uint32_t timestamp;    // Unix seconds of the last write, 0 before the first
     bool empty() const { return handle == kEmpty; }
   };
-  static_assert(sizeof(Slot) == 16, "four slots a cache line");
+  static_assert(sizeof(Slot) == 16, "four slots per cache line");
 
   static constexpr uint32_t kEmpty = 0x7FFFFFFF;
   // The highest bits of a hash are the owner's: equal for all fids of one map.

@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <mutex>
 #include <string>
 #include <type_traits>
 #include <utility>
 
+#include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/embedding/base/finite.h"
+#include "ops/cc/embedding/base/fid.h"
 
 namespace millrace {
 namespace {
@@ -41,7 +44,7 @@ class Merger {
     if (reads) merged_.read_weights = ScratchArray<const float*>(total);
   }
 
-  void MergeShard(int shard, uint32_t begin, uint32_t end) {
+  MILLRACE_CLONES void MergeShard(int shard, uint32_t begin, uint32_t end) {
     const uint32_t count = end - begin;
     const ShardedId* ids = batch_.ids.get() + begin;
     std::vector<uint32_t> distinct_of(count), first_of;

@@ -1,7 +1,10 @@
 #include "ops/cc/embedding/table/pooling.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <mutex>
+
+#include "ops/cc/embedding/base/cpu_clones.h"
 
 namespace millrace {
 namespace {
@@ -67,7 +70,7 @@ void TakeMeans(const RowRange& range) {
   }
 }
 
-void LookupRange(const RowRange& range, const LookupOptions& options, std::vector<int64_t>* missing) {
+MILLRACE_CLONES void LookupRange(const RowRange& range, const LookupOptions& options, std::vector<int64_t>* missing) {
   const PooledFeature& feature = *range.feature;
   const int64_t first = feature.row_splits[range.first], last = feature.row_splits[range.last];
   RowPool pool(range);

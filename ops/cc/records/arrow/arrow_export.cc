@@ -25,9 +25,9 @@ struct Children {
 };
 
 struct OwnedArray {
-  OwnedArray(std::vector<Buffer> buffers, std::vector<ArrowArray> arrays)
-      : buffers(std::move(buffers)), children(std::move(arrays)) {
-    for (const Buffer& buffer : this->buffers) pointers.push_back(buffer.size() > 0 ? buffer.data() : nullptr);
+  OwnedArray(std::vector<Buffer> content, std::vector<ArrowArray> arrays)
+      : buffers(std::move(content)), children(std::move(arrays)) {
+    for (const Buffer& buffer : buffers) pointers.push_back(buffer.size() > 0 ? buffer.data() : nullptr);
   }
 
   std::vector<Buffer> buffers;
@@ -36,8 +36,8 @@ struct OwnedArray {
 };
 
 struct OwnedSchema {
-  OwnedSchema(std::string format, std::string name, std::string metadata, std::vector<ArrowSchema> schemas)
-      : format(std::move(format)), name(std::move(name)), metadata(std::move(metadata)), children(std::move(schemas)) {}
+  OwnedSchema(std::string type, std::string field, std::string more, std::vector<ArrowSchema> schemas)
+      : format(std::move(type)), name(std::move(field)), metadata(std::move(more)), children(std::move(schemas)) {}
 
   std::string format, name, metadata;
   Children<ArrowSchema> children;

@@ -26,7 +26,7 @@ class ArrayOwner {
 // One array; indices are those of the caller, from 0.
 class ArrayReader {
  public:
-  // `first` of the array are not the caller's, beside those that its own offset hides.
+  // The caller's index 0 is element `first` of the array, counted after the array's own offset.
   explicit ArrayReader(const ArrowArray& array, int64_t first = 0)
       : array_(&array),
         first_(array.offset + first),

@@ -11,7 +11,7 @@
 
 namespace millrace::records {
 
-// Bytes that grow: an Arrow buffer while it is built.
+// An Arrow buffer while it is built: bytes that grow.
 class Buffer {
  public:
   Buffer() = default;

@@ -1,6 +1,7 @@
 #include "ops/cc/records/arrow/column.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 #include <vector>
 

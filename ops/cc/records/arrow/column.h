@@ -41,7 +41,7 @@ class Column {
 
   void EndList() { inner_.Push(static_cast<int32_t>(elements())); }
 
-  // False when the column has more than Arrow's 32-bit offsets can tell.
+  // False when the column has more than Arrow's 32-bit offsets can count.
   bool EndRow() {
     const size_t count = children();
     if (type_.depth > 0) rows_end_.Push(static_cast<int32_t>(count));
@@ -50,14 +50,14 @@ class Column {
     return count <= kMaxOffset && elements() <= kMaxOffset && (!type_.has_bytes() || values_.size() <= kMaxOffset);
   }
 
-  // Repeats the last row, for which `bytes_left` shrinks. False when that is not enough, or as of EndRow.
+  // Repeats the last row and subtracts its bytes from `bytes_left`. False when those are too few, or as of EndRow.
   bool RepeatRow(int64_t times, size_t* bytes_left);
 
   // Adds nulls until there are `rows`.
   void PadTo(int64_t rows) {
     if (rows_ < rows) Pad(rows);
   }
-  // Takes back all after the first `rows`, and values without a row.
+  // Removes all after the first `rows`, and values without a row.
   void TruncateTo(int64_t rows);
 
   // Moves the content to `array`; nothing more can be added.

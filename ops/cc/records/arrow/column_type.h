@@ -16,7 +16,7 @@ enum class Kind : uint8_t { kPlain, kFid, kFidV1, kRaw };
 
 struct ColumnType {
   Value value = Value::kInt64;
-  uint8_t depth = 0;  // 0: one value a row, 1: a list of them, 2: a list of lists
+  uint8_t depth = 0;  // 0: one value per row, 1: a list of values, 2: a list of lists
   Kind kind = Kind::kPlain;
 
   bool has_bytes() const { return value == Value::kBytes || value == Value::kText; }
@@ -27,7 +27,7 @@ constexpr bool operator==(ColumnType a, ColumnType b) {
 }
 constexpr bool operator!=(ColumnType a, ColumnType b) { return !(a == b); }
 
-// Bytes of one value; of variable ones, of a unit of their data.
+// Bytes of one value; of a value of variable length, of a unit of its data.
 size_t WidthOf(Value value);
 
 // The format string of a value.

@@ -1,4 +1,7 @@
 // ExampleBatch (protos/record.proto): many rows, by column.
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 

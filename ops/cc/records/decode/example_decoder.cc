@@ -1,5 +1,8 @@
 // Example (protos/record.proto): one row.
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -65,7 +68,7 @@ class ExampleDecoder : public RecordDecoder {
     }
   }
 
-  // Whether the message is a short name, a short content and an id perhaps, as nearly always.
+  // Whether the message is a short name, a short content and perhaps an id, as nearly every message is.
   static bool ReadShort(Span message, NamedMessage* named) {
     Span* const parts[] = {&named->name, &named->content};
     const uint8_t* at = message.begin;
@@ -111,7 +114,7 @@ class ExampleDecoder : public RecordDecoder {
     return true;
   }
 
-  // One message after the other is their merger.
+  // Protobuf merges messages of one field that follow one another.
   Span Merge(Span first, Span second) {
     merged_ = std::string(first.text()) + std::string(second.text());
     const auto* const begin = reinterpret_cast<const uint8_t*>(merged_.data());

@@ -1,5 +1,6 @@
 #include "ops/cc/records/decode/feature_reader.h"
 
+#include <cstddef>
 #include <cstring>
 
 #include "ops/cc/records/wire/fid_convert.h"
@@ -87,7 +88,7 @@ bool FeatureReader::FindAmongMany(Span feature, Member* member) {
     Member found;
     if (!ReadMember(tag, &reader, &found)) return FailAt(start);
     if (found.number == member->number && !IsScalar(found.number)) {
-      // One message after the other is their merger.
+      // Protobuf merges messages of one field that follow one another.
       if (member->bytes.begin != reinterpret_cast<const uint8_t*>(merged_.data())) merged_ = member->bytes.text();
       merged_ += found.bytes.text();
       const auto* const begin = reinterpret_cast<const uint8_t*>(merged_.data());
@@ -109,7 +110,7 @@ bool FeatureReader::Check(const Member& member) {
   if (member.number == 0 || IsScalar(member.number)) return true;
   Column scratch(TypeOf(member.number));
   const Element element = elements_[member.number];
-  // A fid that nobody gets may be any, but what follows it is checked too.
+  // A fid that nobody gets may have any value, but what follows it is checked too.
   return AddMessage(member.bytes, element == Element::kFidV2 ? Element::kFidAsIs : element, &scratch);
 }
 

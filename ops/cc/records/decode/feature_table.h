@@ -37,8 +37,8 @@ class FeatureTable {
 
   FeatureTable();
 
-  // Lets nothing but these features be decoded, in this order. A field of type null takes the type that comes. False: a
-  // field has a type that no record has; `problem` names it.
+  // Lets only these features be decoded, in this order. A field of type null takes the type of its first value. False:
+  // a field has a type that no record has; `problem` names it.
   bool Want(const ArrowSchema& wanted, std::string* problem);
 
   void BeginRecord();
@@ -46,7 +46,7 @@ class FeatureTable {
   NamedColumn* Find(std::string_view name, NameProblem* problem);
   // Gives a column its type.
   void Create(NamedColumn* named, ColumnType type, int32_t id);
-  // Takes back what the record brought; columns keep their first `rows`.
+  // Removes what was added for the record; columns keep their first `rows`.
   void Rollback(int64_t rows);
 
   int64_t record() const { return record_; }

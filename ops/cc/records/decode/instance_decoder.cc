@@ -1,6 +1,9 @@
 // Instance (protos/instance.proto): one row, its fids v1 without names.
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -140,7 +143,7 @@ class InstanceDecoder : public RecordDecoder {
     return rows_.EndFeature(named);
   }
 
-  // One feature a slot, in the order in which the slots come.
+  // One feature per slot, in the order in which the slots first occur.
   bool PutFids() {
     slots_.clear();
     const int64_t record = rows_.table().record();

@@ -37,7 +37,7 @@ class LineIdRow {
   const uint8_t* at() const { return at_; }
   const char* bad_text() const { return bad_text_; }
 
-  // One bit a field.
+  // One bit per field.
   uint32_t present() const { return present_; }
 
   // Adds the value of a field that is present, and ends the row. False as of Column::EndRow.

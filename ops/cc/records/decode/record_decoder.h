@@ -15,7 +15,7 @@ enum class Format : int32_t { kExample = 0, kExampleBatch = 1, kInstance = 2 };
 class RecordDecoder {
  public:
   virtual ~RecordDecoder() = default;
-  // False as of RecordRows, which has then the reason.
+  // False: the record is refused, and RecordRows has the reason.
   virtual bool Decode(Span record) = 0;
 };
 

@@ -39,9 +39,9 @@ enum class Pruning : int32_t { kNothing = 0, kFeatures = 1, kRawFeatures = 2 };
 struct DecodeOptions {
   bool fids_as_is = false;
   Pruning pruning = Pruning::kRawFeatures;
-  uint32_t line_id_fields = ~0u;    // one bit a field: which become columns
+  uint32_t line_id_fields = ~0u;    // one bit per field: which become columns
   bool all_line_id_fields = false;  // also when no row sets them
-  int64_t row_stride = 1;           // records lie so many offsets apart
+  int64_t row_stride = 1;           // difference of the offsets of neighbouring records
 };
 
 // Where a record comes from.
@@ -53,11 +53,11 @@ struct Source {
   uint32_t data_source_key = 0;  // of its header
 };
 
-// A name as a message has it. Requires UTF-8.
+// A name as error messages show it. Requires UTF-8.
 std::string Quoted(std::string_view name);
 
-// Functions that return bool refuse the record with false; `Rollback` then takes back what it brought. Rows of a record
-// are counted from 0.
+// Functions that return bool return false to refuse the record; `Rollback` then removes what was added for it. Rows of
+// a record are counted from 0.
 class RecordRows {
  public:
   static constexpr size_t kMaxRecordBytes = size_t{1} << 27;
@@ -70,16 +70,16 @@ class RecordRows {
   FeatureReader& reader() { return reader_; }
 
   void BeginRecord(const Source& source);
-  // Takes note of how many rows the record has, once it is known.
+  // Says how many rows the record has, once that is known.
   bool SetRows(int64_t rows);
   void Commit();
-  // Takes back the record, number `index` of the block, and keeps the reason.
+  // Removes the rows of the record, number `index` of the block, and keeps the reason.
   void Rollback(int64_t index);
 
   bool Fail(const char* reason, const uint8_t* at, const std::string& what);
   bool Malformed(const uint8_t* at) { return Fail(reason::kMalformed, at, "malformed"); }
 
-  // What a name stands for; null when it is refused, as a second one of the record is.
+  // The column of a name; null when the name is refused, as the second of its kind in a record is.
   NamedColumn* FindFeature(Span name);
   bool PutFeature(const Member& member, int32_t id, int64_t row, NamedColumn* named);
   // `message` is a RawFeature; null where it has no values.

@@ -1,6 +1,7 @@
 #include "ops/cc/records/encode/batch_reader.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <string_view>
 #include <utility>
 

@@ -1,7 +1,8 @@
-// A canonical batch, as the encoders see it.
+// Reads the columns of a canonical batch for the encoders.
 #ifndef MILLRACE_RECORDS_BATCH_READER_H_
 #define MILLRACE_RECORDS_BATCH_READER_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>

@@ -44,7 +44,7 @@ void WriteRecord(const BatchReader& batch, Format format, int64_t begin, int64_t
   }
 }
 
-// False when the records take more than Arrow's 32-bit offsets can tell.
+// False when the records take more than Arrow's 32-bit offsets can count.
 bool EncodeRecords(const BatchReader& batch, Format format, int64_t rows_per_record, Column* records) {
   ReverseWriter writer;
   for (int64_t begin = 0, end = 0; begin < batch.rows(); begin = end) {

@@ -1,5 +1,6 @@
 #include "ops/cc/records/encode/record_encoder.h"
 
+#include <cstddef>
 #include <string_view>
 
 #include "ops/cc/records/decode/feature_reader.h"
@@ -95,7 +96,7 @@ void WriteFloatFeature(float value, ReverseWriter* out) {
   out->EndMessage(kFloatList, feature);
 }
 
-// ExampleBatch says metadata by features, too.
+// An ExampleBatch carries metadata as features, too.
 class ListWriter {
  public:
   ListWriter(int64_t begin, int64_t end, ReverseWriter* out) : begin_(begin), end_(end), out_(*out) {}
@@ -187,7 +188,7 @@ void WriteExample(const BatchReader& batch, int64_t row, ReverseWriter* out) {
   const BatchColumn* const weight_column = batch.weight();
   const bool has_weight = weight_column != nullptr && !weight_column->IsNull(row);
   const float weight = has_weight ? *weight_column->levels[0].Numbers<float>(row) : 1.0f;
-  // The field cannot tell 0 from "not set"; the feature can.
+  // The field has one form for 0 and "not set"; the feature has two.
   if (has_weight && weight != 0) {
     out->Fixed(weight);
     out->Tag(102, kFixed32);

@@ -14,7 +14,7 @@ void WriteExample(const BatchReader& batch, int64_t row, ReverseWriter* out);
 // The rows [begin, end), which have one data source key.
 void WriteExampleBatch(const BatchReader& batch, int64_t begin, int64_t end, ReverseWriter* out);
 
-// Whether an Instance can say all that the batch does: it has no doubles, no raw features, no lists of lists of fids
+// Whether an Instance can carry all columns of the batch: it has no doubles, no raw features, no lists of lists of fids
 // v1.
 bool FitsInstance(const BatchReader& batch);
 void WriteInstance(const BatchReader& batch, int64_t row, ReverseWriter* out);

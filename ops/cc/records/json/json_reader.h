@@ -1,4 +1,4 @@
-// Reads flat JSON objects, the plain ones.
+// Reads JSON objects that every reader of JSON reads alike.
 #ifndef MILLRACE_RECORDS_JSON_READER_H_
 #define MILLRACE_RECORDS_JSON_READER_H_
 
@@ -22,9 +22,9 @@ struct JsonField {
   int64_t row = -1;                // the last row that had it
 };
 
-// One row an object. It takes what no reader of JSON could doubt: one object, no key of a wanted field twice, values of
-// the wanted type, integers of up to 18 digits, no escapes, no objects or lists in fields that nobody wants. All else
-// is left to another reader.
+// One row per object. It takes one object per value, with no key of a wanted field twice, values of the wanted type,
+// integers of up to 18 digits, no escapes, and no objects or lists in fields that nobody wants. All else is "not
+// plain": the caller gives it to another reader.
 class JsonReader {
  public:
   // False when the schema has a type that is not read here.
@@ -37,7 +37,7 @@ class JsonReader {
   void Export(ArrowArray* array);
 
  private:
-  // Where reading stands; the functions return false when the text is not plain.
+  // The text that is left to read; the functions return false when it is not plain.
   struct Cursor {
     const uint8_t* at;
     const uint8_t* end;

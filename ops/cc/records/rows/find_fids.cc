@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/records/arrow/arrow_abi.h"
 #include "ops/cc/records/arrow/arrow_reader.h"
 #include "ops/cc/records/c_api.h"
@@ -11,7 +12,7 @@
 namespace millrace::records {
 namespace {
 
-constexpr int64_t kBlock = 16;  // fids that are compared before any branch
+constexpr int64_t kBlock = 16;  // fids that a few vector instructions compare without a branch
 
 bool AnyOf(const int64_t* fids, int64_t size, const int64_t* wanted, int32_t count) {
   uint64_t any = 0;
@@ -21,7 +22,8 @@ bool AnyOf(const int64_t* fids, int64_t size, const int64_t* wanted, int32_t cou
   return any != 0;
 }
 
-void FindInColumn(const ArrayReader& column, int64_t rows, const int64_t* wanted, int32_t count, uint8_t* found) {
+MILLRACE_CLONES void FindInColumn(const ArrayReader& column, int64_t rows, const int64_t* wanted, int32_t count,
+                                  uint8_t* found) {
   if (rows == 0 || column.Begin(0) == column.End(rows - 1)) return;
   const ArrayReader values = column.Values();
   const int64_t* const fids = values.Numbers<int64_t>(0);

@@ -72,7 +72,7 @@ void KeyNumbers::Add(uint64_t key, int64_t number) {
 void KeyNumbers::Erase(uint64_t key) {
   size_t hole = PlaceOf(key);
   for (size_t at = (hole + 1) & Mask(); slots_[at].number != kNone; at = (at + 1) & Mask()) {
-    // What begins its search at the hole or before it moves there.
+    // A key whose search starts at the hole or before it moves into the hole.
     if (((at - HomeOf(slots_[at].key)) & Mask()) < ((at - hole) & Mask())) continue;
     slots_[hole] = slots_[at];
     hole = at;

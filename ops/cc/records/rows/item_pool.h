@@ -11,13 +11,13 @@
 
 namespace millrace::records {
 
-// Sums of sizes that change one by one (Fenwick 1994): which size covers a given point of their total.
+// Running sums of sizes that grow one by one (Fenwick 1994). Laid end to end, the sizes cover [0, total).
 class SizeTree {
  public:
   int64_t total() const { return total_; }
   void Append();
   void Increment(int64_t index);
-  // Index of the size that covers `point`, which is below the total.
+  // Index of the size whose stretch holds `point`, which is below the total.
   int64_t Covering(int64_t point) const;
 
  private:
@@ -53,16 +53,16 @@ class KeyNumbers {
   size_t used_ = 0;
 };
 
-// One first-in-first-out pool a channel. Not thread-safe.
+// One first-in-first-out pool per channel. Not thread-safe.
 class ItemPool {
  public:
   struct Item {
     uint64_t key;
     int64_t position;  // row in the store of items
-    int64_t pushed;    // times it came
+    int64_t pushed;    // times it entered
     int64_t drawn;     // times it was drawn
   };
-  // One entry a row, in the order of the stream.
+  // Arrays of one entry per row, in the order of the stream.
   struct Rows {
     int64_t count;
     const uint64_t* keys;
@@ -72,11 +72,11 @@ class ItemPool {
     const uint64_t* random;  // hash of the row's provenance
   };
   struct DrawRule {
-    int64_t times;      // draws a row; the first that fails is its last
-    double easy_ratio;  // share of draws from a pool that is drawn by size; the others are from the row's own
+    int64_t times;      // draws per row, up to the first that fails
+    double easy_ratio;  // share of draws from a pool that is chosen by its size; the others are from the row's own pool
     bool allow_own;     // whether the row's own item may be drawn
   };
-  // One entry a draw that did not fail; arrays of Rows::count * DrawRule::times.
+  // One entry per draw that did not fail; arrays of Rows::count * DrawRule::times.
   struct Draws {
     int64_t* rows;
     int64_t* positions;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kShardShift = 32;
 
-// Both halves of a product, xored: quicker than HashFid, which the look-up waits for after each fid that is new.
+// Both halves of a product, xored: one multiplication, where HashFid has two, and each look-up waits for its hash.
 uint64_t Fold(int64_t fid) {
   const auto product =
       static_cast<Uint128>(static_cast<uint64_t>(fid) ^ 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;

@@ -21,12 +21,11 @@ namespace {
 using Arrays = std::vector<const ArrowArray*>;
 
 struct Range {
-  Range(size_t source, int64_t begin, int64_t end) : source(source), begin(begin), end(end) {}
   size_t source;
   int64_t begin, end;
 };
 
-// What to take of several arrays, in order.
+// The rows to take from several arrays, in order.
 struct Selection {
   std::vector<Range> ranges;
   int64_t length = 0;
@@ -36,7 +35,7 @@ struct Selection {
     if (!ranges.empty() && ranges.back().source == source && ranges.back().end == begin) {
       ranges.back().end = end;
     } else {
-      ranges.emplace_back(source, begin, end);
+      ranges.push_back({source, begin, end});
     }
     length += end - begin;
   }
@@ -92,7 +91,7 @@ std::vector<const Number*> FirstsOf(const Arrays& arrays) {
 
 template <typename Number>
 Buffer TakeNumbers(const std::vector<const Number*>& firsts, const Selection& chosen) {
-  constexpr int64_t kFew = 4;  // so many are copied before memcpy is called
+  constexpr int64_t kFew = 4;  // numbers that are copied in less time than a call of memcpy takes
   Buffer taken;
   auto* to = reinterpret_cast<Number*>(taken.Extend(static_cast<size_t>(chosen.length) * sizeof(Number)));
   for (const Range& range : chosen.ranges) {

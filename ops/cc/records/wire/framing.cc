@@ -25,7 +25,7 @@ T Load(const uint8_t* bytes) {
   return value;
 }
 
-// TFRecord stores checksums rotated, so that one over data with checksums inside stays strong.
+// TFRecord stores checksums rotated and shifted: a CRC over data that holds its own CRC is a constant.
 uint32_t MaskedCrc(const uint8_t* data, int64_t size) {
   const uint32_t crc = Crc32c(0, data, static_cast<size_t>(size));
   return ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
@@ -33,8 +33,8 @@ uint32_t MaskedCrc(const uint8_t* data, int64_t size) {
 
 bool IsTfHeader(const uint8_t* bytes) { return MaskedCrc(bytes, 8) == Load<uint32_t>(bytes + 8); }
 
-// Whether a TFRecord begins here, for a reader that has lost its way. A payload of eight bytes looks like a header too,
-// so either the next header must fit or the payload's checksum; `kUnsure` when the buffer ends before one can tell.
+// Whether a TFRecord begins here, for a reader that does not know where frames begin. A payload of eight bytes looks
+// like a header too, so the next header or the payload's checksum must fit; `kUnsure` when the buffer ends first.
 enum class Guess { kNo, kYes, kUnsure };
 
 Guess GuessTfRecord(const uint8_t* data, int64_t size, int64_t position, int64_t max_record_bytes) {
@@ -44,7 +44,7 @@ Guess GuessTfRecord(const uint8_t* data, int64_t size, int64_t position, int64_t
   const int64_t start = position + kTfHeaderBytes, end = start + static_cast<int64_t>(length);
   const int64_t next = end + kTfFooterBytes;
   if (next > size) return Guess::kUnsure;
-  // Only short payloads, or a crafted file of headers would take for ever.
+  // Only short payloads: a crafted file of headers would have its bytes checked once per header.
   if (end - start <= kCheckedBytes && MaskedCrc(data + start, end - start) == Load<uint32_t>(data + end)) {
     return Guess::kYes;
   }

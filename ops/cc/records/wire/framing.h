@@ -6,7 +6,7 @@
 
 namespace millrace::records {
 
-// Bits of a framing. TFRecords and lines have none of the others; after a LagrangeX header come no other headers.
+// Bits of a framing. kTfRecord and kLine stand alone; a LagrangeX header is the only header.
 enum FramingFlags : int32_t {
   kLagrangexHeader = 1,
   kKafkaDumpPrefix = 2,
@@ -18,14 +18,14 @@ enum FramingFlags : int32_t {
 
 enum class FrameStatus : int32_t {
   kOk = 0,
-  kFull = 1,         // the caller's arrays are; go on at the end
+  kFull = 1,         // the caller's arrays are full; go on at `end`
   kTruncated = 2,    // the buffer ends within a frame
   kMalformed = 3,    // a header that no writer writes, or a length whose checksum is wrong
   kTooLarge = 4,     // a payload above the limit
   kBadChecksum = 5,  // a payload whose checksum is wrong
 };
 
-// One frame. `next` is where the following one begins, which may lie behind the buffer when it is too large, and -1
+// One frame. `next` is where the following one begins: after the end of the buffer where the frame is too large, -1
 // where nobody can tell.
 struct Frame {
   FrameStatus status;

@@ -5,7 +5,7 @@
 namespace millrace::records {
 
 constexpr char kLineIdName[] = "__LINE_ID__";
-constexpr char kLabelName[] = "__LABEL__";  // of the column too
+constexpr char kLabelName[] = "__LABEL__";  // the column has this name too
 constexpr char kWeightName[] = "instance_weight";
 constexpr char kValueName[] = "value";  // where an Instance has its values
 

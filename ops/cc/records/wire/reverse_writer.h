@@ -6,12 +6,13 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "ops/cc/records/wire/wire.h"
 
 namespace millrace::records {
 
-// Writes Protobuf from the end to the beginning: the length of a message is known when its turn comes.
+// Writes Protobuf from its end to its beginning: a message's length stands before its content and is then known.
 class ReverseWriter {
  public:
   size_t size() const { return size_; }

@@ -1,6 +1,8 @@
 // Files of checked blocks, and every kind of damage.
 #include "ops/cc/embedding/base/checked_file.h"
 
+#include <filesystem>
+
 #include "ops/cc/embedding/base/crc32c.h"
 #include "tests/cc/snapshot_files.h"
 

@@ -2,6 +2,7 @@
 #include "ops/cc/embedding/rules/entry_layout.h"
 
 #include <cmath>
+#include <string>
 
 #include "tests/cc/covers.h"
 #include "tests/cc/test_tables.h"

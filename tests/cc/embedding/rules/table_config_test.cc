@@ -1,7 +1,11 @@
 // The text of a table: what is read from it, and what is refused by name.
 #include "ops/cc/embedding/rules/table_config.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <memory>
+#include <utility>
 
 #include "tests/cc/test_tables.h"
 

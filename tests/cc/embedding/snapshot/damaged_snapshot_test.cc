@@ -1,4 +1,12 @@
 // Files that are torn, mixed up or of something else: refused by name before anything changes.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "ops/cc/embedding/snapshot/store_snapshot.h"
 #include "tests/cc/snapshot_files.h"
 

@@ -1,8 +1,16 @@
 // A cut is the content of one moment, whatever the tables do until it is written.
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
+#include <string>
+#include <thread>
 #include <unordered_map>
+#include <vector>
 
 #include "ops/cc/embedding/snapshot/store_snapshot.h"
 #include "tests/cc/snapshot_files.h"

@@ -68,7 +68,7 @@ TEST_F(StoreSnapshot, ALargeTableIsWrittenInPartsAndRestoredWhole) {
 
 class ShardedSnapshot : public StoreSnapshot {
  protected:
-  // The users spread over shards, a store each.
+  // The users spread over shards, one store per shard.
   Files SaveShards(int num_shards, const TableConfig& config = Users()) {
     Files files;
     for (int shard = 0; shard < num_shards; ++shard) {

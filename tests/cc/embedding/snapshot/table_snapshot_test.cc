@@ -1,6 +1,9 @@
 // What a table file says of its entries, and how they fit into a table.
 #include "ops/cc/embedding/snapshot/table_snapshot.h"
 
+#include <cmath>
+#include <cstring>
+
 #include "tests/cc/covers.h"
 #include "tests/cc/snapshot_files.h"
 

@@ -2,9 +2,13 @@
 #include "ops/cc/embedding/table/embedding_table.h"
 
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <random>
 #include <set>
+#include <string>
+#include <thread>
+#include <utility>
 
 #include "tests/cc/covers.h"
 #include "tests/cc/fids.h"
@@ -463,7 +467,7 @@ TEST(EmbeddingTable, L12AThousandTouchedKeysAreAllStolen) {
 
 TEST(EmbeddingTable, AShardWithTooManyTouchedKeysForgetsThemSaysSoOnceAndStartsAnew) {
   const auto table = MakeTable(Config(1));
-  const std::vector<int64_t> fids = FidsOfLockShard(3, EmbeddingTable::kTouchedPerShard + 1);
+  const std::vector<int64_t> fids = FidsOfLockShard(3, LockShard::kMaxTouched + 1);
   const std::vector<int64_t> others = FidsOfLockShard(4, 5);
   ASSERT_TRUE(Update(*table, fids, std::vector<float>(fids.size(), 1)).ok());
   ASSERT_TRUE(Update(*table, others, std::vector<float>(5, 1)).ok());
@@ -478,7 +482,7 @@ TEST(EmbeddingTable, AShardWithTooManyTouchedKeysForgetsThemSaysSoOnceAndStartsA
 
 TEST(EmbeddingTable, KeysThatAreTouchedAgainAndAgainTakeOnePlace) {
   const auto table = MakeTable(Config(1));
-  const std::vector<int64_t> fids = FidsOfLockShard(3, EmbeddingTable::kTouchedPerShard / 2);
+  const std::vector<int64_t> fids = FidsOfLockShard(3, LockShard::kMaxTouched / 2);
   for (int round = 0; round < 3; ++round) {
     ASSERT_TRUE(Update(*table, fids, std::vector<float>(fids.size(), 1)).ok());
   }

@@ -1,6 +1,13 @@
 // Many threads on one table: nothing is lost, nothing is seen half written.
+#include <algorithm>
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
 #include <set>
+#include <thread>
+#include <vector>
 
 #include "tests/cc/covers.h"
 #include "tests/cc/snapshot_files.h"

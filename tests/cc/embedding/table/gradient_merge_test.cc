@@ -1,10 +1,12 @@
-// How the gradients of a batch become one an id.
+// How the gradients of a batch become one per id.
 #include "ops/cc/embedding/table/gradient_merge.h"
 
 #include <cmath>
+#include <cstddef>
 #include <functional>
 #include <limits>
 #include <map>
+#include <string>
 
 #include "tests/cc/test_tables.h"
 

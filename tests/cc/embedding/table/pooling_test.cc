@@ -1,7 +1,10 @@
 // Pooled lookup and its gradient against plain loops.
 #include "ops/cc/embedding/table/pooling.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <memory>
 #include <random>
 
 #include "tests/cc/covers.h"

@@ -1,6 +1,7 @@
 // The order in which a batch visits the shards.
 #include "ops/cc/embedding/table/sharded_batch.h"
 
+#include <cstddef>
 #include <mutex>
 
 #include "tests/cc/test_tables.h"

@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <utility>
+#include <vector>
+
 #include "ops/cc/records/arrow/arrow_export.h"
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"

@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <string>
+#include <vector>
+
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"
 

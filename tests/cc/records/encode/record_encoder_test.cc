@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+
 #include "ops/cc/records/encode/batch_reader.h"
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "ops/cc/records/arrow/arrow_export.h"
 #include "tests/cc/records/arrow_batch.h"
 #include "tests/cc/records/record_bytes.h"

@@ -1,6 +1,7 @@
 // The hash table of item pools against one of the standard library.
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <random>
 #include <unordered_map>
 

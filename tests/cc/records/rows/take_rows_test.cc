@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <utility>
+
 #include "ops/cc/records/arrow/arrow_export.h"
 #include "ops/cc/records/arrow/column.h"
 #include "ops/cc/records/rows/find_fids.h"

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+
 #include "ops/cc/records/wire/utf8.h"
 #include "tests/cc/records/record_bytes.h"
 
