@@ -1,7 +1,9 @@
 """Checkpoints: exactly what was cut comes back; anything damaged is passed over by name."""
 
+import functools
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import pytest
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import CheckpointError, Checkpoints, newest_manifest, read_audit, verify
+from millrace.training.state.save_schedule import SaveSchedule
+from millrace.training.state.saver import Saver
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position
 from millrace.transforms.batch.fid import audit_fid
+from tests.conformance.covers import covers
 from tests.fakes.train_blocks import make_batch
 
 TASK = FeedRanking()
@@ -59,6 +64,31 @@ def checkpoints_in(folder: Path, **settings: Any) -> Checkpoints:
 def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
     for name in left:
         assert np.array_equal(left[name], right[name]), name
+
+
+@covers("emb:K3")
+def test_a_schedule_by_steps_writes_nothing_at_the_start_the_last_step_at_the_end_and_at_once_on_demand(
+    tmp_path: Path,
+) -> None:
+    def saved_steps(name: str) -> list[str]:
+        return sorted(path.parent.name for path in (tmp_path / name).glob("checkpoints/*/manifest.json"))
+
+    with ThreadPoolExecutor(1) as thread:
+        for name in ("at the end", "on demand"):
+            trainer, checkpoints = Trainer(), checkpoints_in(tmp_path / name)
+            cut = functools.partial(checkpoints.cut, trainer.step, trainer.position, delta_sequence=0)
+            saver = Saver("checkpoint", SaveSchedule(every_steps=100), cut, checkpoints.finish, thread)
+            assert not saver.start_if_due(0)
+            trainer.learn(0)
+            assert not saver.start_if_due(1)
+            assert saved_steps(name) == []
+            if name == "at the end":
+                saver.save_at_end(1)
+            else:
+                saver.schedule.force()
+                assert saver.start_if_due(1)
+                saver.wait()
+            assert saved_steps(name) == ["1"]
 
 
 def test_restoring_at_every_step_gives_the_same_model_as_never_stopping(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ def at(hours: int, minutes: int = 0) -> datetime.time:
     return datetime.time(hours, minutes)
 
 
-@covers("emb:K3")
 def test_the_step_it_begins_with_is_not_saved_and_the_last_one_is() -> None:
     schedule = SaveSchedule(every_steps=100, clock=Clock())
     assert not schedule.due(0)
@@ -31,7 +30,6 @@ def test_the_step_it_begins_with_is_not_saved_and_the_last_one_is() -> None:
     assert schedule.due_at_end(1)
 
 
-@covers("emb:K3")
 def test_a_forced_save_is_due_at_once_and_only_once() -> None:
     schedule = SaveSchedule(every_steps=100, clock=Clock())
     schedule.force()
