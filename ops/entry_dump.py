@@ -178,7 +178,7 @@ def _dumped_segments(table: TableConfig | TableFile) -> list[_DumpedSegment]:
     """Segments that have an optimizer's dump: none in a table that serves."""
     dumped = []
     name = table.table if isinstance(table, TableFile) else table.name
-    segments: tuple[Segment, ...] | tuple[FileSegment, ...] = table.segments
+    segments: Sequence[Segment | FileSegment] = table.segments
     for i, segment in enumerate(segments):
         optimizer = segment.optimizer
         kind = optimizer if isinstance(optimizer, str) else "" if optimizer is None else optimizer.kind
