@@ -26,7 +26,7 @@ class LibraryError(UserError):
 
 
 def _minor(version: str) -> str:
-    """ "2.21" of "2.21.3": TensorFlow's C++ interface changes with its minor version, not with its patches."""
+    """2.21 of 2.21.3. TensorFlow's C++ interface changes with its minor version, not with its patches."""
     return ".".join(version.split(".")[:2])
 
 

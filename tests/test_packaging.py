@@ -108,7 +108,7 @@ def _unpacked_sdist(folder: Path, variables: dict[str, str]) -> Path:
     subprocess.run(command, cwd=_ROOT, env=os.environ | variables, capture_output=True, timeout=120, check=True)
     (archive,) = folder.glob("millrace-*.tar.gz")
     with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
+        file.extractall(folder)
     return folder / archive.name.removesuffix(".tar.gz")
 
 
