@@ -116,7 +116,7 @@ class JoinMachineFactory:
     spill: SpillSettings = IN_MEMORY
 
     def __call__(self, saved: bytes | None) -> "JoinMachine":
-        return JoinMachine(JoinIndex.from_blocks(self.config, [] if saved is None else [saved], spill=self.spill))
+        return JoinMachine(JoinIndex.from_states(self.config, [] if saved is None else [saved], spill=self.spill))
 
 
 class JoinMachine:
@@ -144,7 +144,7 @@ class JoinMachine:
         _SPILLED.labels(str(shard)).set(self._index.spilled_bytes)
 
     def to_bytes(self) -> bytes:
-        return self._index.to_block()
+        return self._index.to_state()
 
     @property
     def next_close_ms(self) -> int | None:

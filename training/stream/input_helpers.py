@@ -10,7 +10,7 @@ from millrace.transforms.batch.arrays import Ragged
 
 
 def to_tensors(parsed: Mapping[str, Ragged | np.ndarray]) -> dict[str, Any]:
-    """What `transforms.batch.arrays.parse` gives, as tensors.
+    """What `transforms.batch.arrays.to_arrays` gives, as tensors.
 
     A sparse feature becomes a `tf.RaggedTensor` int64 [rows, None]; the others float32, int64 or string [rows, shape].
     """

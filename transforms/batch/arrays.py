@@ -1,6 +1,6 @@
-"""Batches to plain numpy: ragged fids, dense columns of fixed width, fields of the line id.
+"""Batches to plain numpy arrays: ragged fids, dense columns of fixed width, fields of the line id.
 
-Fids are always v2. What a row does not have is an empty row, 0, an empty string, or INVALID_LABEL for a label.
+Fids are always v2. Where a row has no value, fids are an empty row, numbers 0, strings empty and labels INVALID_LABEL.
 """
 
 import re
@@ -14,10 +14,10 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import fid, line_id, list_columns, record_batch
 
 LABEL = "label"
-"""Dense feature of this name: the column `label`, or else `__LABEL__`."""
+"""A dense feature of this name is read from the column `label`, or else from `__LABEL__`."""
 
 INSTANCE_WEIGHT = "instance_weight"
-"""Dense feature of this name: `__WEIGHT__`; 1.0 unless it is positive."""
+"""A dense feature of this name is read from the column of that name or `__WEIGHT__`; 1.0 where it is not positive."""
 
 Ragged = tuple[np.ndarray, np.ndarray]
 """(int64 values [n], int64 row splits [rows + 1])"""
@@ -32,7 +32,7 @@ class DenseFeature:
     """A column of fixed width.
 
     Args:
-      shape: values a row; longer rows are cut, shorter ones are filled up with `default`.
+      shape: number of values per row; longer rows are cut, shorter ones are filled up with `default`.
       dtype: "float32", "int64" or "string".
       default: None for 0, an empty string, or INVALID_LABEL for `label`.
     """
@@ -77,12 +77,15 @@ class LineIdFeature:
 
 
 @dataclass(frozen=True)
-class ParseSpec:
-    """What `parse` makes of a batch.
+class ArraySpec:
+    """Which arrays `to_arrays` makes of a batch.
 
     Args:
-      sparse: features of fids; `slot_3` and `fc_slot_3` name the same one.
-      concat: name under which the sparse features come as one ragged, a row a feature, from a batch of one row.
+      sparse: names of fid features; `slot_3` and `fc_slot_3` name the same one.
+      dense: columns of fixed width.
+      extra: fields of the line id.
+      concat: if not empty, the name under which all sparse features of a batch of one row come as one `Ragged`, which
+        has one row per feature.
 
     Raises: UserError naming the first wrong entry.
     """
@@ -104,7 +107,7 @@ class ParseSpec:
                 raise UserError(where, repeated, "given twice", "ask for each name once")
 
 
-def parse(batch: pa.RecordBatch, spec: ParseSpec) -> dict[str, Ragged | np.ndarray]:
+def to_arrays(batch: pa.RecordBatch, spec: ArraySpec) -> dict[str, Ragged | np.ndarray]:
     """{name: values} of the rows of a batch.
 
     Returns: a `Ragged` for a sparse feature, an array [rows, shape] (float32, int64, or bytes objects) for the others.
@@ -122,7 +125,7 @@ def parse(batch: pa.RecordBatch, spec: ParseSpec) -> dict[str, Ragged | np.ndarr
 
 
 def index_of(schema: pa.Schema, name: str) -> int | None:
-    """Number of the column of a feature; None when there is none. ValueError when it is there twice."""
+    """Index of a feature's column; None when there is none, ValueError when there are two."""
     slot = _SLOT.fullmatch(name)
     for alias in (name, f"slot_{slot[2]}", f"fc_slot_{slot[2]}") if slot else (name,):
         found = schema.get_all_field_indices(alias)
@@ -243,4 +246,4 @@ def _fits(type: pa.DataType, dtype: str) -> bool:
 
 def _check_shape(where: str, shape: int) -> None:
     if shape < 1:
-        raise UserError(f"{where}.shape", shape, "not positive", "choose 1 or more values a row")
+        raise UserError(f"{where}.shape", shape, "not positive", "choose 1 or more values per row")

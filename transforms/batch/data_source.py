@@ -1,7 +1,5 @@
 """Keys of named data sources: a record's header carries the key instead of the name."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,26 +33,6 @@ def keys_of_names(names: pa.Array) -> np.ndarray:
     if not len(keys):
         return np.zeros(len(names), np.uint32)
     return np.where(encoded.indices.is_valid().to_numpy(zero_copy_only=False), keys[codes], 0).astype(np.uint32)
-
-
-def names_of_keys(keys: pa.Array, names: tuple[str, ...]) -> pa.Array:
-    """string [n]: the one of `names` that has the key; null where none has it. UserError as of `check_names`."""
-    check_names(names)
-    known = pa.array([data_source_key(name) for name in names], pa.uint32())
-    return pa.array(names, pa.string()).take(pc.index_in(keys.cast(pa.uint32()), value_set=known))
-
-
-def keys_of_channels(channels: np.ndarray, sources: Mapping[int, str], default: str = "") -> np.ndarray:
-    """uint32 [n]: the key of the source of each channel, int64 [n]; of `default` where `sources` has none.
-
-    For records without a header.
-    """
-    known = np.array(sorted(sources), np.int64)
-    keys = np.array([data_source_key(sources[channel]) for channel in known.tolist()] or [0], np.uint32)
-    found = np.searchsorted(known, channels)
-    at = np.minimum(found, max(len(known) - 1, 0))
-    hit = (found < len(known)) & (known[at] == channels) if len(known) else np.zeros(len(channels), bool)
-    return np.where(hit, keys[at], np.uint32(data_source_key(default))).astype(np.uint32)
 
 
 def check_names(names: tuple[str, ...], field: str = "data_sources") -> None:

@@ -1,6 +1,6 @@
-"""The canonical example batch: column names, Arrow schema, IPC bytes, splitting and validation.
+"""The canonical batch: column names, Arrow schemas, bytes, and the check of a train batch.
 
-One row is one (impression, item). `transforms/README.md` describes every column.
+A row of a train batch is one (impression, item). `transforms/README.md` describes every column.
 """
 
 import itertools
@@ -31,16 +31,19 @@ INVALID_LABEL = float(np.finfo(np.float32).min)
 _LOWEST_VALID_LABEL = np.float32(INVALID_LABEL / 2)
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
-"""Kafka header `content-type` of an IPC block."""
+"""Kafka header `content-type` of a train block."""
 
 MAX_BLOCK_BYTES = 1_000_000
-"""Largest IPC block: below the 1 MiB that a Kafka broker accepts by default, headers included."""
+"""Largest train block: below the 1 MiB that a Kafka broker accepts by default, headers included."""
 
 KIND_KEY = b"millrace.kind"
 FID_METADATA = {KIND_KEY: b"fid"}
 FID_V1_METADATA = {KIND_KEY: b"fid_v1"}
 RAW_METADATA = {KIND_KEY: b"raw"}
-"""Kind of a feature: fids v2, fids v1 as they came, or raw bytes; none: plain values, which the Arrow type names."""
+"""Field metadata that tell the kind of a feature: fids v2, fids v1 as they came, or raw bytes.
+
+Features without a kind hold plain values of their Arrow type.
+"""
 
 ID_KEY = b"millrace.id"
 """Field metadata: the number that the feature has in the records that it came from, decimal."""
@@ -79,7 +82,7 @@ def fid_field(name: str) -> pa.Field:
 
 
 def train_schema(features: Sequence[str]) -> pa.Schema:
-    """Schema of a train block with the sparse features of these names, in this order."""
+    """Schema of a train batch with the sparse features of these names, in this order."""
     return pa.schema([fid_field(name) for name in features] + list(METADATA_FIELDS))
 
 
@@ -93,7 +96,7 @@ def to_bytes(batch: pa.RecordBatch) -> bytes:
 
 
 def _without_hidden_values(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """`batch` whose slices of empty lists own no values: of those the writer would write every offset."""
+    """`batch` where columns of empty lists have no hidden values: Arrow would write those of the whole parent."""
     for index, field in enumerate(batch.schema):
         column = batch.column(index)
         if pa.types.is_list(field.type) and not pa.types.is_primitive(field.type.value_type) and len(column):
@@ -126,7 +129,13 @@ def from_bytes(data: bytes | memoryview | pa.Buffer) -> pa.RecordBatch:
 
 
 def concat(batches: Sequence[pa.RecordBatch], schema: pa.Schema | None = None) -> pa.RecordBatch:
-    """One batch with the rows of all, in order; `schema` is needed when `batches` may be empty."""
+    """One batch with the rows of all, in order; what a batch has no column for is null.
+
+    Args:
+      schema: of the result when there are no batches.
+
+    Raises: ValueError naming a column that has two types, or when there are neither batches nor a schema.
+    """
     if len(batches) == 1:
         return batches[0]
     if batches and all(batch.schema.equals(batches[0].schema) for batch in batches):
@@ -139,7 +148,7 @@ def concat(batches: Sequence[pa.RecordBatch], schema: pa.Schema | None = None) -
 
 
 def _concat_columns(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """Batches of different columns: what a batch lacks is null. ValueError naming a column that has two types."""
+    """`concat` of batches with different columns."""
     kinds: dict[str, pa.Field] = {}
     for field in itertools.chain.from_iterable(batch.schema for batch in batches):
         seen = kinds.setdefault(field.name, field)
@@ -156,10 +165,10 @@ def empty(schema: pa.Schema) -> pa.RecordBatch:
 
 
 def split_to_bytes(batch: pa.RecordBatch, max_bytes: int = MAX_BLOCK_BYTES) -> list[tuple[pa.RecordBatch, bytes]]:
-    """Splits `batch` into runs of rows whose IPC stream has at most `max_bytes`.
+    """Splits `batch` into runs of rows that take at most `max_bytes` as an Arrow IPC stream.
 
-    Returns: [(rows, IPC bytes)] in order; nothing for an empty batch.
-    Raises: ValueError when a single row is larger.
+    Returns: [(rows, their bytes)] in order; an empty list for an empty batch.
+    Raises: ValueError when a single row takes more.
     """
     if not batch.num_rows:
         return []
@@ -197,7 +206,7 @@ def feature_columns(schema: pa.Schema) -> list[str]:
 
 
 def column_of(batch: pa.RecordBatch, name: str) -> pa.Array | None:
-    """The column `name`; None when the batch has none such."""
+    """The column `name`; None when the batch has no such column."""
     index = batch.schema.get_field_index(name)
     return batch.column(index) if index >= 0 else None
 
@@ -213,7 +222,7 @@ def with_column(batch: pa.RecordBatch, field: pa.Field, values: pa.Array) -> pa.
 
 
 def fid_columns(schema: pa.Schema) -> list[str]:
-    """Names of the sparse features of a train block, in schema order."""
+    """Names of the fid features, in schema order."""
     return [field.name for field in schema if is_fid_field(field)]
 
 
@@ -225,11 +234,11 @@ def numpy_column(batch: pa.RecordBatch, name: str) -> np.ndarray:
 def validate_train_batch(
     batch: pa.RecordBatch, features: Sequence[str] | None = None, heads: int | None = None
 ) -> None:
-    """Raises ValueError, naming the column, unless `batch` is a canonical train block.
+    """Raises ValueError, naming the column, unless `batch` is a train batch.
 
     Args:
-      features: sparse features that must be there, when given.
-      heads: number of labels that each row must have, when given.
+      features: sparse features that must be there; default: those that are there.
+      heads: number of labels that each row must have; default: any.
     """
     for field in METADATA_FIELDS:
         _check_column(batch, field)
@@ -245,7 +254,7 @@ def validate_train_batch(
 def _check_column(batch: pa.RecordBatch, field: pa.Field) -> None:
     index = batch.schema.get_field_index(field.name)
     if index < 0:
-        raise ValueError(f"column {field.name}: missing; the block has {', '.join(batch.schema.names) or 'no columns'}")
+        raise ValueError(f"column {field.name}: missing; the batch has {', '.join(batch.schema.names) or 'no columns'}")
     found = batch.schema.field(index).type
     if found != field.type:
         raise ValueError(f"column {field.name}: expected {field.type}, found {found}")

@@ -1,4 +1,4 @@
-"""Codecs as PTransforms: blocks of raw records to records of one frame each, to canonical rows, and back."""
+"""Codecs as PTransforms: raw blocks to records of single frames or to canonical rows, and rows to raw blocks."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ DEAD_LETTERS = "dead_letters"
 ROWS = "rows"
 
 RECORDS_TOPIC = "rows"
-"""Topic of raw blocks that are made of rows."""
+"""Topic of the raw blocks that `EncodeRecords` makes."""
 
 Decode: TypeAlias = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
 _DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
@@ -36,8 +36,9 @@ class _DecodeBlocks(beam.PTransform):
     """Outputs `rows` and `dead_letters`.
 
     Args:
-      kind: names the counters.
-      make: makes the decoder, once for a worker's instance of the step.
+      kind: name of the step in its counters' namespace.
+      make: makes the decoder, once per instance of the DoFn.
+      shown: display data.
 
     Counters (`millrace.transforms.<kind>`): `rows_in`, `rows_out`, `dead_letters_<reason>`.
     """
@@ -46,7 +47,7 @@ class _DecodeBlocks(beam.PTransform):
         super().__init__()
         self._kind, self._make, self._shown = kind, make, dict(shown)
 
-    @no_annotations  # Beam knows no hints of several outputs
+    @no_annotations  # Beam has no type hints for several outputs
     def expand(self, blocks: beam.PCollection) -> dict[str, beam.PCollection]:
         decode = beam.ParDo(_DecodeDoFn(self._kind, self._make)).with_input_types(pa.RecordBatch)
         typed = decode.with_output_types(pa.RecordBatch, **{DEAD_LETTERS: pa.RecordBatch})
@@ -77,7 +78,7 @@ class _DecodeDoFn(beam.DoFn):
 
 
 class Deframe(_DecodeBlocks):
-    """Raw blocks whose values hold frames to raw blocks of one record a row (`framing.deframe`).
+    """Raw blocks whose values hold frames to raw blocks of one record per row (`framing.deframe`).
 
     Example:
 
@@ -85,8 +86,8 @@ class Deframe(_DecodeBlocks):
         records["rows"], records["dead_letters"]
 
     Args:
-      frames: the headers.
-      max_record_bytes: longer records become dead letters.
+      frames: which headers a frame has.
+      max_record_bytes: longest record; longer ones become dead letters.
     """
 
     def __init__(self, frames: FrameOptions = KAFKA_FRAMES, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
@@ -129,9 +130,9 @@ class DecodeAvro(_DecodeBlocks):
         rows = blocks | DecodeAvro(Path("row.avsc").read_text(), registry_file="registry.properties")
 
     Args:
-      reader_schema: what the rows shall have.
-      schema: that all values were written with; or
-      registry_file: settings of the registry that knows the schema that each value names
+      reader_schema: schema of the rows.
+      schema: schema with which all values were written. Either this or `registry_file` is given.
+      registry_file: settings of the registry that has the schemas whose numbers the values begin with
         (`schema_registry.RegistrySettings.from_file`).
 
     Raises: UserError for a schema that gives no rows, or a file that is wrong.
@@ -149,7 +150,7 @@ class DecodeAvro(_DecodeBlocks):
             make = functools.partial(_make_registry, RegistrySettings.from_file(registry_file), reader_schema)
         else:
             raise UserError("schema", schema, "either a schema or a registry tells how values are written", "give one")
-        make()  # wrong schemas are told now
+        make()  # raises for wrong schemas now, not on a worker
         super().__init__("decode_avro", make, {"registry_file": registry_file or "none"})
 
 
@@ -179,10 +180,10 @@ def _make_tf_examples(options: TfExampleOptions) -> Decode:
 
 
 class EncodeRecords(beam.PTransform):
-    """Canonical rows to raw blocks of records, one a row, where the rows came from.
+    """Canonical rows to raw blocks of one record per row, with the partitions and offsets of the rows' sources.
 
     Args:
-      format: one of `record_codec.FORMATS` that can be written a row at a time: example, instance.
+      format: one of `record_codec.FORMATS` that holds one row per record: example, instance.
     """
 
     def __init__(self, format: str) -> None:
@@ -205,12 +206,12 @@ class _EncodeDoFn(beam.DoFn):
 
 
 def encode_block(rows: pa.RecordBatch, format: str) -> pa.RecordBatch:
-    """A raw block (`raw_block.raw_schema`) of one record a row.
+    """A raw block of one record per row.
 
     Raises: ValueError when the format puts several rows into a record.
     """
     values = encode_records(rows, format)
     if len(values) != rows.num_rows:
-        raise ValueError(f"{format} puts several rows into a record: choose example or instance")
+        raise ValueError(f"{format} puts several rows into one record: choose example or instance")
     partition, offset, _ = provenance_of(rows)
     return raw_block(RECORDS_TOPIC, values, partition, offset)

@@ -1,7 +1,7 @@
-"""Registers the Arrow IPC coder of `pa.RecordBatch`; imported by every module that builds a pipeline.
+"""Registers the Arrow IPC coder of `pa.RecordBatch`; every module that builds a pipeline imports this one.
 
-Beam's fallback pickles whole parent buffers: ten rows sliced from a million encode to eight megabytes. It is apart from
-`record_batch.py` because Beam takes seconds to import and a trainer needs only the schema.
+Beam's default pickles the whole buffers behind a slice, so that ten rows of a million take eight megabytes. The coder
+is not in `record_batch.py` because Beam takes seconds to import and a trainer needs only the schema.
 """
 
 import apache_beam as beam
@@ -11,7 +11,7 @@ from millrace.transforms.batch import record_batch
 
 
 class RecordBatchCoder(beam.coders.Coder):
-    """One Arrow IPC stream a batch."""
+    """Each batch as one Arrow IPC stream."""
 
     def encode(self, value: pa.RecordBatch) -> bytes:
         return record_batch.to_bytes(value)
@@ -20,7 +20,7 @@ class RecordBatchCoder(beam.coders.Coder):
         return record_batch.from_bytes(encoded)
 
     def estimate_size(self, value: pa.RecordBatch) -> int:
-        return value.nbytes  # Beam samples sizes; its default encodes the value for it
+        return value.nbytes  # Beam samples sizes, and its default would encode the value for that
 
     def is_deterministic(self) -> bool:
         return True

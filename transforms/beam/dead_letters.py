@@ -1,4 +1,4 @@
-"""Dead letters in Beam's metrics: one counter a reason."""
+"""Dead letters in Beam's metrics: one counter per reason."""
 
 import pyarrow as pa
 from apache_beam.metrics import Metrics

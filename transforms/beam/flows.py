@@ -15,7 +15,7 @@ from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.steps.filters.flows import flow_keys, named_flow, source_keys, split_flows
 
 DEAD_LETTERS = "dead_letters"
-"""Tag of the output for rows of no flow."""
+"""Tag of the output for rows that belong to no named flow."""
 
 _NAMESPACE = telemetry.namespace("transforms", "split_flows")
 
@@ -35,7 +35,7 @@ class SplitFlows(beam.PTransform):
       label: name of the step in the pipeline.
 
     Counters (`millrace.transforms.split_flows`): `rows_in`, `rows_out`, `dead_letters`.
-    Raises: UserError when two names cannot be told apart.
+    Raises: UserError when two names have the same key, or there are no names.
     """
 
     def __init__(self, names: Sequence[str], label: str | None = None) -> None:

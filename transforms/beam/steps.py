@@ -20,8 +20,8 @@ _ROWS = telemetry.counter("feed_step_rows", "Rows of a recipe's steps.", ("step"
 class ApplyRecipe(beam.PTransform):
     """Runs the steps of a recipe, one after the other in one ParDo, on a collection of `pa.RecordBatch`.
 
-    What stateful steps learn (the items of `generate_negatives`) stays in the memory of the worker; a feed that must
-    keep it runs the recipe behind its join.
+    The state of stateful steps (such as the items of `generate_negatives`) stays in the memory of the worker. A feed
+    that must keep it runs the recipe after its join instead.
 
     Example:
 
@@ -49,7 +49,7 @@ class ApplyRecipe(beam.PTransform):
 
 
 class RecipeDoFn(beam.DoFn):
-    """What `ApplyRecipe` does with one batch; a batch of no rows gives none."""
+    """Runs the chain of a recipe on each batch; what is left without rows is not emitted."""
 
     def __init__(self, config: pb.TransformConfig) -> None:
         self._config = config.SerializeToString()
@@ -69,7 +69,7 @@ class RecipeDoFn(beam.DoFn):
 
 
 class StepCounters:
-    """Passes on what a chain counts to Beam and to this process's endpoint."""
+    """Passes a chain's counts to Beam's metrics and to the metrics that this process serves."""
 
     def __init__(self, chain: TransformChain) -> None:
         self._chain = chain
@@ -90,9 +90,9 @@ class StepTransform(beam.PTransform):
 
     Args:
       label: name of the step in the pipeline.
-      seed: of its random choices.
-      id: its name, on which random choices depend as well; default: its kind.
-      settings: fields of its message in `protos/transform_config.proto`, as a recipe has them.
+      seed: seed of the step's random choices.
+      id: id of the step, on which random choices depend as well; default: its kind.
+      settings: fields of the step's message in `protos/transform_config.proto`, as in a recipe.
     """
 
     kind: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Why one event could not be parsed. Only refused records come here, one at a time."""
+"""Why a JSON record cannot be parsed: reason and detail of its dead letter, found one record at a time."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ def diagnose(value: bytes, schema: pa.Schema, problem: str, version: int | None 
 
 
 def find_fault(value: bytes, schema: pa.Schema, version: int | None = None) -> tuple[Reason, str] | None:
-    """(reason, detail), or None where only the parser can say whether `{...}` is good."""
+    """(reason, detail) for a value `{...}`; None where Python's parser finds nothing wrong with it."""
     try:
         event = json.loads(value)
     except RecursionError:

@@ -1,10 +1,9 @@
-"""JSON objects, one a record, to columns, and dead letters for what cannot be read.
+"""Records that are JSON objects to columns, and dead letters for what cannot be read.
 
-Plain objects are read in C++ (`ops/cc/records/json/json_reader.h`). `pyarrow.json` judges all others: it gets them
-joined with newlines and parses them at once. One malformed record fails the whole parse, so a failing run is split,
-around the
-bad record where the parser names it, else in halves, until the bad one stands alone: k bad records among n cost
-O(k log n) parses at most, and good ones are not touched by Python.
+Plain objects are read in C++ (`ops/cc/records/json/json_reader.h`). `pyarrow.json` parses all others at once, joined
+with newlines. One malformed record fails the whole parse, so a failing run of records is split, around the bad record
+where the parser names it, else in halves, until the bad one is alone: k bad records among n cost O(k log n) parses at
+most, and Python touches no good one.
 """
 
 import re
@@ -21,11 +20,12 @@ from millrace.transforms.batch.dead_letter import Reason, Refusals
 from millrace.transforms.codecs import json_faults
 
 MAX_VALUE_BYTES = 1 << 20
+"""Longest record that is parsed, as large as a Kafka message may be by default."""
 
-# pyarrow's parser stops after 100,000 objects a block.
+# pyarrow's parser stops after 100,000 objects per block.
 _MAX_PARSE_ROWS = 50_000
-# A parse costs 300 us even of one record. After so many failed ones the block is mostly garbage, and looking at each of
-# its records is faster.
+# A parse takes 300 us even for one record. After so many failures most of the block is bad, and it is faster to look at
+# each record with Python's parser.
 _MAX_FAILURES = 32
 _ROW_IN_PROBLEM = re.compile(r" in row (\d+)$")
 
@@ -33,14 +33,16 @@ _ROW_IN_PROBLEM = re.compile(r" in row (\d+)$")
 def parse_objects(
     block: pa.RecordBatch, schema: pa.Schema, refusals: Refusals, version: int | None = None
 ) -> tuple[pa.RecordBatch, np.ndarray]:
-    """Parses what can be parsed; the rest is refused.
+    """Parses the records that can be parsed; the others are refused.
 
     Args:
       block: raw block.
       schema: fields to parse; all others are ignored, and what an object lacks is null.
-      version: of the field `schema_version`, where objects have one: another explains why one could not be parsed.
+      refusals: takes the refused records.
+      version: the supported value of `schema_version`, where objects have that field: an object that cannot be parsed
+        and has another value is refused as `unknown_schema_version`.
 
-    Returns: (one row a parsed record with the columns of `schema`, int64 positions of those records in `block`).
+    Returns: (one row per parsed record, with the columns of `schema`; int64 positions of these records in `block`).
     """
     values = block.column("value")
     plain = record_library.read_json(values, schema, MAX_VALUE_BYTES)
@@ -86,7 +88,7 @@ def parse_unusual(
 def _screen(
     values: pa.BinaryArray, rows: np.ndarray, schema: pa.Schema, refusals: Refusals, version: int | None
 ) -> np.ndarray:
-    """Refuses, one record at a time, what Python's parser finds bad; returns the other rows."""
+    """Refuses the records that Python's parser finds bad, one at a time; returns the other rows."""
     for row in rows.tolist():
         fault = json_faults.find_fault(values[row].as_py(), schema, version)
         if fault:
@@ -95,7 +97,7 @@ def _screen(
 
 
 def _runs(rows: np.ndarray) -> list[np.ndarray]:
-    """`rows` in pieces that the parser takes, last piece first."""
+    """`rows` in pieces of as many records as the parser takes, last piece first."""
     return [rows[at : at + _MAX_PARSE_ROWS] for at in range(0, len(rows), _MAX_PARSE_ROWS)][::-1]
 
 
@@ -111,11 +113,11 @@ def _split(rows: np.ndarray, problem: str) -> list[np.ndarray]:
 
 
 def _parse_run(values: pa.BinaryArray, schema: pa.Schema) -> tuple[pa.RecordBatch | None, str]:
-    """(one row a value, "") or (None, what is wrong).
+    """(one row per value, "") or (None, what is wrong).
 
     Each value begins with `{` and ends with `}` (`_refuse_unreadable`). Between values there is then `}` newline `{`,
-    which is valid JSON between two objects only. So every value gives one object or more, and as many objects as values
-    means one each: rows cannot shift against their source.
+    which is valid JSON only between two objects. So every value gives at least one object, and as many objects as
+    values means one object per value: a row cannot be taken for that of another record.
     """
     one_list = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
     text = pc.binary_join(one_list, b"\n")[0].as_buffer()
@@ -133,7 +135,7 @@ def _parse_run(values: pa.BinaryArray, schema: pa.Schema) -> tuple[pa.RecordBatc
 
 
 def _refuse_unreadable(values: pa.BinaryArray, rows: np.ndarray, refusals: Refusals) -> None:
-    """Refuses what is empty, too large, not UTF-8 or does not look like one JSON object from outside."""
+    """Refuses values that are empty, too large, not UTF-8, or do not begin and end as one JSON object does."""
     lengths = pc.fill_null(pc.binary_length(values.take(pa.array(rows))), 0).to_numpy(zero_copy_only=False)
     refusals.add(rows[lengths == 0], Reason.EMPTY_VALUE, "no value")
     refusals.add(rows[lengths > MAX_VALUE_BYTES], Reason.TOO_LARGE, f"more than {MAX_VALUE_BYTES} bytes")
@@ -143,7 +145,7 @@ def _refuse_unreadable(values: pa.BinaryArray, rows: np.ndarray, refusals: Refus
     rows = rows[refusals.keep(rows)]
     first, last, has_nul = _outer_bytes(values.take(pa.array(rows)))
     odd = (first != ord("{")) | (last != ord("}")) | has_nul
-    # White space around an object is legal and rare: only these few are looked at one by one.
+    # White space around an object is legal and rare, so these values are checked one by one.
     for row, nul in zip(rows[odd].tolist(), has_nul[odd].tolist(), strict=True):
         stripped = values[row].as_py().strip(b" \t\r\n")
         if nul or not (stripped.startswith(b"{") and stripped.endswith(b"}")):

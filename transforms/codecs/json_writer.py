@@ -1,4 +1,4 @@
-"""Rows as JSON objects, made column by column."""
+"""Rows to the text of JSON objects, written column by column."""
 
 import base64
 import json
@@ -13,7 +13,10 @@ from millrace.transforms.batch.fid import SIGNATURE_BITS, SIGNATURE_BITS_V1, SIG
 from millrace.transforms.batch.list_columns import lengths, list_array, splits_of
 
 FidText = Literal["int64", "unsigned", "slots"]
-"""Fids as they lie in the column, as unsigned numbers, or as text: slot/signature, `"2/17"`, of fids v1 `"v1:2/17"`."""
+"""How fids are written: as the int64 of the column, as unsigned numbers, or as text slot/signature.
+
+The text of a fid v2 is `"2/17"`, that of a fid v1 `"v1:2/17"`.
+"""
 
 _LAYOUTS = {
     b"fid": ("", SIGNATURE_BITS, SIGNATURE_MASK),
@@ -24,7 +27,7 @@ _LAYOUTS = {
 def json_lines(batch: pa.RecordBatch, fids: FidText = "int64") -> pa.StringArray:
     """string [rows]: each row as one JSON object without line feeds, in the order of the columns; nulls are left out.
 
-    Bytes are written as text where they are UTF-8, else as `{"base64": ...}`; a float that JSON does not have as text.
+    Bytes are written as text where they are UTF-8, else as `{"base64": ...}`; infinite floats and NaN as text.
     """
     return _objects(batch.schema, batch.columns, batch.num_rows, fids)
 

@@ -1,17 +1,17 @@
-"""Records to the canonical batch and back: Example, ExampleBatch, Instance, Arrow IPC, JSON.
+"""Records to canonical batches and back: Example, ExampleBatch, Instance, Arrow IPC, JSON.
 
-`FORMATS` names them. The protos are read from the wire into Arrow buffers in C++ (`ops/cc/records`). In all formats a
-record that cannot be read is one dead letter, and the records around it are not affected.
+`FORMATS` lists the formats. The protos are read from the wire into Arrow buffers in C++ (`ops/cc/records`). In all
+formats a record that cannot be read is one dead letter, and the records around it are not affected.
 
 Rows of the protos: a feature is a column of its name, null where a row has none of it. Its type is that of the oneof's
 member: fids `list<int64>` of kind `fid`, `float_list` `list<float>`, `float_lists` `list<list<float>>`, `float_value`
 `float`, and so on; raw features `list<binary>` of kind `raw`. The field metadata `millrace.id` has the feature's
 number; `millrace.shared` is "1" where the records gave one list for all their rows. An Instance's fids v1 become one
-feature `fc_slot_<n>` a slot, with the slot as number, and its `value` a feature of that name; of an InstanceFeature the
-first list that has values is taken. A name given twice refuses the record.
+feature `fc_slot_<n>` per slot, with the slot as number, and its `value` a feature of that name; of an InstanceFeature
+the first list that has values is taken. A record with a name given twice is refused.
 
 `__LABEL__`, `__WEIGHT__`, `__DATA_SOURCE_KEY__` and the fields of the LineId (`transforms/batch/line_id.py`) are null
-where they are not set; a data source key of 0 counts as not set, but in an Instance. Among features `__LINE_ID__`,
+where they are not set; a data source key of 0 counts as not set, except in an Instance. Among features `__LINE_ID__`,
 `__LABEL__` and `instance_weight` stand for these: the first replaces the record's own LineId, labels are appended, and
 the weight is 1 where its list is empty. The key of a record's header wins over its own.
 """
@@ -40,18 +40,18 @@ _FIELDS_THAT_OCCUR = -1
 
 
 class DecodeOptions(NamedTuple):
-    """What is made of records; formats other than the protos use `features` and `row_stride` alone.
+    """How records are decoded; formats other than the protos use only `features` and `row_stride`.
 
     Attributes:
       features: names to decode, or a schema, which also fixes types: a feature that no record has is then a null
         column, and one of another type makes its record a dead letter. Other features are skipped unread. Default: all
         that the block has, in order of appearance; the first to come decides the type.
       fids: "v2" converts fids v1 and refuses fids v2 with the reserved bit; "as_is" keeps v1 as kind `fid_v1`.
-      pruning: what is dropped: nothing ("as_is"), named features or raw features.
+      pruning: which features are dropped: none ("as_is"), the named ones ("features") or the raw ones ("raw_features").
       line_id: fields of the LineId that become columns; default: those that a record of the block sets.
-      row_stride: how far apart the source's offsets are. Row n of a record gets the record's offset + n // 64 and
-        `__SOURCE_ROW__` n % 64, so a record has 64 x `row_stride` rows at most. Records of one offset, one after the
-        other, are counted as one: they were framed in one value.
+      row_stride: difference between the offsets of successive records. Row n of a record gets the record's offset +
+        n // 64 and `__SOURCE_ROW__` n % 64, so a record has 64 x `row_stride` rows at most. Successive records of one
+        offset are numbered as one record: they were framed in one value.
     """
 
     features: Sequence[str] | pa.Schema | None = None
@@ -66,8 +66,8 @@ Encode = Callable[[pa.RecordBatch], pa.BinaryArray]
 
 
 class RecordCodec(NamedTuple):
-    """`decode`: (raw block, options) to (rows, dead letters); `encode`: rows to values of records, None where nobody
-    writes the format."""
+    """`decode`: (raw block, options) to (rows, dead letters). `encode`: rows to values of records; None for a format
+    that is only read."""
 
     decode: Decode
     encode: Encode | None
@@ -85,7 +85,7 @@ def decode_records(
 
 
 def encode_records(batch: pa.RecordBatch, format: str) -> pa.BinaryArray:
-    """The values of the records that say what `batch` says, but its provenance; a null is left out.
+    """binary [n]: records with the content of `batch`, without its provenance and its nulls.
 
     An ExampleBatch takes up to 64 rows of one data source key, an Arrow block as many as fit a Kafka message, every
     other record one row.
@@ -132,7 +132,7 @@ def _proto_codec(kind: int) -> RecordCodec:
 
 
 def _source(block: pa.RecordBatch) -> pa.RecordBatch:
-    """The columns of a raw block that the decoder knows; null where framing has not made them."""
+    """The columns of a raw block that the decoder takes; those that only a deframed block has are null in others."""
     columns = [block.column(name) for name in ("value", "partition", "offset")]
     for name, type in ((RECORD_ROW, pa.int32()), (RECORD_SOURCE_KEY, pa.uint32())):
         column = record_batch.column_of(block, name)
@@ -164,4 +164,4 @@ FORMATS: dict[str, RecordCodec] = {
     "arrow": RecordCodec(_decode_arrow, encode_arrow),
     "json": RecordCodec(_decode_json, None),
 }
-"""{name: codec}. A format that needs no settings of its own is one more line here."""
+"""{name: codec} of the formats that need no settings of their own."""

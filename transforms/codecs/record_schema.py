@@ -1,4 +1,4 @@
-"""Which columns records of the protos can have: schemas of wanted features, and batches made fit for encoding."""
+"""Which columns the protos can hold: schemas of wanted features, and batches cast for encoding."""
 
 from collections.abc import Sequence
 
@@ -24,9 +24,9 @@ _CHOICES = "choose int64, float, double or binary, a list of one of them, or a l
 
 
 def wanted_features(features: Sequence[str] | pa.Schema | None) -> pa.Schema | None:
-    """The schema that tells the decoder what to decode, of type null where any type will do; None for all.
+    """The schema that tells the decoder what to decode, with type null for any type; None for all features.
 
-    Raises: UserError for a type or a name that no feature can have. Metadata columns of a schema do not count.
+    Raises: UserError for a type or a name that no feature can have. Metadata columns of a schema are ignored.
     """
     if features is None:
         return None
@@ -47,7 +47,7 @@ def wanted_features(features: Sequence[str] | pa.Schema | None) -> pa.Schema | N
 
 
 def encodable(batch: pa.RecordBatch, is_instance: bool = False) -> pa.RecordBatch:
-    """`batch` without its provenance, its columns cast to types that records have.
+    """`batch` without its provenance, its columns cast to types that records can hold.
 
     Raises: UserError naming a column that records, or Instances, cannot hold.
     """
@@ -60,7 +60,7 @@ def encodable(batch: pa.RecordBatch, is_instance: bool = False) -> pa.RecordBatc
         _refuse_null_values(field.name, column)
         fields.append(pa.field(field.name, wanted, metadata=field.metadata))
         columns.append(column)
-    if not columns:  # a batch of no columns would forget its rows
+    if not columns:  # Arrow takes a batch of no columns for one of no rows
         fields, columns = [pa.field(record_batch.WEIGHT, pa.float32())], [pa.nulls(batch.num_rows, pa.float32())]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 

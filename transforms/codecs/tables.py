@@ -1,9 +1,10 @@
-"""Arrow tables of any origin as canonical batches, and what a Parquet file says about its columns.
+"""Arrow tables of any origin to canonical batches.
 
 A column is a feature: integers become `list<int64>`, floats `list<float>`, doubles `list<double>`, strings and bytes
-`list<binary>`; a plain value becomes a list of one, and a null stays null. Fids are integers that the field's metadata
-or the caller calls so. `__LABEL__` becomes `list<float>`, and a column named after a field of the line id, such as
-`__REQ_TIME__`, that field. Batches that Millrace wrote carry a mark and stay as they are, without the mark.
+`list<binary>`; a plain value becomes a list of one, and a null stays null. Integers are fids where the field's
+metadata or the caller says so. `__LABEL__` becomes `list<float>`, and a column named after a field of the line id, such
+as `__REQ_TIME__`, gets the type of that field. Batches that Millrace wrote have a mark, which is removed; their columns
+stay as they are.
 """
 
 import json
@@ -20,7 +21,7 @@ from millrace.transforms.batch import line_id, record_batch
 from millrace.transforms.batch.list_columns import list_array, row_of_value, splits_of
 
 KINDS = ("int", "fid_v1", "fid_v2", "float", "double", "bytes")
-"""What a column may be said to hold."""
+"""The kinds of values that a column can be declared to hold."""
 
 _CODES = {1: "fid_v1", 2: "fid_v2", 3: "float", 4: "double", 5: "int", 6: "bytes"}
 _LEAF_TYPES = {
@@ -48,7 +49,7 @@ def is_canonical(schema: pa.Schema) -> bool:
 
 
 def read_kinds(path: Path) -> dict[str, str]:
-    """{column: kind} of a companion file: a JSON object of column names and the codes of the Feature message."""
+    """{column: kind} from a JSON file, an object of column names and type codes. UserError for anything else."""
     try:
         if path.stat().st_size > _MAX_META_BYTES:
             raise UserError("column_types", path, f"has more than {_MAX_META_BYTES} bytes", "give the right file")
@@ -78,7 +79,7 @@ def to_canonical(batch: pa.RecordBatch, kinds: Mapping[str, str] | None = None) 
     """`batch` in the canonical form.
 
     Args:
-      kinds: {column: one of KINDS} where neither type nor metadata say enough.
+      kinds: {column: one of KINDS}, for columns whose type and metadata do not tell.
 
     Raises: UserError naming a column whose type does not fit.
     """
@@ -98,7 +99,7 @@ def to_canonical(batch: pa.RecordBatch, kinds: Mapping[str, str] | None = None) 
 
 
 def _known_metadata(name: str) -> pa.DataType | None:
-    """The type of the metadata column `name`; None when there is none such."""
+    """The type of the metadata column `name`; None when there is no such metadata."""
     if not re.fullmatch(r"__[A-Z_]+__", name):
         return None
     for field in record_batch.METADATA_FIELDS:
@@ -159,7 +160,7 @@ def _is_list(type: pa.DataType) -> bool:
 
 
 def _leaf_kind(type: pa.DataType) -> str | None:
-    """The kind of a column that is told by nothing but its type; None for a type that features do not have."""
+    """The kind that follows from the type of a column alone; None for a type that no feature has."""
     if _is_list(type):
         return _leaf_kind(type.value_type)
     if pa.types.is_dictionary(type):
@@ -184,7 +185,7 @@ def _family_of_kind(kind: str) -> str:
 
 
 def _family(type: pa.DataType) -> str | None:
-    """What a value of the type may be cast to without changing its sense."""
+    """The family of types among which values may be cast and keep their meaning."""
     if pa.types.is_boolean(type):
         return "bool"
     kind = _leaf_kind(type)
@@ -202,7 +203,7 @@ def _one_each(column: pa.Array) -> pa.Array:
 
 
 def _without_null_values(column: pa.Array) -> pa.Array:
-    """A list column without the nulls within its lists: they say nothing."""
+    """A list column without the nulls within its lists, which hold no value."""
     if not pa.types.is_list(column.type) or not column.flatten().null_count or _is_list(column.type.value_type):
         return column
     valid = column.flatten().is_valid().to_numpy(zero_copy_only=False)

@@ -1,6 +1,6 @@
 """`tf.Example` records as canonical rows and back, by tfx-bsl's decoder; TensorFlow is not imported.
 
-What tfx-bsl does not find in a record is null. The order of features within an encoded record is not specified.
+A feature that a record does not have is null. The order of features within an encoded record is not specified.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from millrace.transforms.batch.provenance import PROVENANCE
 from millrace.transforms.frames.framing import with_source
 
 Bucket = Callable[[np.ndarray], np.ndarray]
-"""float [n] to int64 [n]: which of its feature's fids a value becomes."""
+"""float [n] to int64 [n]: the signature that each value of a sparse feature gets."""
 
 
 def log2_bucket(values: np.ndarray) -> np.ndarray:
@@ -32,14 +32,14 @@ def log2_bucket(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TfExampleOptions:
-    """Which features of a record become what; all others are dropped.
+    """Which features of a record are decoded, and how; all others are dropped.
 
     Args:
       sparse_features: {name: slot}: integers x become v2(slot, x), floats v2(slot, bucket(x)), bytes v2(slot, hash).
-      dense_features: names of what is taken as it is.
-      label: feature of floats or integers.
-      instance_weight: feature of one float; where there is not exactly one, the weight is 1.
-      bucket: of sparse floats.
+      dense_features: names of the features that stay as they are.
+      label: name of the feature with the labels, floats or integers.
+      instance_weight: name of the feature with the weight, one float; without exactly one value the weight is 1.
+      bucket: turns floats of sparse features into signatures.
 
     Raises: UserError for a slot that is out of range or there twice, and for a name that is there twice.
     """
@@ -68,8 +68,8 @@ class TfExampleOptions:
 def decode_tf_examples(block: pa.RecordBatch, options: TfExampleOptions) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """(rows, dead letters) of a raw block whose values are serialized `tf.Example`s.
 
-    A record is refused that is no such message (`malformed_frame`) or in which a dense feature has another type than in
-    the first record of the block that has it, or a label is bytes (`wrong_type`).
+    Refused are records that are no such message (`malformed_frame`), and records in which a dense feature has another
+    type than in the first record of the block that has it, or a label is bytes (`wrong_type`).
     """
     refusals = Refusals(block)
     refusals.add(np.flatnonzero(block.column("value").is_null().to_numpy(zero_copy_only=False)), *_NO_BYTES)

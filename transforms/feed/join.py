@@ -1,11 +1,11 @@
-"""Joins impression rows with the actions on them; pure, vectorised, clocked by its caller.
+"""Joins impression rows with the actions on them, over whole batches; the caller gives the time.
 
-The rule. A row leaves with the first action (by event time, then name, then value) that some label rule names, as soon
-as row and action are both there, if -skew <= action time - impression time <= window. A row that waited for `window`
-since its arrival leaves without an action: a negative. An action that comes before its row waits for `window`, and at
-least `skew`, since its arrival. What a row stands for is remembered for the allowed lateness beyond its window, so that
-repeated impressions, repeated actions and late ones are counted as such; every event ends in exactly one counter of
-`JoinCounters`.
+A row leaves the join with the first action (by event time, then name, then value) that some label rule names, as soon
+as row and action are both there, if -skew <= action time - impression time <= window. A row that has waited for
+`window` since its arrival leaves without an action, as a negative. An action that arrives before its row waits for it
+for `window`, and at least for `skew`, from its own arrival. The key and the state of each row are remembered for the
+allowed lateness after its window, so that repeated impressions, repeated actions and late actions are counted as such.
+Every event ends in exactly one counter of `JoinCounters`.
 
 With `early_negatives` every row leaves as a negative when it arrives, and once more with its action, as copy 1 of 2 of
 the same source row. Which rows leave does not depend on when events arrive within their windows.
@@ -31,7 +31,7 @@ from millrace.transforms.feed.pending_rows import Block, PendingRows
 from millrace.transforms.feed.row_spill import IN_MEMORY, SpillSettings
 
 DEFAULT_SKEW_MS = 1000
-"""How much an action's clock may lag its impression's: they are stamped by different machines."""
+"""How much earlier than its impression an action may be: different machines stamp them, and their clocks differ."""
 
 EVENT_TIME_MS = "event_time_ms"
 JOINED_ACTIONS = "actions"
@@ -39,7 +39,7 @@ JOINED_VALUES = "action_values"
 
 
 def joined_schema(config: FeedConfig) -> pa.Schema:
-    """Impression rows and what happened to them: `event_time_ms`, `actions`, `action_values` (null where none)."""
+    """Impression rows with `event_time_ms`, `actions` and `action_values` (null where an action has no value)."""
     return pa.schema(
         [
             *impression_schema(config.context_fields()),
@@ -56,14 +56,14 @@ class JoinCounters:
 
     Attributes:
       impression_rows: rows that came in; equals positives + negatives + duplicate_impressions + rows still pending.
-      positives: rows that left with an action (whatever its label).
+      positives: rows that left with an action, whatever their labels.
       negatives: rows whose window closed without one.
-      early_negatives: rows that left as negatives when they arrived, not yet knowing.
-      duplicate_impressions: rows whose (request, item) was there already; dropped.
+      early_negatives: rows that left as negatives when they arrived, before their action could come.
+      duplicate_impressions: rows whose (request, item) was known already; they are dropped.
       actions: actions that came in; equals positives + the counters below + actions still waiting.
       duplicate_actions: the row had left with the same action.
       superseded_actions: the row had left with another action.
-      late_actions: beyond the window and within the lateness, or after the window closed.
+      late_actions: after the window and within the lateness, or after the row left as a negative.
       actions_before_impression: earlier than the row by more than the skew.
       orphan_actions: no row within window and lateness.
       ignored_actions: no label rule names them.
@@ -94,7 +94,7 @@ class JoinCounters:
 
 
 class Joined(NamedTuple):
-    """What a bounded join gives: rows of `joined_schema`, actions of `ROUTED_ACTION_SCHEMA`, counters."""
+    """Result of a bounded join: rows of `joined_schema`, actions of `ROUTED_ACTION_SCHEMA`, counters."""
 
     rows: pa.RecordBatch
     routed: pa.RecordBatch
@@ -109,16 +109,16 @@ _COUNTER_OF = {
     "superseded": "superseded_actions",
     "ignored": "ignored_actions",
 }
-"""{reason of `feature_list.ROUTES`: its counter}."""
+"""{reason of `config.ROUTES`: its counter}."""
 
-_FAKE_NEGATIVE_FANOUT = 2
+_EARLY_NEGATIVE_FANOUT = 2
 """Copies of a row with `early_negatives`: 0 is the negative, 1 the row with its action."""
 
 
 class JoinIndex:
     """Rows that wait for actions and actions that wait for rows.
 
-    `now_ms` is processing time and must not go back; a step back is taken as standing still.
+    `now_ms` is processing time, Unix milliseconds; the latest time given so far counts, so it never goes back.
     """
 
     def __init__(self, config: FeedConfig, skew_ms: int = DEFAULT_SKEW_MS, spill: SpillSettings = IN_MEMORY) -> None:
@@ -136,7 +136,7 @@ class JoinIndex:
         self.counters = JoinCounters()
 
     def add_impressions(self, rows: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
-        """Takes rows of `impression_schema`; returns those that leave: their action was waiting (`joined_schema`)."""
+        """Takes rows of `impression_schema`; returns those whose action was waiting, which leave (`joined_schema`)."""
         now_ms = self._advance(now_ms)
         self.counters.impression_rows += rows.num_rows
         keys = row_keys(rows.column("request_id"), record_batch.numpy_column(rows, "item_id"))
@@ -160,7 +160,7 @@ class JoinIndex:
         return self._all(leaving)
 
     def add_actions(self, actions: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
-        """Takes rows of `ACTION_SCHEMA`; returns the rows that leave with one of them (`joined_schema`)."""
+        """Takes actions of `ACTION_SCHEMA`; returns the rows that leave with one of them (`joined_schema`)."""
         now_ms = self._advance(now_ms)
         self.counters.actions += actions.num_rows
         codes = pc.fill_null(pc.index_in(actions.column("action"), value_set=self._actions), -1)
@@ -189,7 +189,7 @@ class JoinIndex:
         return self._apply(positions[known], arrived.select(known))
 
     def close_expired(self, now_ms: int) -> pa.RecordBatch:
-        """The rows whose window has closed, as negatives; forgets what is older still."""
+        """Returns the rows whose windows have closed, as negatives; forgets rows and actions whose time is over."""
         now_ms = self._advance(now_ms)
         leaving = [self._close(block) for block in self._pending.pop_expired(now_ms)]
         while self._remembered and self._remembered[0][0] <= now_ms:
@@ -201,12 +201,12 @@ class JoinIndex:
         return self._all(leaving)
 
     def close_all(self) -> pa.RecordBatch:
-        """The end of a bounded input: every pending row leaves, every waiting action is an orphan."""
+        """Ends a bounded input: returns all pending rows as negatives; all waiting actions become orphans."""
         ends = [block.close_at_ms for block in self._pending.blocks()]
         return self.close_expired(max([self._now_ms, *ends, *self._early.expires.tolist()]))
 
     def take_routed(self) -> pa.RecordBatch:
-        """Actions for one of the reasons of `config.routed_actions` since the last call (`ROUTED_ACTION_SCHEMA`)."""
+        """The actions since the last call that did not join for a reason in `config.routed_actions`."""
         routed, self._routed = self._routed, []
         return record_batch.concat(routed, ROUTED_ACTION_SCHEMA)
 
@@ -220,7 +220,7 @@ class JoinIndex:
 
     @property
     def next_close_ms(self) -> int | None:
-        """When `close_expired` next has something to do; None while nothing waits."""
+        """When `close_expired` next has something to do, Unix milliseconds; None while nothing waits."""
         times = [self._remembered[0][0]] if self._remembered else []
         if self._pending.next_close_ms is not None:
             times.append(self._pending.next_close_ms)
@@ -230,7 +230,7 @@ class JoinIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held in memory: about 100 a pending row, 35 a remembered one, 60 a waiting action."""
+        """Bytes held in memory: about 100 per pending row, 35 per remembered row, 60 per waiting action."""
         return self._pending.nbytes + self._states.nbytes + self._early.nbytes
 
     @property
@@ -238,23 +238,23 @@ class JoinIndex:
         """Bytes of rows held in files."""
         return self._pending.spilled_bytes
 
-    def to_block(self) -> bytes:
-        """Everything that is held, for `from_blocks`; counters and routed actions are not part of it."""
+    def to_state(self) -> bytes:
+        """All rows and actions held, as bytes for `from_states`; counters and routed actions are not part of it."""
         return self._snapshot().to_bytes()
 
     @classmethod
-    def from_blocks(
+    def from_states(
         cls,
         config: FeedConfig,
-        blocks: Sequence[bytes],
+        states: Sequence[bytes],
         skew_ms: int = DEFAULT_SKEW_MS,
         spill: SpillSettings = IN_MEMORY,
     ) -> "JoinIndex":
-        """The index that `to_block` wrote; several blocks are united. ValueError for bytes of anything else."""
+        """The index that `to_state` wrote, or several merged into one. ValueError for bytes of anything else."""
         index = cls(config, skew_ms, spill)
-        if blocks:
+        if states:
             schema = impression_schema(config.context_fields())
-            index._restore(Snapshot.union([Snapshot.from_bytes(block) for block in blocks], schema))
+            index._restore(Snapshot.union([Snapshot.from_bytes(state) for state in states], schema))
         return index
 
     def _advance(self, now_ms: int) -> int:
@@ -288,7 +288,7 @@ class JoinIndex:
     def _copy(self, rows: pa.RecordBatch, copy: int) -> pa.RecordBatch:
         """The rows as copy 0 or 1 of themselves."""
         source_row = record_batch.numpy_column(rows, record_batch.SOURCE_ROW)
-        derived = derived_rows(source_row, np.full(rows.num_rows, copy), _FAKE_NEGATIVE_FANOUT)
+        derived = derived_rows(source_row, np.full(rows.num_rows, copy), _EARLY_NEGATIVE_FANOUT)
         return record_batch.with_column(rows, rows.schema.field(record_batch.SOURCE_ROW), pa.array(derived))
 
     def _apply(self, positions: np.ndarray, actions: EarlyActions) -> pa.RecordBatch:
@@ -314,7 +314,7 @@ class JoinIndex:
         return self._emit(positions[joining], actions, order[joining])
 
     def _emit(self, positions: np.ndarray, actions: EarlyActions, chosen: np.ndarray) -> pa.RecordBatch:
-        """Rows at `positions` (ascending), each with its action of the `chosen`."""
+        """Rows at `positions`, ascending, each with its action: those of `actions` at `chosen`."""
         if not len(positions):
             return record_batch.empty(self._schema)
         rows = self._pending.take(positions)
@@ -332,7 +332,7 @@ class JoinIndex:
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _end(self, reason: str, actions: pa.RecordBatch) -> None:
-        """Actions that do not join: counted, and routed if asked for."""
+        """Counts actions that do not join, and keeps them if `reason` is routed."""
         name = _COUNTER_OF[reason]
         setattr(self.counters, name, getattr(self.counters, name) + actions.num_rows)
         if actions.num_rows and reason in self._config.routed_actions:
@@ -381,7 +381,7 @@ class JoinIndex:
             self._states.set(positions, marks.states[chosen], marks.codes[chosen])
             pending = marks.states[chosen] == PENDING
             close_at, stop = forget_at - self._lateness_ms, int(positions[-1]) + 1
-            # A block behind an open one stays open as well: blocks close, and are forgotten, in order of position.
+            # A block after an open one stays open too: blocks close, and are forgotten, in order of position.
             if self._pending.next_close_ms is not None or close_at > self._now_ms or pending.any():
                 rows = snapshot.rows.take(pa.array(row_of_mark[chosen[pending]]))
                 batches, held = ([rows], [positions[pending]]) if rows.num_rows else ([], [])
@@ -393,10 +393,10 @@ class JoinIndex:
 def join_bounded(
     impressions: pa.RecordBatch, actions: pa.RecordBatch, config: FeedConfig, skew_ms: int = DEFAULT_SKEW_MS
 ) -> Joined:
-    """Joins a finished set of events by event time alone: what streaming gives when all arrive at their event time.
+    """Joins a finished set of events by event time alone, with the result of a stream whose events arrive at that time.
 
-    Rows are in the order in which a stream lets them go: with their action or, negatives, when the window closes;
-    simultaneous ones by provenance. Repeated impressions are dropped however far apart they are.
+    Rows are in the order in which the stream would let them go: at the time of their action, or for negatives at the
+    end of the window; at equal times by provenance. Repeated impressions are dropped however far apart they are.
     """
     index = JoinIndex(config, skew_ms)
     order = [("timestamp_ms", "ascending"), *((name, "ascending") for name in PROVENANCE)]

@@ -1,4 +1,4 @@
-"""What a join holds beside its rows: their states by position, actions that came first, and both as bytes."""
+"""The state of a join beside its rows: states of rows by position, waiting actions, and all of it as bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,17 +11,17 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.key_index import KeyIndex
 
 PENDING, EMITTED, CLOSED = np.uint8(0), np.uint8(1), np.uint8(2)
-"""A row waits, has left with an action, has left without one."""
+"""States of a row: it waits; it has left with an action; its window has closed without one."""
 
 _SMALLEST_CAPACITY = 1024
 
 
 @dataclass
 class Columns:
-    """Numpy columns of equal length, or Arrow strings, that go to and from Arrow by the names of their fields."""
+    """Columns of equal length, numpy arrays or Arrow strings, that go to Arrow and back under their fields' names."""
 
     def select(self, rows: np.ndarray) -> Self:
-        """The rows of a mask or of positions."""
+        """The entries at `rows`: a bool mask, or integer positions."""
         return type(self)(*(_chosen(getattr(self, field.name), rows) for field in fields(self)))
 
     def append(self, other: Self) -> Self:
@@ -60,7 +60,11 @@ def _from_arrow(column: pa.Array) -> np.ndarray | pa.Array:
 
 @dataclass
 class EarlyActions(Columns):
-    """Actions without a row so far. `codes` count the label actions; `values` are NaN where there is none."""
+    """Actions that wait for their row.
+
+    `codes` are indices of `FeedConfig.label_actions`; `values` are NaN where an action has none; `expires` is when the
+    action becomes an orphan, Unix milliseconds.
+    """
 
     keys: np.ndarray
     timestamps: np.ndarray
@@ -77,7 +81,7 @@ class EarlyActions(Columns):
         return cls(keys, numbers, codes, values, numbers, pa.array([], pa.string()), numbers)
 
     def match(self, keys: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(mask of the actions whose key is in `keys`, positions of the matched ones)."""
+        """(bool: which actions have a key in `keys`; int64: the position of the row of each of these)."""
         if not len(self.keys):
             return np.zeros(0, bool), np.zeros(0, np.int64)
         at = locate(keys, self.keys)
@@ -87,7 +91,7 @@ class EarlyActions(Columns):
 
 @dataclass
 class Marks(Columns):
-    """Rows that are known, by key, with the time at which they are forgotten."""
+    """Known rows: key, time of the impression, state, code of the action, and when the row is forgotten."""
 
     keys: np.ndarray
     timestamps: np.ndarray
@@ -106,7 +110,7 @@ def locate(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 class RowStates:
-    """State of every known row by position: a number that only grows, in order of arrival."""
+    """State of every known row by its position, a number that grows by one with each row that arrives."""
 
     def __init__(self) -> None:
         self._base = self._next = 0
@@ -156,7 +160,7 @@ class RowStates:
         return int((self._states[self._base - self._first : self._next - self._first] == state).sum())
 
     def marks(self, stops: np.ndarray, forget_at: np.ndarray) -> Marks:
-        """Every known row; positions below stops[i] and not below stops[i - 1] are forgotten at forget_at[i]."""
+        """All known rows; those at positions in [stops[i - 1], stops[i]) are forgotten at forget_at[i]."""
         positions = np.arange(self._base, self._next)
         times = forget_at[np.searchsorted(stops, positions, side="right")] if len(positions) else forget_at[:0]
         return Marks(self.key(positions), self.timestamp(positions), self.state(positions), self.code(positions), times)
@@ -185,7 +189,7 @@ def _grown(array: np.ndarray, capacity: int) -> np.ndarray:
 
 @dataclass
 class Snapshot:
-    """All that a join holds: pending rows with their keys, marks of all known rows, early actions."""
+    """All that a join holds: pending rows with their keys, marks of all known rows, waiting actions."""
 
     now_ms: int
     rows: pa.RecordBatch
@@ -194,7 +198,7 @@ class Snapshot:
     early: EarlyActions
 
     def to_bytes(self) -> bytes:
-        """One Arrow IPC stream with one row, whose binary columns are Arrow IPC streams."""
+        """An Arrow IPC stream of one row, whose binary columns are Arrow IPC streams themselves."""
         keys = pa.record_batch({"keys": pa.array(self.row_keys)})
         parts = (self.rows, keys, self.marks.to_arrow(), self.early.to_arrow())
         columns = {
@@ -219,7 +223,7 @@ class Snapshot:
 
     @classmethod
     def union(cls, snapshots: Sequence[Self], schema: pa.Schema) -> Self:
-        """One snapshot of all; of a row known to several, the state furthest on counts."""
+        """One snapshot of all. Of a row that several know, the furthest state counts: closed, emitted, pending."""
         no_marks = Marks(*(np.zeros(0, kind) for kind in (np.uint64, np.int64, np.uint8, np.int16, np.int64)))
         merged = cls(0, record_batch.empty(schema), np.zeros(0, np.uint64), no_marks, EarlyActions.none())
         for each in snapshots:

@@ -224,7 +224,7 @@ class FrameStream:
 def read_file(
     path: str, position: tuple[int, ...], options: Framing, topic: str, compression: Compression = Compression.UNKNOWN
 ) -> Iterator[tuple[tuple[pa.RecordBatch, pa.RecordBatch], StreamPosition]]:
-    """((raw block, dead letters), position behind them) of a file on this machine, for `runtime.work_queue.WorkReader`.
+    """((raw block, dead letters), position after them) of a local file, for `runtime.work_queue.WorkReader`.
 
     Args:
       position: where an earlier reader stopped; empty for the beginning.

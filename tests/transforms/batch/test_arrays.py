@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.arrays import DenseFeature, LineIdFeature, ParseSpec, parse
+from millrace.transforms.batch.arrays import ArraySpec, DenseFeature, LineIdFeature, to_arrays
 from millrace.transforms.batch.fid import fid_v1, fid_v2
 from tests.conformance.covers import covers
 from tests.reference import parse_reference as reference
@@ -54,7 +54,7 @@ def _lists(ragged: Any) -> list[list[int]]:
 @covers("data:v33")
 def test_a_row_becomes_what_the_spec_asks_for() -> None:
     """Fids are v2, whether or not another feature is; who wants v1 decodes them as they are (test_record_codec.py)."""
-    spec = ParseSpec(
+    spec = ArraySpec(
         sparse=("slot_1", "slot_10"),
         dense=(
             DenseFeature("ue", 16),
@@ -67,7 +67,7 @@ def test_a_row_becomes_what_the_spec_asks_for() -> None:
         ),
         extra=(LineIdFeature("uid"), LineIdFeature("sample_rate"), LineIdFeature("actions", 2)),
     )
-    parsed = parse(_vector_batch(), spec)
+    parsed = to_arrays(_vector_batch(), spec)
     assert _lists(parsed["slot_1"]) == [[int(fid_v2(1, 1))]]
     assert _lists(parsed["slot_10"]) == [[]]
     dense = {name: array for name, array in parsed.items() if isinstance(array, np.ndarray)}
@@ -93,13 +93,13 @@ def test_a_row_becomes_what_the_spec_asks_for() -> None:
 
 @covers("data:v33")
 def test_the_sparse_features_of_one_row_can_come_as_one_ragged() -> None:
-    parsed = parse(_vector_batch(), ParseSpec(sparse=("slot_0", "fc_slot_1", "feature"), concat="fids"))
+    parsed = to_arrays(_vector_batch(), ArraySpec(sparse=("slot_0", "fc_slot_1", "feature"), concat="fids"))
     assert list(parsed) == ["fids"]
     values, splits = parsed["fids"]
     assert splits.tolist() == [0, 1, 2, 12]
     assert values.tolist() == [0, int(fid_v2(1, 1)), *(int(fid_v2(100, i)) for i in range(10))]
     with pytest.raises(ValueError, match="a batch of one row; this one has 0"):
-        parse(_vector_batch().slice(1), ParseSpec(sparse=("slot_0",), concat="fids"))
+        to_arrays(_vector_batch().slice(1), ArraySpec(sparse=("slot_0",), concat="fids"))
 
 
 def test_missing_labels_are_invalid_and_weights_that_are_not_positive_are_one() -> None:
@@ -109,11 +109,11 @@ def test_missing_labels_are_invalid_and_weights_that_are_not_positive_are_one() 
             (_field(record_batch.WEIGHT, pa.float32()), [2.0, None, -1.0, float("nan")]),
         ]
     )
-    parsed: Any = parse(batch, ParseSpec(dense=(DenseFeature("label", 2), DenseFeature("instance_weight"))))
+    parsed: Any = to_arrays(batch, ArraySpec(dense=(DenseFeature("label", 2), DenseFeature("instance_weight"))))
     invalid = record_batch.INVALID_LABEL
     assert parsed["label"].tolist() == [[1.0, invalid], [invalid, invalid], [0.0, 1.0], [invalid, invalid]]
     assert parsed["instance_weight"].tolist() == [[2.0], [1.0], [1.0], [1.0]]
-    nothing: Any = parse(batch.select([]), ParseSpec(dense=(DenseFeature("label", 2),)))
+    nothing: Any = to_arrays(batch.select([]), ArraySpec(dense=(DenseFeature("label", 2),)))
     assert nothing["label"].shape == (batch.select([]).num_rows, 2)
 
 
@@ -124,14 +124,14 @@ def test_a_feature_named_label_goes_before_the_labels_of_the_row() -> None:
             (_field(record_batch.LABEL, pa.list_(pa.float32())), [[0.0]]),
         ]
     )
-    parsed: Any = parse(batch, ParseSpec(dense=(DenseFeature("label"),)))
+    parsed: Any = to_arrays(batch, ArraySpec(dense=(DenseFeature("label"),)))
     assert parsed["label"].tolist() == [[1.0]]
 
 
 def test_fields_of_the_line_id_have_the_defaults_of_the_proto() -> None:
     batch = _batch([(_field("__IS_DRAW__", pa.bool_()), [True, None]), (_field("__DID__", pa.string()), ["x", None])])
     names = ("is_draw", "did", "sample_rate", "chnids")
-    parsed: Any = parse(batch, ParseSpec(extra=tuple(LineIdFeature(name) for name in names)))
+    parsed: Any = to_arrays(batch, ArraySpec(extra=tuple(LineIdFeature(name) for name in names)))
     assert {name: parsed[name].tolist() for name in names} == {
         "is_draw": [[1], [0]], "did": [[b"x"], [b""]], "sample_rate": [[1.0], [1.0]], "chnids": [[0], [0]]
     }  # fmt: skip
@@ -169,11 +169,11 @@ def test_a_batch_is_parsed_as_the_reference_does_it(
     dense = {"floats": "float32", "doubles": "float32", "float": "float32", "ints": "int64", "gone": "int64",
              "texts": "string", "bytes": "string"}  # fmt: skip
     defaults: dict[str, Any] = {"float32": 0.0, "int64": 0, "string": b""}
-    spec = ParseSpec(
+    spec = ArraySpec(
         sparse=("fids", "nested", "lost"),
         dense=(*(DenseFeature(name, shape, dtype) for name, dtype in dense.items()), DenseFeature("instance_weight")),
     )
-    parsed: Any = parse(batch, spec)
+    parsed: Any = to_arrays(batch, spec)
     for name in spec.sparse:
         assert _lists(parsed[name]) == reference.sparse(rows, name)
     for name, dtype in dense.items():
@@ -186,20 +186,20 @@ def test_a_batch_is_parsed_as_the_reference_does_it(
 
 def test_a_default_takes_the_place_of_what_is_missing() -> None:
     batch = _batch([(_field("age", pa.int64()), [7, None])])
-    parsed: Any = parse(batch, ParseSpec(dense=(DenseFeature("age", 2, "int64", default=-1),)))
+    parsed: Any = to_arrays(batch, ArraySpec(dense=(DenseFeature("age", 2, "int64", default=-1),)))
     assert parsed["age"].tolist() == [[7, -1], [-1, -1]]
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (ParseSpec(sparse=("ints",)), "column ints: holds list<.*int64> and no fids"),
-        (ParseSpec(dense=(DenseFeature("ints"),)), "column ints: holds list<.*int64>, not float32"),
-        (ParseSpec(dense=(DenseFeature("nested"),)), "column nested: holds .*, not float32"),
-        (ParseSpec(extra=(LineIdFeature("actions"),)), "column __ACTIONS__: holds list<.*string>, not list<.*int32>"),
+        (ArraySpec(sparse=("ints",)), "column ints: holds list<.*int64> and no fids"),
+        (ArraySpec(dense=(DenseFeature("ints"),)), "column ints: holds list<.*int64>, not float32"),
+        (ArraySpec(dense=(DenseFeature("nested"),)), "column nested: holds .*, not float32"),
+        (ArraySpec(extra=(LineIdFeature("actions"),)), "column __ACTIONS__: holds list<.*string>, not list<.*int32>"),
     ],
 )
-def test_a_column_of_another_type_is_named(spec: ParseSpec, message: str) -> None:
+def test_a_column_of_another_type_is_named(spec: ArraySpec, message: str) -> None:
     batch = _batch(
         [
             (_field("ints"), [[1]]),
@@ -208,7 +208,7 @@ def test_a_column_of_another_type_is_named(spec: ParseSpec, message: str) -> Non
         ]
     )
     with pytest.raises(ValueError, match=message):
-        parse(batch, spec)
+        to_arrays(batch, spec)
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_a_column_of_another_type_is_named(spec: ParseSpec, message: str) -> Non
 )
 def test_a_wrong_entry_of_a_spec_is_named(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        ParseSpec(**entries)
+        ArraySpec(**entries)

@@ -11,7 +11,7 @@ from tfx_bsl.coders import example_coder
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.arrays import DenseFeature, ParseSpec, parse
+from millrace.transforms.batch.arrays import ArraySpec, DenseFeature, to_arrays
 from millrace.transforms.batch.fid import fid_v2, hash_strings
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples, log2_bucket
 from tests.conformance.covers import covers
@@ -62,7 +62,7 @@ def test_integers_become_fids_of_their_slot() -> None:
 def test_what_is_not_listed_is_zero_or_empty_for_who_reads_the_row_as_arrays() -> None:
     rows, _ = decode_tf_examples(events_block(examples([{"feature0": [1], "age": [7], "other": [3]}])), OPTIONS)
     dense = DenseFeature("missing_dense"), DenseFeature("instance_weight")
-    parsed: Any = parse(rows, ParseSpec(sparse=("feature0", "feature1", "other"), dense=dense))
+    parsed: Any = to_arrays(rows, ArraySpec(sparse=("feature0", "feature1", "other"), dense=dense))
     assert [(values.tolist(), splits.tolist()) for values, splits in (parsed["feature0"], parsed["feature1"])] == [
         ([int(fid_v2(1, 1))], [0, 1]),
         ([], [0, 0]),

@@ -104,9 +104,9 @@ def test_a_restored_row_that_left_stays_behind_an_earlier_one_whose_window_close
     index.add_impressions(impressions(("b", 1, 0)), NOW + 60)
     index.add_actions(actions(("b", 1, "click", 0)), NOW + 120)
     index.add_impressions(impressions(), NOW + 5060)  # both windows have closed, nobody has asked for negatives yet
-    index = JoinIndex.from_blocks(_CONFIG, [index.to_block()], SKEW_MS)
+    index = JoinIndex.from_states(_CONFIG, [index.to_state()], SKEW_MS)
     index.close_expired(NOW + 5100)
-    index = JoinIndex.from_blocks(_CONFIG, [index.to_block()], SKEW_MS)
+    index = JoinIndex.from_states(_CONFIG, [index.to_state()], SKEW_MS)
     index.counters = JoinCounters()
     assert index.add_impressions(impressions(("b", 1, 0)), NOW + 10_010).num_rows == 0
     index.close_expired(NOW + 10_030)  # the first row is forgotten, the second not yet
@@ -116,7 +116,7 @@ def test_a_restored_row_that_left_stays_behind_an_earlier_one_whose_window_close
 
 def test_state_of_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="not an Arrow IPC stream"):
-        JoinIndex.from_blocks(_CONFIG, [b"garbage"])
+        JoinIndex.from_states(_CONFIG, [b"garbage"])
 
 
 def test_rows_that_arrive_within_a_moment_close_together() -> None:

@@ -63,7 +63,7 @@ def test_streaming_agrees_with_the_reference_whatever_is_restored_or_spilled(
         routed += index.take_routed().to_pylist()
         index.counters = JoinCounters()
         if restore:
-            index = JoinIndex.from_blocks(feed, [index.to_block()], SKEW_MS, spill)
+            index = JoinIndex.from_states(feed, [index.to_state()], SKEW_MS, spill)
     assert counted == reference.counters
     assert sorted(map(str, routed)) == _wanted(reference, feed)
     pending = counted.impression_rows - counted.positives - counted.negatives - counted.duplicate_impressions
@@ -90,7 +90,7 @@ def test_what_is_spilled_leaves_bit_for_bit_as_what_is_not(
             else:
                 left.append(index.add_actions(actions(*content), now))
         assert left[0].equals(left[1], check_metadata=True)
-        assert held.to_block() == spilled.to_block()
+        assert held.to_state() == spilled.to_state()
         assert held.take_routed().equals(spilled.take_routed())
     assert held.counters == spilled.counters
 

@@ -2,7 +2,6 @@
 
 import itertools
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -14,9 +13,7 @@ from millrace.transforms.batch.data_source import (
     data_source_key,
     header_bytes,
     java_hash,
-    keys_of_channels,
     keys_of_names,
-    names_of_keys,
 )
 from millrace.transforms.batch.dead_letter import Reason
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD
@@ -70,16 +67,8 @@ def test_keys_of_whole_columns_equal_those_of_single_names() -> None:
     names = ["pc", "mobile", "pc", None, "", "cloud"]
     keys = keys_of_names(pa.array(names))
     assert keys.tolist() == [data_source_key(name or "") for name in names]
-    assert names_of_keys(pa.array(keys), ("pc", "cloud")).to_pylist() == ["pc", None, "pc", None, None, "cloud"]
     assert keys_of_names(pa.array([None, None], pa.string())).tolist() == [0, 0]
     assert keys_of_names(pa.array([], pa.string())).tolist() == []
-
-
-def test_records_without_a_header_get_the_source_of_their_channel() -> None:
-    channels = np.array([3, 7, 5, -1, 7])
-    expected = [data_source_key(name) for name in ("a", "b", "else", "else", "b")]
-    assert keys_of_channels(channels, {7: "b", 3: "a"}, "else").tolist() == expected
-    assert keys_of_channels(channels, {}).tolist() == [0] * 5
 
 
 def test_two_names_of_one_key_are_refused() -> None:

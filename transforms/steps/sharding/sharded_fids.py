@@ -13,8 +13,7 @@ from millrace.ops import record_library
 from millrace.protos import sharded_batch_pb2 as pb
 from millrace.protos import transform_config_pb2 as config_pb
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import arrays as parse
-from millrace.transforms.batch import list_columns, record_batch
+from millrace.transforms.batch import arrays, list_columns, record_batch
 from millrace.transforms.steps.sharding.shard_layout import ShardLayout
 from millrace.transforms.steps.sharding.sharded_batch import SHARED_BIT, ShardedFids
 from millrace.transforms.steps.step import Counts, Step, StepContext
@@ -78,7 +77,7 @@ def shard_fids(
 
 def shard_with(batch: pa.RecordBatch, layout: ShardLayout, unique: bool) -> ShardedFids:
     """`shard_fids` with a layout that was made before, for many batches of one configuration."""
-    indices = [parse.index_of(batch.schema, name) for name in layout.features]
+    indices = [arrays.index_of(batch.schema, name) for name in layout.features]
     features = [_feature(batch, index) for index in indices]
     fids = np.ascontiguousarray(np.concatenate([feature.fids for feature in features]))
     if len(fids) > _MAX_FIDS:
@@ -141,9 +140,9 @@ shard_fids:
 def _feature(batch: pa.RecordBatch, index: int | None) -> _Feature:
     """The feature in the column `index`; one empty entry for None."""
     if index is None:
-        return _Feature(*parse.no_fids(1), shared=True)
+        return _Feature(*arrays.no_fids(1), shared=True)
     field = batch.schema.field(index)
-    values, splits = parse.fids_of(field, batch.column(index))
+    values, splits = arrays.fids_of(field, batch.column(index))
     marked = (field.metadata or {}).get(record_batch.SHARED_KEY) == b"1"
     if marked and batch.num_rows and _all_equal(values, splits):
         return _Feature(values[: splits[1]], splits[:2], shared=True)
