@@ -10,6 +10,7 @@ import pytest
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.recipe.chain import TransformChain
+from tests.conformance.covers import covers
 from tests.reference.flows_reference import key_of
 from tests.reference.record_rows import random_rows
 
@@ -39,8 +40,8 @@ def _places(rows: pa.RecordBatch) -> list[tuple[int, str]]:
     return list(zip(*(column.to_pylist() for column in columns), strict=True))
 
 
+@covers("data:v8")
 def test_rows_of_three_flows_are_split_and_merged_in_order_without_loss() -> None:
-    """data:v8"""
     flows = ", ".join(f"{{data_source: {name}}}" for name in _NAMES)
     chain = TransformChain.parse(f"steps: [{{run_flows: {{flows: [{flows}]}}}}]")
     rows = _rows(4096)
