@@ -17,7 +17,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import PaneInfo
 
-from millrace.pipelines.files.containers import CONTAINERS, Container, write_records
+from millrace.pipelines.files.containers import CONTAINERS, Container, write_plain_parquet, write_records
 from millrace.pipelines.files.storage import publish
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
@@ -226,7 +226,7 @@ class WriteJsonLines(_WriteRecords):
 
 
 class WriteParquetFiles(_WriteFiles):
-    """Canonical rows as Parquet files; field metadata, such as what is a fid, is kept.
+    """Canonical rows, or dead letters, as Parquet files; field metadata, such as what is a fid, is kept.
 
     Args:
       folder: where the files go.
@@ -242,6 +242,13 @@ class WriteParquetFiles(_WriteFiles):
 
     def folders(self, batch: pa.RecordBatch) -> tuple[np.ndarray, list[str]]:
         return hour_folders(batch) if self._hourly else super().folders(batch)
+
+    def write(self, file: BinaryIO, rows: pa.RecordBatch) -> None:
+        """Writes all rows of one file; one of dead letters, which have no provenance, does not say that it has rows."""
+        if record_batch.column_of(rows, record_batch.SOURCE_OFFSET) is None:
+            write_plain_parquet(file, [rows])
+        else:
+            super().write(file, rows)
 
     def display_data(self) -> dict[str, Any]:
         return super().display_data() | {"hourly": self._hourly}

@@ -36,7 +36,7 @@ def run(*arguments: str | Path) -> int:
 def write(
     path: Path, rows: pa.RecordBatch, format: str = "example", bad: int = 0, framing: Framing = FILE_FRAMES
 ) -> Path:
-    """Framed records of `rows`; `bad` bad ones lie behind the third."""
+    """Framed records of `rows`; `bad` bad ones follow the third."""
     values = encode_records(rows.drop_columns([name for name in _V1 if name in rows.schema.names]), format).to_pylist()
     values[3:3] = [BAD] * bad
     path.write_bytes(join_frames(pa.array(values, pa.binary()), framing).to_pybytes())

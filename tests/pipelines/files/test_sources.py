@@ -20,10 +20,10 @@ from millrace.pipelines.files import sinks as file_sinks
 from millrace.pipelines.files import sources
 from millrace.pipelines.files.storage import publish
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs.avro_file import write_avro
-from millrace.transforms.codecs.tables import mark_canonical
+from millrace.transforms.codecs.tables import is_canonical, mark_canonical
 from millrace.transforms.frames.compression import SUFFIXES, Compression, write_chunks
 from millrace.transforms.frames.framing import FILE_FRAMES, TF_RECORDS, FrameOptions, join_frames
 from tests.reference.file_batches import canonical_batch, events_block
@@ -111,7 +111,7 @@ def test_a_truncated_compressed_file_gives_what_could_be_decompressed(tmp_path: 
     read(sources.ReadTfRecordFiles(f"{tmp_path}/*"), check)
 
 
-def test_behind_damage_a_tf_record_file_goes_on(tmp_path: Path) -> None:
+def test_after_damage_a_tf_record_file_goes_on(tmp_path: Path) -> None:
     data = bytearray(join_frames(pa.array(VALUES[:10], pa.binary()), TF_RECORDS).to_pybytes())
     size = len(VALUES[0]) + 16
     data[3 * size] ^= 1  # a length
@@ -304,6 +304,15 @@ def test_hourly_files_lie_in_the_folder_of_their_event_time(tmp_path: Path) -> N
     rows = [with_provenance(batch)]
     write(rows, file_sinks.WriteParquetFiles(str(tmp_path), hourly=True), names, tmp_path)
     assert [pq.read_metadata(tmp_path / name).num_rows for name in names] == [2, 1, 2]
+
+
+def test_dead_letters_in_a_parquet_file_do_not_say_that_they_are_rows(tmp_path: Path) -> None:
+    row = {"value": b"v", "topic": "t", "partition": 0, "offset": 7, "reason": "truncated"}
+    dead = pa.RecordBatch.from_pylist([row], schema=dead_letter.SCHEMA)
+    name = "part-00000-of-00001.parquet"
+    write([dead], file_sinks.WriteParquetFiles(str(tmp_path / "dead")), [name], tmp_path / "dead")
+    write([canonical_batch(3)], file_sinks.WriteParquetFiles(str(tmp_path / "rows")), [name], tmp_path / "rows")
+    assert [is_canonical(pq.read_schema(tmp_path / kind / name)) for kind in ("dead", "rows")] == [False, True]
 
 
 def test_each_window_has_files_of_its_own(tmp_path: Path) -> None:
