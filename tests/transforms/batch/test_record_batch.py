@@ -111,3 +111,9 @@ def test_a_slice_of_empty_lists_is_as_small_as_it_looks() -> None:
     data = record_batch.to_bytes(rows)
     assert len(data) < 1500
     assert record_batch.from_bytes(data).to_pylist() == rows.to_pylist()
+
+
+def test_a_label_says_something_unless_it_is_invalid_or_no_number() -> None:
+    invalid = record_batch.INVALID_LABEL
+    labels = np.array([0.0, 1.0, -7200.0, invalid, invalid + 7200.0, -np.inf, np.nan], np.float32)
+    assert record_batch.is_valid_label(labels).tolist() == [True, True, True, False, False, False, False]
