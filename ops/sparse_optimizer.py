@@ -28,7 +28,7 @@ class Sgd:
 class Adagrad:
     """Duchi, Hazan, Singer 2011: `norm += g^2; w -= rate * g / sqrt(norm)`.
 
-    State: dim floats. There is no epsilon: `initial_accumulator_value` keeps first steps small. The rate is 0.01 as
+    State: dim floats. There is no epsilon: `initial_accumulator_value` limits the first updates. The rate is 0.01 as
     for the other rules: the first n steps of an id move a weight by about 2 * rate * sqrt(n), and with 0.001 an id seen
     a hundred times, as most live ids are, would hardly leave its first vector. With
     `decouple_weight_decay` (Loshchilov, Hutter 2019) g is the bare gradient, and w loses

@@ -96,7 +96,7 @@ def read_header(path: Path) -> TableFile:
     return TableFile.from_header(path, _read(path, np.zeros(2, np.int64), limit=0)[0])
 
 
-def verify(path: Path) -> tuple[TableFile, int]:
+def verify_file(path: Path) -> tuple[TableFile, int]:
     """Reads and checks every byte; returns the number of entries too. Raises TableFileError."""
     with _own_errors():
         header, rows = library.load().millrace_verify_table_file(path=str(path))

@@ -171,7 +171,7 @@ def _verified(files: Sequence[Path]) -> "list[tuple[Path, TableFile | None, int,
     with _progress("reading", _size(files)) as advance:
         for file in files:
             try:
-                results.append((file, *reader.verify(file), ""))
+                results.append((file, *reader.verify_file(file), ""))
             except reader.TableFileError as error:
                 results.append((file, None, 0, str(error)))
             advance(file.stat().st_size)

@@ -29,7 +29,7 @@ class AuditResult:
         return asdict(self)
 
 
-def compare(
+def audit_rows(
     sent_fids: np.ndarray, applied_fids: np.ndarray, applied_counts: np.ndarray, dropped: int = 0
 ) -> AuditResult:
     """Compares what was sent with what was applied.

@@ -46,7 +46,7 @@ class RunRecord:
         return broken
 
 
-def write(record: RunRecord, folder: Path) -> None:
+def write_report(record: RunRecord, folder: Path) -> None:
     """Writes `summary.json` and `report.html` into `folder`; each appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic_file.write_text(folder / "report.html", render(record))

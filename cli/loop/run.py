@@ -17,7 +17,7 @@ from millrace.cli.loop.freshness import FreshnessProber
 from millrace.cli.loop.live import LiveFigures
 from millrace.cli.loop.options import LoopOptions
 from millrace.cli.loop.processes import Processes
-from millrace.cli.loop.report import RunRecord, write
+from millrace.cli.loop.report import RunRecord, write_report
 from millrace.cli.loop.sampler import Sampler
 from millrace.cli.loop.scenario import Scenario
 from millrace.cli.loop.screen import Screen
@@ -64,7 +64,7 @@ class LoopRun:
             counter, prober = self._course.flow(kafka, stack, self._screen)
             record = self._measure(kafka, counter, prober)
         shutil.rmtree(self._folder / "servers", ignore_errors=True)  # logs and model stay
-        write(record, self._options.report)
+        write_report(record, self._options.report)
         return record
 
     def _measure(self, kafka: KafkaConnection, counter: PredictCounter, prober: FreshnessProber) -> RunRecord:
@@ -99,7 +99,7 @@ class LoopRun:
 
         ledger, model_dir = self._folder / "ledger.parquet", self._folder / "model"
         fids, counts = read_audit(model_dir)
-        result = audit.compare(figures.sent_fids(ledger, prober.probes), fids, counts, live["rows_dropped"])
+        result = audit.audit_rows(figures.sent_fids(ledger, prober.probes), fids, counts, live["rows_dropped"])
         sent = figures.ledger_summary(ledger)
         return {
             "events": int(sent["events"]) + 2 * len(prober.probes),  # type: ignore[call-overload]

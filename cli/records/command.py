@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from millrace.cli.common import RECIPES, add_command
-from millrace.cli.records.source import SOURCES, add_source_flags
+from millrace.cli.records.source import SOURCES, add_records_flags
 
 _DESCRIPTION = f"""\
 Shows, counts, converts, sends and compares records.
@@ -69,7 +69,7 @@ def _add_head(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--columns", type=_names, metavar="NAMES", help="only these columns, with commas between them")
     parser.add_argument("--fids", action="store_true", help='show fids as "slot/signature" in place of numbers')
     parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe whose steps the rows pass first")
-    add_source_flags(parser)
+    add_records_flags(parser)
 
 
 def _add_stat(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -83,7 +83,7 @@ def _add_stat(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after the batch that holds the N-th row")
     parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe whose steps the rows pass first")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    add_source_flags(parser)
+    add_records_flags(parser)
 
 
 def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -111,7 +111,7 @@ def _add_convert(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--dead-letters", type=Path, metavar="FILE", help="Parquet file for the records that cannot be read"
     )
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
-    add_source_flags(parser)
+    add_records_flags(parser)
 
 
 def _add_replay(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -135,7 +135,7 @@ def _add_replay(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--rate", type=_positive, metavar="N", help="records per second (default: as fast as possible)")
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="send no more than N records")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
-    add_source_flags(parser)
+    add_records_flags(parser)
 
 
 def _add_diff(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -155,7 +155,7 @@ def _add_diff(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--records-b", metavar="FORMAT", help="format of B (default: as its name tells, else as A)")
-    add_source_flags(parser)
+    add_records_flags(parser)
 
 
 def _at_least_one(text: str) -> int:

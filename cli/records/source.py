@@ -21,7 +21,7 @@ _TOPIC_MARK = "topic:"
 _COMPRESSIONS = {"none": "NO", "snappy": "SNAPPY", "zstd": "ZSTD", "zlib": "ZLIB", "gzip": "GZIP"}
 
 
-def add_source_flags(parser: argparse.ArgumentParser) -> None:
+def add_records_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how SOURCE is read."""
     source = parser.add_argument_group("source")
     source.add_argument(

@@ -19,7 +19,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 _QUIET_SECONDS = 5.0
 
 
-class Progress:
+class JoinProgress:
     """What each shard of the stateful step has processed, and when the oldest row that it holds is due.
 
     A block has rows for nearly every shard, and blocks arrive in the order of their time stamps. So what the slowest
@@ -74,7 +74,7 @@ class UnderWay:
       idle: returns whether that step has no bundle at work.
     """
 
-    progress: Progress
+    progress: JoinProgress
     idle: Callable[[], bool]
     _blocks: deque[tuple[Timestamp, int]] = field(default_factory=deque)
     _records: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from millrace.pipelines.kafka.pace import Progress
+from millrace.pipelines.kafka.pace import JoinProgress
 from millrace.runtime import telemetry
 from millrace.runtime.kafka_positions import Positions
 
@@ -127,14 +127,14 @@ RESTING = RestingReaders()
 SHARDS = ShardCache()
 """Machines of the stateful step, which live longer than the bundles that use them."""
 
-_progress: dict[str, Progress] = {}
+_progress: dict[str, JoinProgress] = {}
 _progress_lock = threading.Lock()
 
 
-def progress_of(feed_id: str) -> Progress:
+def progress_of(feed_id: str) -> JoinProgress:
     """How far the stateful step of this feed has come; its readers wait for it."""
     with _progress_lock:
-        return _progress.setdefault(feed_id, Progress())
+        return _progress.setdefault(feed_id, JoinProgress())
 
 
 def begin_feed() -> None:

@@ -78,7 +78,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         with handle as servable:
             inputs = tensors.check_inputs(request.inputs, servable.inputs(signature))
             outputs = servable.run(signature, inputs)
-        tensors.check_names("output", request.output_filter, outputs)
+        tensors.check_known("output", request.output_filter, outputs)
         response = predict_pb2.PredictResponse()
         _name_model(response.model_spec, handle, signature or "serving_default")
         for name in request.output_filter or outputs:
@@ -90,7 +90,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         if not request.metadata_field:
             raise InvalidRequestError(f"metadata_field is empty; fields: '{_SIGNATURE_DEF}'")
-        tensors.check_names("metadata_field", request.metadata_field, [_SIGNATURE_DEF])
+        tensors.check_known("metadata_field", request.metadata_field, [_SIGNATURE_DEF])
         handle = self._acquire(request.model_spec)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         _name_model(response.model_spec, handle, "")

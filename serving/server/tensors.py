@@ -66,7 +66,7 @@ def check_inputs(protos: Mapping[str, tensor_pb2.TensorProto], specs: Mapping[st
     return {name: _check(name, proto, specs[name]) for name, proto in protos.items()}
 
 
-def check_names(kind: str, names: Iterable[str], choices: Iterable[str]) -> None:
+def check_known(kind: str, names: Iterable[str], choices: Iterable[str]) -> None:
     """Refuses names that are not among `choices`."""
     known = sorted(choices)
     unknown = sorted(set(names) - set(known))
@@ -75,7 +75,7 @@ def check_names(kind: str, names: Iterable[str], choices: Iterable[str]) -> None
 
 
 def _refuse_names(given: set[str], known: set[str]) -> None:
-    check_names("input", given, known)
+    check_known("input", given, known)
     missing = sorted(known - given)
     raise InvalidRequestError(f"missing input {_quoted(missing)}; inputs: {_quoted(sorted(known))}")
 

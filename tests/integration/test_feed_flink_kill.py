@@ -79,7 +79,7 @@ def test_a_killed_worker_on_flink_loses_no_row_and_doubles_none(
         assert feed.stop(60.0) == 0
 
     assert figures.ledger_summary(ledger)["undelivered"] == 0
-    result = audit.compare(sent, *read_audit(model_dir))
+    result = audit.audit_rows(sent, *read_audit(model_dir))
     assert (result.rows_lost, result.rows_duplicated, result.rows_unknown) == (0, 0, 0), result
     assert result.rows_trained == len(sent) >= 2 * ROWS
     # What was written since the last checkpoint comes again; all of it would mean that there was none.

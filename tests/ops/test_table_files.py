@@ -42,7 +42,7 @@ def test_a_header_says_what_a_file_holds(store: EmbeddingStore, tmp_path: Path) 
     assert (file.shard, file.num_shards, file.part, file.num_parts) == (1, 3, 0, 1)
     assert file.segments == (FileSegment(2, "adagrad", 2, "fp32"), FileSegment(1, "sgd", 0, "bf16"))
     assert (file.dim, file.state_floats) == (3, 2)
-    assert table_files.verify(path) == (file, 8)
+    assert table_files.verify_file(path) == (file, 8)
 
 
 def test_pages_hold_every_entry_with_its_state(store: EmbeddingStore, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_damage_is_an_error_in_the_words_of_the_library(store: EmbeddingStore, t
     good = path.read_bytes()
     path.write_bytes(good[:-1])
     with pytest.raises(TableFileError, match=f"^{path}, end: the file ends inside it$"):
-        table_files.verify(path)
+        table_files.verify_file(path)
     with pytest.raises(TableFileError, match="end: the file ends inside it"):
         list(table_files.pages(path))
     path.write_bytes(good[:20])
@@ -112,7 +112,7 @@ def test_resharding_puts_every_id_where_its_remainder_says(
     assert written == _tables(tmp_path / "2")
     seen = []
     for path in written:
-        file, entries = table_files.verify(path)
+        file, entries = table_files.verify_file(path)
         ids = [page.ids for page in table_files.pages(path)]
         assert file.num_shards == num_shards
         assert sum(map(len, ids)) == entries

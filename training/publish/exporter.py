@@ -81,7 +81,7 @@ class ServingModel(tf.Module):
 
     def _predict(self, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """{head: probabilities float32 [batch]} of {input: raw column [batch]}."""
-        ragged = [fids_of(feature, inputs[feature.input_name]) for feature in self._task.features]
+        ragged = [serving_fids(feature, inputs[feature.input_name]) for feature in self._task.features]
         pooled = self.store.pooled_lookup(
             list(self._task.pooled_features()), [values for values, _ in ragged], [splits for _, splits in ragged]
         )
@@ -96,7 +96,7 @@ class ServingModel(tf.Module):
 _DTYPES = {"int64": tf.int64, "string": tf.string}
 
 
-def fids_of(feature: SparseFeature, column: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def serving_fids(feature: SparseFeature, column: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(fids int64 [n], row_splits int64 [batch + 1]) of a raw column, the same fids as the feed computes.
 
     An empty string and an integer outside of [0, 2^48) stand for a missing value, which gives no fid.

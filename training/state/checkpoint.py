@@ -154,7 +154,7 @@ class Checkpoints:
         """
         for folder in self._newest_first():
             try:
-                manifest = verify(folder)
+                manifest = verify_checkpoint(folder)
                 self._check_schema(folder, manifest)
                 return self._load(folder, manifest, step)
             except (CheckpointError, OSError, tf.errors.OpError) as error:
@@ -213,7 +213,7 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
-def verify(folder: Path) -> CheckpointManifest:
+def verify_checkpoint(folder: Path) -> CheckpointManifest:
     """The manifest of a checkpoint all of whose files have the recorded size and CRC-32C.
 
     Raises:
@@ -242,7 +242,7 @@ def newest_manifest(model_dir: Path) -> tuple[Path, CheckpointManifest] | None:
     """(folder, manifest) of the newest checkpoint that verifies; None without one."""
     for folder in newest_first(model_dir / "checkpoints"):
         try:
-            return folder, verify(folder)
+            return folder, verify_checkpoint(folder)
         except (CheckpointError, OSError):
             continue
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.cli.loop.report import RunRecord, render, write
+from millrace.cli.loop.report import RunRecord, render, write_report
 
 _PLOTS = ("plot-auc", "plot-freshness", "plot-throughput", "plot-timeline", "plot-delay")
 
@@ -57,7 +57,7 @@ def test_a_run_without_a_single_sample_still_gets_its_report() -> None:
 
 
 def test_the_summary_is_json_with_every_figure(tmp_path: Path) -> None:
-    write(_record(), tmp_path)
+    write_report(_record(), tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["rows_trained"] == 123456
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "summary.json"]
 
@@ -72,7 +72,7 @@ def test_a_browser_finds_every_plot_drawn(tmp_path: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
-    write(_record(), tmp_path)
+    write_report(_record(), tmp_path)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
     flags += ["--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     done = subprocess.run(

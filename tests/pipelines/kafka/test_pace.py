@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipelines.kafka import reader as kafka_reader
-from millrace.pipelines.kafka.pace import Progress, UnderWay
+from millrace.pipelines.kafka.pace import JoinProgress, UnderWay
 from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
 from millrace.runtime.kafka_positions import Positions
 from millrace.runtime.kafka_records import TopicRecords
@@ -54,7 +54,7 @@ def client() -> _Client:
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch, clock: _Clock, client: _Client) -> KafkaBlockReader:
     monkeypatch.setattr(kafka_reader, "_MAX_UNDER_WAY", 30)
-    progress = Progress(clock)
+    progress = JoinProgress(clock)
     monkeypatch.setattr(kafka_reader, "progress_of", lambda _: progress)
     settings = ReaderSettings(10, commit_delay_seconds=5.0, timestamp_policy="processing_time", feed_id="feed")
     paced = KafkaBlockReader(lambda _: client, {("t", 0): 0}, settings, ("t",), None, clock, clock)
@@ -92,7 +92,7 @@ def test_offsets_are_committed_when_the_join_has_let_go_of_what_is_before_them(
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 100)), max_size=30))
 def test_the_slowest_shard_tells_how_far_the_join_has_come(reports: list[tuple[int, int]]) -> None:
-    progress, newest = Progress(), {}
+    progress, newest = JoinProgress(), {}
     for shard, read_at in reports:
         progress.reached(shard, Timestamp(read_at), None)
         newest[shard] = max(read_at, newest.get(shard, 0))
@@ -102,7 +102,7 @@ def test_the_slowest_shard_tells_how_far_the_join_has_come(reports: list[tuple[i
 
 def test_records_of_which_the_join_never_hears_are_done_when_it_has_nothing_to_do(clock: _Clock) -> None:
     idle = False
-    under_way = UnderWay(Progress(clock), lambda: idle)
+    under_way = UnderWay(JoinProgress(clock), lambda: idle)
     under_way.given(Timestamp(1), 7)
     clock.now += 6.0
     assert under_way.records() == 7 and not under_way.processed(Timestamp(1))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.runtime.checksum import crc32c_of_file
-from millrace.training.publish.exporter import MANIFEST_PATH, Export, Exporter, fids_of
+from millrace.training.publish.exporter import MANIFEST_PATH, Export, Exporter, serving_fids
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout, TrainTensors
@@ -72,7 +72,7 @@ def test_fids_of_integers_equal_those_of_the_feed(values: list[int | None]) -> N
     feature = TASK.features[0]
     raw = pa.RecordBatch.from_pydict({"user_id": pa.array(values, pa.int64())})
     feed = row_fids(raw, [FidFeature("f", feature.slot, "user_id")])
-    fids, splits = fids_of(feature, tf.constant([-1 if value is None else value for value in values], tf.int64))
+    fids, splits = serving_fids(feature, tf.constant([-1 if value is None else value for value in values], tf.int64))
     expected_fids, expected_splits = values_and_splits(feed.column(0))
     assert (fids.numpy().tolist(), splits.numpy().tolist()) == (expected_fids.tolist(), expected_splits.tolist())
 
@@ -83,7 +83,7 @@ def test_fids_of_strings_equal_those_of_the_feed(values: list[str | None]) -> No
     feature = next(feature for feature in TASK.features if feature.name == "device")
     raw = pa.RecordBatch.from_pydict({feature.column: pa.array(values, pa.string())})
     feed = row_fids(raw, [FidFeature("f", feature.slot, feature.column)])
-    fids, splits = fids_of(feature, tf.constant([value or "" for value in values], tf.string))
+    fids, splits = serving_fids(feature, tf.constant([value or "" for value in values], tf.string))
     expected_fids, expected_splits = values_and_splits(feed.column(0))
     assert (fids.numpy().tolist(), splits.numpy().tolist()) == (expected_fids.tolist(), expected_splits.tolist())
 
@@ -97,7 +97,7 @@ def test_another_process_predicts_what_the_trainer_predicts(
     for name in TrainLayout.of(TASK).features:
         feature = next(feature for feature in TASK.features if feature.name == name)
         dtype = tf.string if feature.input_dtype == "string" else tf.int64
-        values[name], splits[name] = fids_of(feature, tf.constant(raw[feature.input_name], dtype))
+        values[name], splits[name] = serving_fids(feature, tf.constant(raw[feature.input_name], dtype))
     logits = trained.predict(TrainTensors(values, splits, tf.zeros([60, 1]), tf.ones([60]), tf.ones([60])))
     expected = 1 / (1 + np.exp(-logits.numpy()[:, 0]))
     moved = tmp_path / "elsewhere"

@@ -12,7 +12,13 @@ import pytest
 
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.runtime.errors import UserError
-from millrace.training.state.checkpoint import CheckpointError, Checkpoints, newest_manifest, read_audit, verify
+from millrace.training.state.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    newest_manifest,
+    read_audit,
+    verify_checkpoint,
+)
 from millrace.training.state.save_schedule import SaveSchedule
 from millrace.training.state.saver import Saver
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
@@ -198,4 +204,4 @@ def test_a_manifest_of_another_format_is_refused(two_saved: tuple[Path, Path, Ch
     manifest = json.loads((newer / "manifest.json").read_text())
     (newer / "manifest.json").write_text(json.dumps(manifest | {"format_version": 9}))
     with pytest.raises(CheckpointError, match="format version 9"):
-        verify(newer)
+        verify_checkpoint(newer)

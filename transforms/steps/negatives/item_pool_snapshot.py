@@ -47,10 +47,10 @@ def newest_files(folder: Path) -> list[Path]:
 def write_next(pool: ItemPool, folder: Path) -> list[Path]:
     """Writes a snapshot of one worker, of the step after the newest one in `folder`; returns its files."""
     step = max((name.step for name in _names(folder)), default=-1) + 1
-    return write(pool, folder, step, index=0, workers=1)
+    return write_snapshot(pool, folder, step, index=0, workers=1)
 
 
-def write(pool: ItemPool, model_dir: Path, step: int, index: int, workers: int, shards: int = 1) -> list[Path]:
+def write_snapshot(pool: ItemPool, model_dir: Path, step: int, index: int, workers: int, shards: int = 1) -> list[Path]:
     """Writes a snapshot. A file appears whole or not at all, and replaces an older one of the same name.
 
     Returns: the files.
@@ -63,7 +63,7 @@ def write(pool: ItemPool, model_dir: Path, step: int, index: int, workers: int, 
     return paths
 
 
-def restore(pool: ItemPool, model_dir: Path, step: int, index: int) -> list[Path]:
+def restore_snapshot(pool: ItemPool, model_dir: Path, step: int, index: int) -> list[Path]:
     """Merges the snapshot of one worker into `pool`; the counters of items that are there already are added up.
 
     The files of `step` tell how many workers wrote them, W. This worker takes the files of worker index % W. Workers
@@ -74,7 +74,7 @@ def restore(pool: ItemPool, model_dir: Path, step: int, index: int) -> list[Path
     """
     files = snapshot_files(model_dir, step, index)
     for path in files:
-        pool.merge(read(path))
+        pool.merge(read_snapshot(path))
     return files
 
 
@@ -92,7 +92,7 @@ def snapshot_files(model_dir: Path, step: int, index: int) -> list[Path]:
     return [name.path for name in sorted(chosen, key=lambda name: name.shard)]
 
 
-def read(path: Path) -> Contents:
+def read_snapshot(path: Path) -> Contents:
     """The items in a snapshot file; ValueError naming the file when it is something else."""
     if path.stat().st_size > MAX_STATE_BYTES:
         raise ValueError(f"{path}: larger than the limit of {MAX_STATE_BYTES} bytes")

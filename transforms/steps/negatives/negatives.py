@@ -15,7 +15,7 @@ from millrace.transforms.batch.list_columns import (
 )
 from millrace.transforms.batch.provenance import MAX_COPIES
 from millrace.transforms.steps.negatives.item_pool import DrawRule, Draws, ItemPool
-from millrace.transforms.steps.negatives.item_pool_snapshot import newest_files, read, write_next
+from millrace.transforms.steps.negatives.item_pool_snapshot import newest_files, read_snapshot, write_next
 from millrace.transforms.steps.negatives.negative_rows import (
     RowOrigins,
     action_lists,
@@ -159,7 +159,7 @@ generate_negatives:
 
     def _merge(self, path: Path) -> None:
         try:
-            contents = read(path)
+            contents = read_snapshot(path)
             self._pool.merge(contents._replace(items=item_columns(contents.items, self.config.item_features)))
         except ValueError as error:
             raise self.wrong("snapshot_folder", path, f"cannot be used ({error})", "remove the file") from error

@@ -17,11 +17,11 @@ from millrace.transforms.steps.negatives import item_pool_snapshot
 from millrace.transforms.steps.negatives.item_pool import Contents, ItemPool
 from millrace.transforms.steps.negatives.item_pool_snapshot import (
     newest_files,
-    read,
-    restore,
+    read_snapshot,
+    restore_snapshot,
     snapshot_files,
-    write,
     write_next,
+    write_snapshot,
 )
 
 FIELDS = [
@@ -82,24 +82,24 @@ def test_what_is_read_is_what_was_written(
     channels = data.draw(st.lists(st.integers(-2, 2), min_size=len(items), max_size=len(items)))
     pool, restored = pool_of(keys, channels, items), ItemPool(0, 1000)
     shards = data.draw(st.integers(1, 3))
-    files = write(pool, folder, 7, 0, 1, shards)
+    files = write_snapshot(pool, folder, 7, 0, 1, shards)
     assert [file.name for file in files] == [f"model.ckpt-7_item_pool_0_{shard}_1" for shard in range(shards)]
-    assert restore(restored, folder, 7, 0) == files
+    assert restore_snapshot(restored, folder, 7, 0) == files
     assert sorted(content(restored), key=lambda item: item[0][0]) == sorted(content(pool), key=lambda item: item[0][0])
 
 
 def test_items_stay_in_the_order_in_which_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_pool_snapshot, "_ITEMS_PER_RECORD", 4)
     pool, restored = pool_of([9, 3, 7, 1, 8, 2, 6], [3] * 7), ItemPool(0, 1000)
-    write(pool, tmp_path, 1, 0, 1)
-    restore(restored, tmp_path, 1, 0)
+    write_snapshot(pool, tmp_path, 1, 0, 1)
+    restore_snapshot(restored, tmp_path, 1, 0)
     assert restored.contents().keys.tolist() == [9, 3, 7, 1, 8, 2, 6]
     assert restored.contents().drawn.tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_file_is_tfrecords_of_channel_caches(tmp_path: Path) -> None:
     pool = pool_of([5, 6, 1], [3, 3, 4], [{"fids": [1, -1]}, {"ints": [4]}, {}])
-    data = write(pool, tmp_path, 1, 0, 1)[0].read_bytes()
+    data = write_snapshot(pool, tmp_path, 1, 0, 1)[0].read_bytes()
     caches = []
     while data:
         length = int.from_bytes(data[:8], "little")
@@ -148,9 +148,9 @@ def test_older_names_are_the_last_resort(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_is_merged_into_the_pool(tmp_path: Path) -> None:
-    write(pool_of([1, 2, 3]), tmp_path, 5, 0, 1)
+    write_snapshot(pool_of([1, 2, 3]), tmp_path, 5, 0, 1)
     pool = pool_of([2, 9])
-    restore(pool, tmp_path, 5, 0)
+    restore_snapshot(pool, tmp_path, 5, 0)
     contents = pool.contents()
     assert contents.keys.tolist() == [2, 9, 1, 3]
     assert contents.pushed.tolist() == [1 + 2, 2, 1, 3]
@@ -164,18 +164,18 @@ def test_items_of_instances_get_a_column_a_slot(tmp_path: Path) -> None:
     path.write_bytes(
         item_pool_snapshot.framing.join_frames(records, item_pool_snapshot.framing.TF_RECORDS).to_pybytes()
     )
-    items = read(path).items
+    items = read_snapshot(path).items
     assert items.to_pylist() == [{"__ITEM_ID__": 4, "fc_slot_5": [fids[0], fids[2]], "fc_slot_700": [fids[1]]}]
     assert record_batch.is_fid_v1_field(items.schema.field("fc_slot_700"))
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = write(pool_of([1, 2, 3]), tmp_path, 5, 0, 1)
+    (path,) = write_snapshot(pool_of([1, 2, 3]), tmp_path, 5, 0, 1)
     good = path.read_bytes()
     for data in (good[:-1], good[:5] + b"x" + good[6:], good[:20] + b"xx" + good[22:]):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=path.name):
-            restore(ItemPool(), tmp_path, 5, 0)
+            restore_snapshot(ItemPool(), tmp_path, 5, 0)
     two_kinds = [record_pb2.FeatureData(gid=gid) for gid in (1, 2)]
     two_kinds[0].feature_columns.add(name="x").feature.int64_value = 1
     two_kinds[1].feature_columns.add(name="x").feature.float_value = 1
@@ -185,10 +185,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.M
         frames = item_pool_snapshot.framing.join_frames(pa.array([cache]), item_pool_snapshot.framing.TF_RECORDS)
         path.write_bytes(frames.to_pybytes())
         with pytest.raises(ValueError, match=reason):
-            read(path)
+            read_snapshot(path)
     monkeypatch.setattr(item_pool_snapshot, "MAX_STATE_BYTES", 10)
     with pytest.raises(ValueError, match="limit of 10 bytes"):
-        read(path)
+        read_snapshot(path)
 
 
 def test_a_column_that_a_snapshot_has_no_place_for_is_named(tmp_path: Path) -> None:
@@ -197,15 +197,15 @@ def test_a_column_that_a_snapshot_has_no_place_for_is_named(tmp_path: Path) -> N
     items = pa.record_batch({"when": pa.array([1], pa.timestamp("s"))})
     pool.merge(Contents(np.array([3]), key, np.array([1]), np.array([0]), items))
     with pytest.raises(ValueError, match="item column when"):
-        write(pool, tmp_path, 1, 0, 1)
+        write_snapshot(pool, tmp_path, 1, 0, 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_next_snapshot_is_of_the_step_after_the_newest_and_is_the_one_to_start_from(tmp_path: Path) -> None:
     assert newest_files(tmp_path) == []
     assert [path.name for path in write_next(pool_of([1]), tmp_path)] == ["model.ckpt-0_item_pool_0_0_1"]
-    write(pool_of([2]), tmp_path, 41, 0, 2)
-    write(pool_of([3]), tmp_path, 41, 1, 2)
+    write_snapshot(pool_of([2]), tmp_path, 41, 0, 2)
+    write_snapshot(pool_of([3]), tmp_path, 41, 1, 2)
     assert [path.name[-5:] for path in newest_files(tmp_path)] == ["0_0_2", "1_0_2"]
     assert write_next(pool_of([4]), tmp_path) == newest_files(tmp_path)
-    assert read(newest_files(tmp_path)[0]).keys.tolist() == [4]
+    assert read_snapshot(newest_files(tmp_path)[0]).keys.tolist() == [4]
