@@ -30,8 +30,8 @@ _REPLACED = {
 
 _ALLOWED = {"CONTRIBUTING.md", "tests/test_words.py"}  # they quote what is not to be written
 _PER = re.compile(
-    r"\b(?:one|two|\w+s|line|row|record|byte|step|dict|call|object) an? "
-    r"(?:second|record|key|entry|shard|bundle|dim|worker|segment|partition|poll|head)\b"
+    r"\b(?:line|rows?|records?|events|requests|bytes?|floats|entry|entries|feature|element|object|message|list|times|ns|ms)"
+    r" an? (?:second|record|row|entry|key|call|head|feature|message|shard|table|id|batch|column|dim|step|day)\b"
 )
 _TEXT = (".py", ".md", ".cc", ".h", ".proto", ".yaml", ".toml", ".txt")
 

@@ -57,7 +57,7 @@ class ProducerConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate <= 1e6:
-            raise UserError("--rate", self.rate, "out of range", "give more than 0 events a second, up to 1000000")
+            raise UserError("--rate", self.rate, "out of range", "give more than 0 events per second, at most 1000000")
         if self.duration_seconds is not None and not self.duration_seconds > 0.0:
             raise UserError("--duration", self.duration_seconds, "not positive", "give seconds, or leave it out")
         if self.bad_records < 0:

@@ -98,8 +98,8 @@ def measure_ops(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield _case("op insert", keys / seconds / 1e6, "M ids/s", zipf)
         yield _case("op lookup", batch / median_seconds(table.lookup, ids, batch) / 1e6, "M ids/s", zipf)
         yield _case("op lookup + update", batch / median_seconds(table.step, ids, batch) / 1e6, "M ids/s", zipf)
-    yield _case("bytes an entry", table.memory_bytes() / keys, "bytes")
-    yield _case("bytes an entry over payload", table.memory_bytes() / keys / payload, "ratio")
+    yield _case("bytes per entry", table.memory_bytes() / keys, "bytes")
+    yield _case("bytes per entry over payload", table.memory_bytes() / keys / payload, "ratio")
     yield _case("resident growth over payload", resident / keys / payload, "ratio")
     yield _case("longest batch of the insert", longest * 1e3, "ms")
 

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each step, and of the case at half of the peak")
     parser.add_argument("--only", choices=("prism", "flink", "direct"))
-    parser.add_argument("--rates", type=_rates, default=_RATES, help="events a second of the steps")
+    parser.add_argument("--rates", type=_rates, default=_RATES, help="events per second of the steps")
     parser.add_argument("--peer-rates", type=_rates, default=_PEER_RATES)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -97,13 +97,13 @@ class LiveFeed:
         self._reader = PartitionReader(kafka, {(train, partition): 0 for partition in range(PARTITIONS)})
 
     def start(self, rate: float) -> None:
-        """Returns when it has taken `rate` events a second for a while."""
+        """Returns when it has taken `rate` events per second for a while."""
         self.process.start()
         self.process.wait_ready(_START_SECONDS)
         self.run(rate, _WARM_SECONDS)
 
     def run(self, rate: float, seconds: float) -> tuple[np.ndarray, float]:
-        """Sends `rate` events a second; returns (ms from click to row, of the second half of the time, rate reached).
+        """Sends `rate` events per second; returns (ms from click to row, of the second half of the time, rate reached).
 
         Empty when no row came at all. The feed must not have ended.
         """

@@ -16,7 +16,7 @@ from millrace.cli.loop.scenario import generated
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rate", type=float, default=1300.0, help="events a second")
+    parser.add_argument("--rate", type=float, default=1300.0, help="events per second")
     parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -157,7 +157,7 @@ def _tf_example(tf: Any, example: Example) -> bytes:
 
 
 def _decode_by_rows(block: pa.RecordBatch) -> pa.RecordBatch:
-    """What a decoder in Python does, without checks: one message a record, one list a column."""
+    """What a decoder in Python does, without checks: one message per record, one list per column."""
     names = [*_sparse_names(), *_dense_names(), "count", "text"]
     columns: dict[str, list[Any]] = {name: [] for name in (*names, "label", "actions", "uid", "item_id", "req_time")}
     members = dict.fromkeys(_sparse_names(), "fid_v2_list") | dict.fromkeys(_dense_names(), "float_list")

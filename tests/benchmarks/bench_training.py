@@ -1,4 +1,4 @@
-"""Training speed: rows a second by batch size, the way of rows into the queue, and how long saving holds training up.
+"""Training speed: rows per second by batch size, the way of rows into the queue, and how long saving holds training up.
 
 python tests/benchmarks/bench_training.py [--json]
 """

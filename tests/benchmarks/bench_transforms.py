@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _cases() -> Iterator[tuple[str, int, str, Callable[[], object]]]:
-    """(case, events a call, unit, call)."""
+    """(case, events per call, unit, call)."""
     impressions, actions = _raw_impressions(_BLOCK), _raw_actions(_BLOCK)
     context = _CONFIG.context_fields()
     yield (

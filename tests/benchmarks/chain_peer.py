@@ -1,4 +1,4 @@
-"""The recipe of `bench_chain.py` as a DoFn of one element a record does it: plain Python over dictionaries."""
+"""The recipe of `bench_chain.py` as a DoFn of one element per record does it: plain Python over dictionaries."""
 
 import random
 from typing import Any
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 class RowRules:
-    """All rules in one call a row, without detours: rows share what does not change.
+    """All rules in one call per row, without detours: rows share what does not change.
 
     Args:
       features: names; the first quarter, without the first one, is the item's.

@@ -36,7 +36,7 @@ class Load:
         self.events = 0
 
     def send_for(self, rate: float, seconds: float) -> float:
-        """Sends `rate` events a second; returns the rate that was reached."""
+        """Sends `rate` events per second; returns the rate that was reached."""
         before, began = self.events, time.monotonic()
         while (elapsed := time.monotonic() - began) < seconds:
             self.send(int(rate * elapsed) - (self.events - before))

@@ -1,8 +1,8 @@
-"""The same feed written in the usual Beam way: one element a record, `json.loads`, dictionaries, state and timer a key.
+"""The same feed written in the usual Beam way: one element per record, `json.loads`, state and timer per key.
 
 python -m tests.benchmarks.peer_feed --kafka HOST:PORT --prefix P --runner prism|flink|direct [--until-end]
 
-It joins impressions with clicks by request id within the window and writes one JSON object a row to the train topic.
+It joins impressions with clicks by request id within the window and writes one JSON object per row to the train topic.
 Its records come out of the same reader as those of `millrace feed`, which spares it a slower one.
 """
 

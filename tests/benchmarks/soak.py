@@ -53,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--only", choices=("prism", "flink"))
-    parser.add_argument("--rate", type=float, help="events a second; default: 70%% of the peak, which is looked for")
+    parser.add_argument("--rate", type=float, help="events per second; default: 70%% of the peak, which is looked for")
     arguments = parser.parse_args()
     grown = []
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

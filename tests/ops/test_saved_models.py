@@ -46,7 +46,7 @@ SERVING = [table.for_serving() for table in TABLES]
 
 
 class Ranker(tf.Module):
-    """Scores rows of three ids a feature."""
+    """Scores rows of three ids per feature."""
 
     def __init__(self, store: EmbeddingStore, weights: tf.Tensor) -> None:
         super().__init__()

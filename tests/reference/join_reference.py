@@ -1,4 +1,4 @@
-"""Row-wise reference of the join: one dictionary entry a row, one event at a time."""
+"""Row-wise reference of the join: one dictionary entry per row, one event at a time."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

@@ -184,7 +184,7 @@ def _example_batch(value: bytes | None, types: dict[str, str], as_is: bool, keep
 
 
 def _spread(named: Any, size: int, field: str = "feature") -> list[Any]:
-    """One feature a row."""
+    """One feature per row."""
     features = list(getattr(named, field))
     if named.type == SHARED and features:
         return features[:1] * size

@@ -1,4 +1,4 @@
-"""Corrected rows that make up for provisional ones: how many rows a row counts as, by its actions and earlier ones.
+"""Corrected rows that make up for provisional ones: the number of copies of each row, by its actions and earlier ones.
 
 A feed may send a row as a negative at once, and again when an action on it has come. The second row lists the actions
 of the first one in `pre_actions`. `reweight` gives the second row a label and a number of copies with which a trainer
