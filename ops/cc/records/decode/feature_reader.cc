@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/records/wire/fid_convert.h"
 
 namespace millrace::records {
@@ -219,7 +220,7 @@ bool FeatureReader::AddVarints(Span packed, Column* column) {
   return true;
 }
 
-bool FeatureReader::AddPacked(Span packed, Element element, Column* column) {
+MILLRACE_CLONES bool FeatureReader::AddPacked(Span packed, Element element, Column* column) {
   if (element == Element::kInt64) return AddVarints(packed, column);
   const size_t width = element == Element::kFloat ? 4 : 8;
   if (packed.size() % width != 0) return FailAt(packed.begin);

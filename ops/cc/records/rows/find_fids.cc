@@ -22,8 +22,8 @@ bool AnyOf(const int64_t* fids, int64_t size, const int64_t* wanted, int32_t cou
   return any != 0;
 }
 
-MILLRACE_CLONES void FindInColumn(const ArrayReader& column, int64_t rows, const int64_t* wanted, int32_t count,
-                                  uint8_t* found) {
+MILLRACE_PLAIN_CLONES void FindInColumn(const ArrayReader& column, int64_t rows, const int64_t* wanted, int32_t count,
+                                        uint8_t* found) {
   if (rows == 0 || column.Begin(0) == column.End(rows - 1)) return;
   const ArrayReader values = column.Values();
   const int64_t* const fids = values.Numbers<int64_t>(0);
