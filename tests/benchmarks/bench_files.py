@@ -17,7 +17,7 @@ import pyarrow as pa
 from millrace.pipelines.files.containers import CONTAINERS, Container
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.raw_block import raw_block
-from millrace.transforms.codecs.avro import AvroCodec, encode_avro
+from millrace.transforms.codecs.avro import AvroCodec
 from millrace.transforms.codecs.avro_schema import avro_schema
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples, encode_tf_examples
 from millrace.transforms.frames.compression import Compression, read_chunks, write_chunks
@@ -31,6 +31,7 @@ from millrace.transforms.frames.framing import (
     join_frames,
 )
 from millrace.transforms.frames.stream import FrameStream
+from tests.reference.avro_values import encode_avro
 
 _RECORDS = 10_000
 _RECORD_BYTES = 1100

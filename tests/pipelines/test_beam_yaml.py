@@ -9,7 +9,7 @@ import yaml
 from apache_beam.yaml import main as beam_yaml
 
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.data_source import keys_of_names
+from millrace.transforms.batch.data_source import data_source_key
 from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.beam import ptransforms
 from millrace.transforms.codecs.record_codec import encode_records
@@ -70,7 +70,7 @@ pipeline:
 
 def test_flows_are_split_and_merged_in_beam_yaml(tmp_path: Path) -> None:
     rows = random_rows(300)
-    keys = pa.array(keys_of_names(pa.array(["pc", "mobile", "cloud"] * 100)))
+    keys = pa.array([data_source_key(name) for name in ["pc", "mobile", "cloud"] * 100], pa.uint32())
     rows = record_batch.with_column(rows, pa.field("__DATA_SOURCE_KEY__", keys.type), keys)
     pq.write_table(pa.Table.from_batches([mark_canonical(rows)]), tmp_path / "rows.parquet")
     pipeline = tmp_path / "flows.beam.yaml"

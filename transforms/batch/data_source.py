@@ -1,9 +1,5 @@
 """Keys of named data sources: a record's header carries the key instead of the name."""
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from millrace.runtime.errors import UserError
 
 
@@ -23,16 +19,6 @@ def data_source_key(name: str) -> int:
 def header_bytes(name: str) -> bytes:
     """The 8 bytes of the LagrangeX header (a uint64 with the key) that stand before a record of the source `name`."""
     return data_source_key(name).to_bytes(8, "little")
-
-
-def keys_of_names(names: pa.Array) -> np.ndarray:
-    """uint32 [n]: the key of each name, 0 for a null. Each distinct name is hashed once."""
-    encoded = names if pa.types.is_dictionary(names.type) else pc.dictionary_encode(pc.fill_null(names, ""))
-    keys = np.array([data_source_key(name or "") for name in encoded.dictionary.to_pylist()], np.uint32)
-    codes = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)
-    if not len(keys):
-        return np.zeros(len(names), np.uint32)
-    return np.where(encoded.indices.is_valid().to_numpy(zero_copy_only=False), keys[codes], 0).astype(np.uint32)
 
 
 def check_names(names: tuple[str, ...], field: str = "data_sources") -> None:

@@ -15,7 +15,7 @@ from fastavro.read import SchemaResolutionError
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason, Refusals
-from millrace.transforms.codecs.avro_schema import Schema, arrow_schema, avro_schema, column_names, parse_schema
+from millrace.transforms.codecs.avro_schema import Schema, arrow_schema, column_names, parse_schema
 from millrace.transforms.codecs.tables import to_canonical
 from millrace.transforms.frames.framing import with_source
 
@@ -90,18 +90,6 @@ class RecordsToRows:
     def batch(self, records: list[dict[str, Any]]) -> pa.RecordBatch:
         batch = pa.RecordBatch.from_pylist(records, schema=self._schema)
         return to_canonical(batch.rename_columns(self._names).replace_schema_metadata(self._schema.metadata))
-
-
-def encode_avro(batch: pa.RecordBatch, schema: Schema | None = None, prefix: bytes = b"") -> pa.BinaryArray:
-    """binary [rows]: each row as an Avro record after `prefix`; `schema` defaults to that of the batch."""
-    schema = avro_schema(batch.schema) if schema is None else schema
-    values = []
-    for record in to_records(batch, schema):
-        stream = io.BytesIO(prefix)
-        stream.seek(len(prefix))
-        fastavro.schemaless_writer(stream, schema, record)
-        values.append(stream.getvalue())
-    return pa.array(values, pa.binary())
 
 
 def to_records(batch: pa.RecordBatch, schema: Schema) -> list[dict[str, Any]]:
@@ -184,8 +172,3 @@ def _schema_ids(values: pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
     for byte in range(1, _HEADER_BYTES):
         ids = (ids << 8) | data[np.where(framed, at + byte, 0)]
     return ids, framed
-
-
-def registry_prefix(schema_id: int) -> bytes:
-    """The bytes before a record whose schema has this number."""
-    return _MAGIC + schema_id.to_bytes(4, "big")

@@ -7,7 +7,6 @@ the column's name where that is no Avro name.
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import fastavro
@@ -59,15 +58,6 @@ def parse_schema(schema: str | Mapping[str, Any], field: str = "schema") -> Sche
     except (ValueError, TypeError, KeyError, RecursionError, SchemaParseException) as error:
         raise UserError(field, _name_of(schema), f"is no schema that can be used ({error})", "correct it") from error
     return parsed
-
-
-def load_schema(path: Path, field: str = "reader_schema") -> Schema:
-    """The schema in a file (`.avsc`). UserError naming `field` for a file or a schema that cannot be used."""
-    try:
-        return parse_schema(path.read_text("utf-8"), field)
-    except (OSError, UnicodeDecodeError) as error:
-        problem = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(field, path, f"cannot be read ({problem})", "name a readable file") from error
 
 
 def _name_of(schema: str | Mapping[str, Any]) -> str:

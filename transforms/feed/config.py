@@ -1,9 +1,8 @@
-"""The configuration of a training feed: features, label rules and settings, as values that go to JSON and back."""
+"""The configuration of a training feed: features, label rules and settings, as values that are written as JSON."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
@@ -160,22 +159,6 @@ class FeedConfig:
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The configuration that `to_json` wrote; UserError names a field that is missing, unknown or wrong."""
-        try:
-            settings = json.loads(text)
-        except ValueError as error:
-            raise UserError("feed", text[:80], f"not JSON ({error})", "write one JSON object") from error
-        _check_fields("feed", cls, settings)
-        features = _list_of("feed.features", FidFeature, settings["features"])
-        rules = _list_of("feed.labels", LabelRule, settings["labels"])
-        labels = tuple(LabelRule(**(rule | {"actions": tuple(rule["actions"])})) for rule in rules)
-        lists = {"features": tuple(FidFeature(**feature) for feature in features), "labels": labels}
-        if "routed_actions" in settings:
-            lists["routed_actions"] = tuple(settings["routed_actions"])
-        return cls(**(settings | lists))
-
 
 def _check_unique(where: str, names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -189,57 +172,3 @@ def _check_dtypes(features: Sequence[FidFeature]) -> None:
     for feature in features:
         if seen.setdefault(feature.column, feature.column_dtype) != feature.column_dtype:
             raise UserError("feed.features", feature.name, f"{feature.column} has two dtypes", "give it one")
-
-
-def _check_fields(where: str, cls: type, settings: Any) -> None:
-    known = {field.name: field for field in fields(cls)}
-    if not isinstance(settings, dict):
-        raise UserError(where, settings, "not a JSON object", f"give an object with {', '.join(known)}")
-    for name in settings:
-        if name not in known:
-            raise UserError(f"{where}.{name}", settings[name], "unknown field", f"choose from {', '.join(known)}")
-    for name, field in known.items():
-        if field.default is MISSING and name not in settings:
-            raise UserError(f"{where}.{name}", "", "missing", "give it")
-    for name, value in settings.items():
-        wanted = _JSON_TYPES[name]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise UserError(f"{where}.{name}", value, "wrong type", f"give {_JSON_WORDS[wanted]}")
-
-
-def _list_of(where: str, cls: type, items: list[Any]) -> list[dict[str, Any]]:
-    for index, item in enumerate(items):
-        _check_fields(f"{where}[{index}]", cls, item)
-    return items
-
-
-_TEXT, _WHOLE, _NUMBER, _LIST, _FLAG = (str,), (int,), (int, float), (list,), (bool,)
-_NONE = type(None)
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "model": _TEXT,
-    "name": _TEXT,
-    "column": _TEXT,
-    "head": _TEXT,
-    "slot": _WHOLE,
-    "seed": _WHOLE,
-    "window_seconds": _NUMBER,
-    "negative_rate": _NUMBER,
-    "features": _LIST,
-    "labels": _LIST,
-    "actions": _LIST,
-    "audit": _FLAG,
-    "allowed_lateness_seconds": (int, float, _NONE),
-    "routed_actions": _LIST,
-    "early_negatives": _FLAG,
-    "dtype": (str, _NONE),
-    "min_value": (int, float, _NONE),
-}
-_JSON_WORDS: dict[tuple[type, ...], str] = {
-    _TEXT: "a string",
-    _WHOLE: "a whole number",
-    _NUMBER: "a number",
-    _LIST: "a list",
-    _FLAG: "true or false",
-    (str, _NONE): "a string or null",
-    (int, float, _NONE): "a number or null",
-}

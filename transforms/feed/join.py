@@ -82,9 +82,6 @@ class JoinCounters:
     orphan_actions: int = 0
     ignored_actions: int = 0
 
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
-
     def take(self) -> dict[str, int]:
         """The non-zero counts since the last call, which start again from zero."""
         taken = {name: count for name, count in asdict(self).items() if count}
@@ -213,10 +210,6 @@ class JoinIndex:
     @property
     def pending_rows(self) -> int:
         return self._states.count(PENDING)
-
-    @property
-    def waiting_actions(self) -> int:
-        return len(self._early.keys)
 
     @property
     def next_close_ms(self) -> int | None:

@@ -4,7 +4,6 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import fastavro
@@ -14,9 +13,10 @@ import zstandard
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
-from millrace.transforms.codecs.avro import AvroCodec, RegistryAvroCodec, encode_avro, registry_prefix
+from millrace.transforms.codecs.avro import AvroCodec, RegistryAvroCodec
 from millrace.transforms.codecs.avro_file import AvroFile, write_avro
-from millrace.transforms.codecs.avro_schema import arrow_schema, avro_schema, load_schema, parse_schema
+from millrace.transforms.codecs.avro_schema import arrow_schema, avro_schema, parse_schema
+from tests.reference.avro_values import encode_avro, registry_prefix
 from tests.reference.file_batches import canonical_batch, events_block
 
 
@@ -127,14 +127,6 @@ def test_a_schema_that_is_none_or_could_stand_for_endless_work_is_refused(schema
 def test_a_field_that_is_no_column_is_refused_by_name(type: Any) -> None:
     with pytest.raises(UserError, match="schema=a"):
         arrow_schema(parse_schema(record(field("a", type))))
-
-
-def test_a_schema_is_loaded_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "row.avsc"
-    path.write_text(json.dumps(OLD))
-    assert load_schema(path)["name"] == "Row"
-    with pytest.raises(UserError, match="cannot be read"):
-        load_schema(tmp_path / "none")
 
 
 class Registry:

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
+from millrace.transforms.feed.join import JoinIndex
 
 NOW = 1_764_000_000_000
 SKEW_MS = 300
@@ -46,3 +47,8 @@ def actions(*rows: tuple[str, int, str, int], value: float | None = None) -> pa.
         for request, item, action, at in rows
     ]
     return pa.RecordBatch.from_pylist(records, schema=ACTION_SCHEMA)
+
+
+def waiting_actions(index: JoinIndex) -> int:
+    """How many actions wait for their impression."""
+    return len(index._early.keys)

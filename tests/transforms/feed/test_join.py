@@ -3,7 +3,7 @@
 import pytest
 
 from millrace.transforms.feed.join import JoinCounters, JoinIndex
-from tests.transforms.feed.join_rows import NOW, SKEW_MS, actions, config, impressions
+from tests.transforms.feed.join_rows import NOW, SKEW_MS, actions, config, impressions, waiting_actions
 
 _CONFIG = config()
 
@@ -34,9 +34,9 @@ def test_an_impression_without_an_action_is_a_negative_when_its_window_closes() 
 def test_an_action_that_comes_first_waits_for_its_impression() -> None:
     index = _index()
     assert index.add_actions(actions(("r", 1, "click", 50)), NOW).num_rows == 0
-    assert index.waiting_actions == 1
+    assert waiting_actions(index) == 1
     assert index.add_impressions(impressions(("r", 1, 0)), NOW + 4000).num_rows == 1
-    assert index.waiting_actions == 0
+    assert waiting_actions(index) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_action_without_an_impression_is_an_orphan() -> None:
     index.add_actions(actions(("r", 1, "click", 10)), NOW)
     index.close_expired(NOW + 5000)
     assert index.counters.orphan_actions == 1
-    assert index.waiting_actions == 0
+    assert waiting_actions(index) == 0
 
 
 def test_a_repeated_impression_is_dropped_and_counted_even_after_its_row_left() -> None:

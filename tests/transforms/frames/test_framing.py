@@ -13,7 +13,6 @@ from millrace.transforms.batch.data_source import (
     data_source_key,
     header_bytes,
     java_hash,
-    keys_of_names,
 )
 from millrace.transforms.batch.dead_letter import Reason
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD
@@ -61,14 +60,6 @@ def test_a_data_source_is_known_by_its_hash(name: str, hashed: int, key: int, he
     assert header_bytes(name).hex() == header
     frame = join_frames(pa.array([b"abc"], pa.binary()), FrameOptions(lagrangex_header=True), name).to_pybytes()
     assert split_frames(frame, FrameOptions(lagrangex_header=True)).data_source_keys.tolist() == [key]
-
-
-def test_keys_of_whole_columns_equal_those_of_single_names() -> None:
-    names = ["pc", "mobile", "pc", None, "", "cloud"]
-    keys = keys_of_names(pa.array(names))
-    assert keys.tolist() == [data_source_key(name or "") for name in names]
-    assert keys_of_names(pa.array([None, None], pa.string())).tolist() == [0, 0]
-    assert keys_of_names(pa.array([], pa.string())).tolist() == []
 
 
 def test_two_names_of_one_key_are_refused() -> None:

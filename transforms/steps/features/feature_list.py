@@ -181,11 +181,6 @@ def normal_name(name: str) -> str:
     return _PREFIX.sub(r"\1", name).lower()
 
 
-def slot_name(slot: int) -> str:
-    """The name of a feature that is known by its slot alone."""
-    return f"slot_{slot}"
-
-
 def slot_of_name(name: str, slots: Mapping[str, int] | None = None) -> int:
     """The slot of a feature: from `slots`, else the number in `slot_<n>` or `fc_slot_<n>`; KeyError for other names."""
     if slots and name in slots:

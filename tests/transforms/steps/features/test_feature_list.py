@@ -17,7 +17,6 @@ from millrace.transforms.steps.features.feature_list import (
     normal_name,
     parse_feature_list,
     read_feature_list,
-    slot_name,
     slot_of_name,
 )
 
@@ -129,7 +128,6 @@ def test_names_are_normalised() -> None:
 
 
 def test_a_slot_is_known_by_name() -> None:
-    assert slot_name(7) == "slot_7"
     assert slot_of_name("slot_7") == slot_of_name("fc_slot_7") == 7
     assert slot_of_name("slot_7", {"slot_7": 9}) == 9
     with pytest.raises(KeyError, match="feature user: its slot is not known"):
