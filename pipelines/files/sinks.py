@@ -25,7 +25,7 @@ from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is r
 from millrace.transforms.batch.hashes import mix64
 from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
-from millrace.transforms.frames.compression import SUFFIXES, Compression
+from millrace.transforms.frames.compression import SUFFIXES, Compression, compression_named
 from millrace.transforms.frames.framing import FILE_FRAMES, RECORD_ROW, FrameOptions, Framing
 
 __all__ = [
@@ -156,14 +156,14 @@ class _WriteRecords(_WriteFiles):
     Args:
       folder: where the files go.
       shards: number of files.
-      compression: of the files; its suffix is part of their names.
+      compression: of the files, or its name, such as "gzip"; its suffix is part of the files' names.
     """
 
-    def __init__(self, folder: str, shards: int = 1, compression: Compression = Compression.NO) -> None:
+    def __init__(self, folder: str, shards: int = 1, compression: Compression | str = Compression.NO) -> None:
         super().__init__(folder, shards)
         assert self.container.framing is not None
         self._framing: Framing = self.container.framing
-        self._compression, self._data_source = compression, ""
+        self._compression, self._data_source = compression_named(compression), ""
 
     @property
     def suffix(self) -> str:
@@ -190,7 +190,7 @@ class WriteFramedFiles(_WriteRecords):
         folder: str,
         shards: int = 1,
         frames: FrameOptions = FILE_FRAMES,
-        compression: Compression = Compression.NO,
+        compression: Compression | str = Compression.NO,
         data_source: str = "",
     ) -> None:
         super().__init__(folder, shards, compression)
@@ -203,7 +203,7 @@ class WriteTfRecordFiles(_WriteRecords):
     Args:
       folder: where the files go.
       shards: number of files.
-      compression: of the files; its suffix is part of their names.
+      compression: of the files, or its name, such as "gzip"; its suffix is part of the files' names.
     """
 
     container = CONTAINERS["tfrecord"]

@@ -36,7 +36,7 @@ from millrace.transforms.beam import coder  # noqa: F401 (the coder is registere
 from millrace.transforms.beam.codecs import DEAD_LETTERS, ROWS
 from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.codecs.avro_schema import arrow_schema, parse_schema
-from millrace.transforms.frames.compression import Compression
+from millrace.transforms.frames.compression import Compression, compression_named
 from millrace.transforms.frames.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, Framing
 from millrace.transforms.frames.stream import BLOCK_BYTES
 
@@ -121,7 +121,7 @@ class _ReadStreams(_ReadFiles):
 
     Args:
       patterns: of the paths, with wildcards and placeholders (`patterns.expand_pattern`).
-      compression: default: by the end of each path.
+      compression: or its name, such as "gzip"; default: by the end of each path.
       topic: of the raw blocks.
       block_bytes: approximate size of a block.
       max_record_bytes: longer records become dead letters.
@@ -136,7 +136,7 @@ class _ReadStreams(_ReadFiles):
     def __init__(
         self,
         patterns: str | Sequence[str],
-        compression: Compression = Compression.UNKNOWN,
+        compression: Compression | str = Compression.UNKNOWN,
         topic: str = TOPIC,
         block_bytes: int = BLOCK_BYTES,
         max_record_bytes: int = MAX_RECORD_BYTES,
@@ -144,8 +144,8 @@ class _ReadStreams(_ReadFiles):
         first_file: int = 0,
     ) -> None:
         super().__init__(patterns, field, first_file)
-        self._compression = compression
-        settings = StreamSettings(compression, topic, block_bytes, max_record_bytes)
+        self._compression = compression_named(compression)
+        settings = StreamSettings(self._compression, topic, block_bytes, max_record_bytes)
         self.read = functools.partial(read_records, framing=self.framing, settings=settings)
 
     def display_data(self) -> dict[str, Any]:

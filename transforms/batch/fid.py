@@ -71,6 +71,13 @@ def from_unsigned(fids: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.asarray(fids, _U64).view(np.int64)
 
 
+def check_v2(fids: np.ndarray) -> None:
+    """Raises ValueError when bit 63 of a fid is set."""
+    array = np.asarray(fids, np.int64)
+    if (array < 0).any():
+        raise ValueError(f"fid v2 {int(array[array < 0][0])}: bit 63 is reserved and must be clear")
+
+
 def audit_fid(partition: np.ndarray | int, offset: np.ndarray | int, row: np.ndarray | int) -> np.ndarray:
     """int64 fids that name source rows: slot 32767, signature = partition (6 bits), offset (28 bits), row (14 bits)."""
     partitions, offsets, rows = (np.asarray(part).astype(np.int64) for part in (partition, offset, row))

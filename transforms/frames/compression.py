@@ -61,6 +61,19 @@ class StreamError(ValueError):
         self.reason, self.position = reason, position
 
 
+def compression_named(given: Compression | str, field: str = "compression") -> Compression:
+    """The compression of a name, in upper or lower case, as a pipeline in Beam YAML gives it.
+
+    Raises: UserError naming `field` for any other value.
+    """
+    if isinstance(given, Compression):
+        return given
+    names = Compression.__members__
+    if not isinstance(given, str) or given.upper() not in names:
+        raise UserError(field, given, "unknown", f"choose {', '.join(names)}")
+    return names[given.upper()]
+
+
 def compression_of(path: str, given: Compression = Compression.UNKNOWN, use_snappy: bool | None = None) -> Compression:
     """How the file `path` is compressed: as given, else by the suffix of its name, else not at all.
 

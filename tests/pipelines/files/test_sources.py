@@ -364,3 +364,30 @@ def test_sources_and_sinks_show_their_settings(tmp_path: Path) -> None:
         "shards": 3,
         "hourly": True,
     }
+
+
+@pytest.mark.parametrize("name", ["GZIP", "gzip"])
+def test_a_compression_is_known_by_its_name(tmp_path: Path, name: str) -> None:
+    with TestPipeline() as pipeline:
+        blocks = pipeline | beam.Create([events_block(VALUES)])
+        _ = blocks | file_sinks.WriteFramedFiles(str(tmp_path / "out"), compression=name)
+    (written,) = (tmp_path / "out").iterdir()
+    assert written.suffix == ".gz"
+    renamed = written.rename(tmp_path / "plain-name")
+
+    def check(rows: list[dict], dead: list[dict]) -> None:
+        assert [row["value"] for row in rows] == VALUES
+        assert not dead
+
+    read(sources.ReadFramedFiles(str(renamed), compression=name), check)
+
+
+@pytest.mark.parametrize("given", ["brotli", "", 5])
+def test_an_unknown_compression_is_refused_before_anything_runs(tmp_path: Path, given: Any) -> None:
+    frame_file(tmp_path / "a.bin", VALUES[:2])
+    for make in (
+        lambda: file_sinks.WriteTfRecordFiles(str(tmp_path / "out"), compression=given),
+        lambda: sources.ReadFramedFiles(str(tmp_path / "a.bin"), compression=given),
+    ):
+        with pytest.raises(UserError, match="compression=.*choose UNKNOWN, NO, SNAPPY, ZSTD, ZLIB, GZIP"):
+            make()

@@ -38,7 +38,7 @@ def test_v2_keeps_slot_and_48_bits(slot: int, signature: int) -> None:
     made = fid.fid_v2(slot, np.array([signature]))
     assert made.tolist() == [(slot << 48) | (signature & ((1 << 48) - 1))]
     assert fid.slot_v2(made).tolist() == [slot]
-    assert made.tolist()[0] >= 0  # bit 63 is reserved
+    fid.check_v2(made)
 
 
 @given(st.integers(0, 1023), st.integers(0, (1 << 63) - 1))
@@ -97,11 +97,13 @@ def test_the_legacy_mask_lets_an_odd_slot_through() -> None:
 
 
 @covers("data:v2")
-def test_wrong_slots_are_refused() -> None:
+def test_wrong_slots_and_reserved_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="slot 1024"):
         fid.fid_v1(1024, 1)
     with pytest.raises(ValueError, match="slot 32768"):
         fid.fid_v2(32768, 1)
+    with pytest.raises(ValueError, match="bit 63"):
+        fid.check_v2(np.array([1, -1]))
 
 
 def test_audit_fids_are_unique_a_row() -> None:
