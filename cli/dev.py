@@ -15,13 +15,14 @@ _EXAMPLE = """\
 millrace dev up
 millrace dev status --json
 millrace dev logs kafka
+millrace dev restart
 millrace dev down"""
 
 _POLL_SECONDS = 0.3  # between two looks at the logs: a reader takes it for at once
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `millrace dev up|down|status|logs|fetch`."""
+    """Adds `millrace dev up|down|restart|status|logs|fetch`."""
     parser = add_command(
         subparsers,
         "dev",
@@ -32,9 +33,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         _EXAMPLE,
         _status,
     )
-    actions = parser.add_subparsers(dest="action", metavar="up|down|status|logs|fetch", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="up|down|restart|status|logs|fetch", required=True)
     _add_action(actions, "up", "start both and wait until they answer", _up)
     _add_action(actions, "down", "stop both; their data stays", _down)
+    _add_action(actions, "restart", "stop both and start them on the same ports with the same data", _restart)
     status = _add_action(actions, "status", "what runs, and where", _status)
     status.add_argument("--json", action="store_true", help="for scripts")
     logs = _add_action(actions, "logs", "print the last lines of the servers' logs", _logs)
@@ -75,11 +77,22 @@ def _print(status: ServerStatus) -> None:
     print(f"{status.name:<10} {status.state:<9} {status.address or '-'}{process}")
 
 
+def _print_all(servers: DevServers) -> None:
+    for status in servers.status():
+        _print(status)
+
+
 def _up(_: argparse.Namespace) -> int:
     servers = _servers()
     servers.up()
-    for status in servers.status():
-        _print(status)
+    _print_all(servers)
+    return 0
+
+
+def _restart(_: argparse.Namespace) -> int:
+    servers = _servers()
+    servers.restart()
+    _print_all(servers)
     return 0
 
 
@@ -89,12 +102,11 @@ def _down(_: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    statuses = _servers().status()
+    servers = _servers()
     if arguments.json:
-        print(json.dumps([asdict(status) for status in statuses], indent=2))
+        print(json.dumps([asdict(status) for status in servers.status()], indent=2))
     else:
-        for status in statuses:
-            _print(status)
+        _print_all(servers)
     return 0
 
 

@@ -132,7 +132,7 @@ class DevServer(ABC):
 
     def restart(self) -> None:
         """Stops it if it runs, and starts it on the same port with the same data."""
-        self._daemon.stop()
+        self.stop()
         self._start(may_move=False)
 
     def status(self) -> ServerStatus:
@@ -272,12 +272,19 @@ class DevServers:
 
     def up(self) -> None:
         """Starts what does not run and is not named by $MILLRACE_KAFKA or $MILLRACE_ZOOKEEPER."""
+        self._for_each_own(DevServer.start)
+
+    def restart(self) -> None:
+        """Stops both and starts them on the same ports with the same data; one that does not run is started."""
+        self._for_each_own(DevServer.restart)
+
+    def _for_each_own(self, do: Callable[[DevServer], None]) -> None:
         with self._locked():
             for server in self.servers:
                 if server.status().state == "external":
                     self._progress(f"{server.title}: MILLRACE_{server.name.upper()}={server.status().address} is used")
                 else:
-                    server.start()
+                    do(server)
 
     def down(self) -> None:
         """Stops both; their data stays."""

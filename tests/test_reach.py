@@ -16,6 +16,9 @@ from tests.source_trees import ROOT, sources
 _HANDED_ON = ROOT / "tests" / "handed_on.tsv"
 # Names that a file other than Python uses: Beam YAML, and the entry point of the command.
 _OTHER_USERS = ("pipelines/beam_yaml.yaml", "pyproject.toml")
+# The page of pipelines that users write: the names in its blocks of code are used.
+# tests/pipelines/test_beam_doc.py runs them.
+_PAGE_OF_PIPELINES = "docs/beam.md"
 # What a user names on the command line (`--task package.module:Class`), or calls from his own code.
 _USERS_OWN = ("examples/", "training/task/__init__.py")
 # What a user writes into the declaration of a table.
@@ -81,6 +84,8 @@ def _unused() -> list[str]:
         total += _uses(tree)
     for other in _OTHER_USERS:
         total += collections.Counter(re.findall(r"\w+", (ROOT / other).read_text("utf-8")))
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / _PAGE_OF_PIPELINES).read_text("utf-8"), re.S):
+        total += _uses(ast.parse(block))
     return [
         f"{path}:{name}"
         for path, name, node in _public_definitions()

@@ -92,7 +92,7 @@ def test_help_lists_an_example_too(capsys: pytest.CaptureFixture[str]) -> None:
         parsed(line)
 
 
-@pytest.mark.parametrize("action", ["up", "down", "status", "logs", "fetch"])
+@pytest.mark.parametrize("action", ["up", "down", "restart", "status", "logs", "fetch"])
 def test_help_of_a_part_of_dev_works(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"millrace dev {action}" in helped(["dev", action], capsys)
 

@@ -1,5 +1,6 @@
 """Pipelines in Beam YAML with the provider of this project: the example runs and gives the rows of the same recipe."""
 
+import gzip
 import importlib
 from pathlib import Path
 
@@ -52,6 +53,35 @@ def test_the_example_pipeline_writes_the_rows_of_its_recipe_and_the_bad_records_
     assert 50 < len(found) < 300
     dead = pq.read_table(tmp_path / "rows" / "dead-letters")
     assert dead["reason"].to_pylist() == ["malformed_proto"]
+
+
+_AVRO = """
+providers:
+  - include: {provider}
+pipeline:
+  transforms:
+    - {{type: ReadFramedFiles, name: Read, config: {{patterns: "{folder}/part.bin.gz", compression: gzip}}}}
+    - type: DecodeAvro
+      name: Decode
+      input: Read.rows
+      config:
+        reader_schema: &schema
+          {{type: record, name: Row, fields: [{{name: age, type: long}}]}}
+        schema: *schema
+    - {{type: WriteParquetFiles, input: Decode.rows, config: {{folder: "{folder}/rows"}}}}
+    - {{type: WriteParquetFiles, name: Refused, input: Decode.dead_letters, config: {{folder: "{folder}/dead"}}}}
+"""
+
+
+def test_avro_values_are_decoded_in_beam_yaml(tmp_path: Path) -> None:
+    values = pa.array([b"\x02", b"\x04", b""], pa.binary())  # the numbers 1 and 2 in Avro, and nothing
+    (tmp_path / "part.bin.gz").write_bytes(gzip.compress(join_frames(values, FILE_FRAMES).to_pybytes()))
+    pipeline = tmp_path / "avro.beam.yaml"
+    pipeline.write_text(_AVRO.format(provider=_ROOT / "pipelines" / "beam_yaml.yaml", folder=tmp_path), "utf-8")
+    beam_yaml.run([f"--yaml_pipeline_file={pipeline}", "--json_schema_validation=none"])
+    (written,) = (tmp_path / "rows").glob("*.parquet")
+    assert pq.read_table(written)["age"].to_pylist() == [[1], [2]]
+    assert pq.read_table(tmp_path / "dead")["reason"].to_pylist() == ["malformed_avro"]
 
 
 _FLOWS = """

@@ -117,7 +117,9 @@ def test_an_interrupted_format_is_begun_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.service
-def test_the_command_starts_shows_and_stops_both(run_millrace: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_command_starts_shows_restarts_and_stops_both(
+    run_millrace: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     try:
         up = run_millrace("dev", "up")
         assert up.returncode == 0, up.stderr
@@ -126,6 +128,11 @@ def test_the_command_starts_shows_and_stops_both(run_millrace: Callable[..., sub
         assert all(start_time(server["pid"]) for server in status)
         assert "zookeeper |" in run_millrace("dev", "logs", "--lines", "2").stdout
         assert run_millrace("dev", "logs", "kafka", "--lines", "3").stdout.count("\n") == 3
+        restarted = run_millrace("dev", "restart")
+        assert restarted.returncode == 0, restarted.stderr
+        before, status = status, json.loads(run_millrace("dev", "status", "--json").stdout)
+        assert [server["address"] for server in status] == [server["address"] for server in before]
+        assert not {server["pid"] for server in status} & {server["pid"] for server in before}
     finally:
         down = run_millrace("dev", "down")
     assert down.returncode == 0
@@ -157,6 +164,7 @@ def test_servers_named_by_the_environment_are_shown_and_not_started(
     said: list[str] = []
     servers = DevServers(tmp_path, said.append)
     servers.up()
+    servers.restart()
     assert [status.state for status in servers.status()] == ["external", "external"]
     assert servers.kafka_address == "kafka.example:9092"
     assert servers.zookeeper_address == "zookeeper.example:2181"

@@ -63,23 +63,12 @@ def write_snapshot(pool: ItemPool, model_dir: Path, step: int, index: int, worke
     return paths
 
 
-def restore_snapshot(pool: ItemPool, model_dir: Path, step: int, index: int) -> list[Path]:
-    """Merges the snapshot of one worker into `pool`; the counters of items that are there already are added up.
+def snapshot_files(model_dir: Path, step: int, index: int) -> list[Path]:
+    """The files of one worker, in the order of their shards; none when there is no snapshot.
 
     The files of `step` tell how many workers wrote them, W. This worker takes the files of worker index % W. Workers
     save at different steps, so the newest step up to `step` counts. Without such files it takes those of older names.
-
-    Returns: the files that were read, in the order of their shards; none when there is no snapshot.
-    Raises: ValueError naming a file that is damaged; the pool then holds the items of the files before it.
     """
-    files = snapshot_files(model_dir, step, index)
-    for path in files:
-        pool.merge(read_snapshot(path))
-    return files
-
-
-def snapshot_files(model_dir: Path, step: int, index: int) -> list[Path]:
-    """The files that `restore` reads."""
     names = list(_names(model_dir))
     workers = max((name.workers for name in names if name.step == step), default=0)
     steps = [name for name in names if workers and name.workers == workers and name.worker == index % workers]

@@ -18,7 +18,6 @@ from millrace.transforms.steps.negatives.item_pool import Contents, ItemPool
 from millrace.transforms.steps.negatives.item_pool_snapshot import (
     newest_files,
     read_snapshot,
-    restore_snapshot,
     snapshot_files,
     write_next,
     write_snapshot,
@@ -70,6 +69,14 @@ def content(pool: ItemPool) -> list[Any]:
     book = zip(*(column.tolist() for column in contents[:4]), strict=True)
     rows = [{name: value for name, value in row.items() if value is not None} for row in contents.items.to_pylist()]
     return list(zip(book, rows, strict=True))
+
+
+def restore_snapshot(pool: ItemPool, model_dir: Path, step: int, index: int) -> list[Path]:
+    """Merges the snapshot of one worker into `pool`; returns the files that were read."""
+    files = snapshot_files(model_dir, step, index)
+    for path in files:
+        pool.merge(read_snapshot(path))
+    return files
 
 
 @settings(deadline=None, max_examples=60)
