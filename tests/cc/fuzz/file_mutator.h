@@ -214,7 +214,7 @@ inline std::string ForgedHeader(const std::string& header, Draw* draw) {
       fields[i] = KeyOf(field) + "=" + ForgedValue(ValueOf(field), fields, draw);
   }
   std::string text;
-  for (const std::string& field : fields) text += (text.empty() ? "" : ";") + field;
+  for (const std::string& each : fields) text += (text.empty() ? "" : ";") + each;
   return text;
 }
 
