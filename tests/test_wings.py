@@ -13,7 +13,7 @@ _WINGS = {
         "batch", "frames", "codecs", "steps", "steps/filters", "steps/labels", "steps/features", "steps/negatives",
         "steps/sharding", "recipe", "feed", "beam",
     ),
-    "training": ("task", "stream", "step", "state", "publish", ""),
+    "training": ("task", "stream", "step", "state", "publish", "online", ""),
     "pipelines": ("files", "kafka", "feed", "records", "traffic", ""),
     "serving": ("deltas", "server", "agent", "client"),
 }  # fmt: skip
