@@ -96,7 +96,9 @@ def add_kafka_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="librdkafka settings (TLS, SASL), one key=value per line; never logged",
     )
-    parser.add_argument("--topic-prefix", type=topic_prefix, default="", metavar="PREFIX", help="before every topic")
+    parser.add_argument(
+        "--topic-prefix", type=topic_prefix, default="", metavar="PREFIX", help="goes before the name of every topic"
+    )
 
 
 def add_zookeeper_flag(parser: argparse.ArgumentParser) -> None:

@@ -63,10 +63,10 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=50.0,
         metavar="MS",
-        help="how long a row waits at most for others of its batch, in milliseconds (50)",
+        help="longest time, in milliseconds, that a row waits for its batch to fill (default: 50)",
     )
     group.add_argument(
-        "--audit", action="store_true", help="count how often each source row is applied; the feed needs it too"
+        "--audit", action="store_true", help="count how often each source row is applied; needs a feed with --audit"
     )
     group.add_argument("--create-topics", action="store_true", help="create the train topic if it is missing")
 
@@ -74,16 +74,23 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
 def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("exports and checkpoints of an online run")
     group.add_argument(
-        "--export-seconds", type=_positive, default=20.0, metavar="S", help="seconds between exports (20)"
+        "--export-seconds", type=_positive, default=20.0, metavar="S", help="seconds between exports (default: 20)"
     )
     period = group.add_mutually_exclusive_group()
-    period.add_argument("--checkpoint-seconds", type=_positive, metavar="S", help="seconds between checkpoints (20)")
-    period.add_argument("--checkpoint-steps", type=_whole, metavar="N", help="steps between checkpoints, not seconds")
+    period.add_argument(
+        "--checkpoint-seconds", type=_positive, metavar="S", help="seconds between checkpoints (default: 20)"
+    )
+    period.add_argument(
+        "--checkpoint-steps",
+        type=_whole,
+        metavar="N",
+        help="steps between checkpoints, in place of --checkpoint-seconds",
+    )
     group.add_argument(
         "--checkpoint-window",
         type=_hours,
         metavar="HH:MM-HH:MM",
-        help="daily hours, UTC, in which --checkpoint-seconds holds; in the others --checkpoint-seconds-outside does",
+        help="hours of each day, UTC, in which --checkpoint-seconds holds and not --checkpoint-seconds-outside",
     )
     group.add_argument(
         "--checkpoint-seconds-outside",
@@ -92,25 +99,38 @@ def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
         help="seconds between checkpoints outside of --checkpoint-window",
     )
     group.add_argument(
-        "--keep-checkpoints", type=_whole, default=3, metavar="N", help="newest checkpoints that stay on disk (3)"
+        "--keep-checkpoints",
+        type=_whole,
+        default=3,
+        metavar="N",
+        help="number of newest checkpoints that stay on disk (default: 3)",
     )
     group.add_argument(
         "--keep-checkpoint-every",
         type=_positive,
         metavar="S",
-        help="the first checkpoint of each S seconds stays for good as well (default: none does)",
+        help="of each S seconds, keep the first checkpoint for ever as well (default: none)",
     )
 
 
 def _add_offline_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=_whole, metavar="N", help="rows of a step, at most (512, offline 256)")
     parser.add_argument(
-        "--micro-batch", type=_whole, metavar="N", help="rows of an update within a step (64, offline 32)"
+        "--batch-size", type=_whole, metavar="N", help="largest number of rows of a step (default: 512, offline 256)"
+    )
+    parser.add_argument(
+        "--micro-batch",
+        type=_whole,
+        metavar="N",
+        help="rows of a step that share one update of the weights (default: 64, offline 32)",
     )
     group = parser.add_argument_group("offline")
     group.add_argument("--input", type=Path, metavar="PATH", help="Parquet file or folder, or a MovieLens folder")
     group.add_argument(
-        "--delay-rows", type=_count, default=0, metavar="N", help="learn each row N rows after its prediction (0)"
+        "--delay-rows",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="learn each row N rows after its prediction (default: 0)",
     )
     group.add_argument("--json", action="store_true", help="print the result as JSON")
 

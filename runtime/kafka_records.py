@@ -1,4 +1,7 @@
-"""Reads Kafka records of given partitions from given offsets on."""
+"""Reads the records of given Kafka partitions, from given offsets on.
+
+As in `kafka_positions`, a partition is (topic, number), and a position is the offset of the next record to read.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +16,7 @@ from millrace.runtime.kafka_positions import Positions
 
 
 class KafkaReadError(RuntimeError):
-    """A partition cannot be read any more."""
+    """A partition cannot be read on: the broker refuses for good, and a retry would not help."""
 
 
 @dataclass
@@ -21,10 +24,11 @@ class TopicRecords:
     """Records of one topic, in offset order within each partition; all lists have the same length.
 
     Attributes:
-      values: bytes of the records; None for a tombstone.
-      partitions, offsets: where each record lies.
-      timestamps_ms: time stamps in ms since the epoch, 0 for a record without one.
-      append_times: whether the broker wrote the time stamps, not the producers.
+      values: bytes of each record; None for a tombstone, a record without a value.
+      partitions: number of the partition of each record.
+      offsets: offset of each record in its partition.
+      timestamps_ms: time stamp of each record, Unix milliseconds; 0 for a record without one.
+      append_times: true if all time stamps are those of the broker's write (`LogAppendTime`), not the producers'.
     """
 
     topic: str
@@ -40,7 +44,7 @@ class TopicRecords:
         return sum(map(len, filter(None, self.values)))
 
     def slice(self, start: int, stop: int | None = None) -> "TopicRecords":
-        """The records from place `start` up to `stop`, or to the end."""
+        """The records at list indices from `start` up to, but not including, `stop` (None: to the end)."""
         at = slice(start, stop)
         return TopicRecords(
             self.topic,
@@ -52,7 +56,7 @@ class TopicRecords:
         )
 
     def by_partition(self) -> dict[int, "TopicRecords"]:
-        """{number of the partition: its records}."""
+        """{number of the partition: its records}, without partitions that have none here."""
         numbers = dict.fromkeys(self.partitions)
         if len(numbers) == 1:
             return dict.fromkeys(numbers, self)
@@ -71,7 +75,7 @@ class TopicRecords:
 
 
 def join_records(parts: Sequence[TopicRecords]) -> TopicRecords:
-    """The records of all parts, at least one and all of one topic, in this order."""
+    """The records of all `parts`, one part after the other; there must be a part, and all must be of one topic."""
     some = [part for part in parts if part.values] or parts[:1]
     if len(some) == 1:
         return some[0]
@@ -86,13 +90,13 @@ def join_records(parts: Sequence[TopicRecords]) -> TopicRecords:
 
 
 class PartitionReader:
-    """Reads partitions, of several topics if need be, from given offsets on; never joins a consumer group.
+    """Reads partitions of one or more topics from given offsets on; it never joins a consumer group.
 
-    It gives committed records only: none of an aborted transaction, and none of one that is still open.
+    Records of transactions that were aborted or are still open are left out.
 
     Args:
-      start: {(topic, partition): first offset to read}.
-      group_id: where `commit` records progress.
+      start: {partition: first offset to read}.
+      group_id: consumer group under which `commit` stores offsets.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class PartitionReader:
             connection,
             group_id,
             auto_offset_reset="error",
-            queued_max_messages_kbytes=16_384,  # bounds the client's memory; the default is 64 MiB
+            queued_max_messages_kbytes=16_384,  # at most 16 MiB fetched ahead per reader; the default is 64 MiB
             # How long the client pauses when its queue is full. With the default, 1 s, a fast reader empties the queue
             # and then waits.
             fetch_queue_backoff_ms=10,
@@ -112,28 +116,29 @@ class PartitionReader:
         self.assign(start)
 
     def assign(self, start: Mapping[tuple[str, int], int]) -> None:
-        """Reads these partitions from these offsets on, and no others."""
+        """From now on reads the partitions of `start`, {partition: first offset}, in place of all earlier ones."""
         self._next = dict(start)
         self._consumer.assign([TopicPartition(*key, offset) for key, offset in start.items()])
 
     def add(self, start: Mapping[tuple[str, int], int]) -> None:
-        """Reads these partitions as well."""
+        """From now on also reads the partitions of `start`, {partition: first offset}; none may be read already."""
         self._next |= start
         self._consumer.incremental_assign([TopicPartition(*key, offset) for key, offset in start.items()])
 
     def pause(self, partitions: Collection[tuple[str, int]]) -> None:
-        """Reads nothing of these until `resume`; the client then fetches again what it had fetched of them already."""
+        """Stops reading these partitions until `resume`. The client drops their records that it holds already."""
         self._consumer.pause([TopicPartition(*key) for key in partitions])
 
     def resume(self, partitions: Collection[tuple[str, int]]) -> None:
-        """Reads these again, from where they were paused."""
+        """Reads these partitions again, from where they were paused; the client fetches anew what it dropped."""
         self._consumer.resume([TopicPartition(*key) for key in partitions])
 
     def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
-        """Up to `max_records` records, one element per topic, after at most `seconds`; [] when there are none.
+        """Waits until `max_records` records have come or `seconds` have passed, and returns what has come.
 
-        Raises:
-          KafkaReadError: an offset does not exist any more (retention), or a topic was deleted.
+        Returns: one element per topic that has records; [] when none came.
+        Raises: KafkaReadError when an offset does not exist any more (retention), a topic was deleted, or the broker
+          reports another error that does not pass. A broker that restarts or is away is waited for.
         """
         messages: Sequence[Message] = self._consumer.consume(max_records, seconds)
         if any(map(Message.error, messages)):
@@ -145,14 +150,20 @@ class PartitionReader:
         return found
 
     def positions(self) -> Positions:
-        """The next offsets, after control records and gaps that `read` passed over."""
+        """{partition: offset at which it is read on}, for all partitions, those that are paused included.
+
+        It may be more than one above the last record's: control records and gaps at the end are passed over as well.
+        """
         known = self._consumer.position([TopicPartition(*key) for key in self._next])
         return {
             (each.topic, each.partition): max(each.offset, self._next[each.topic, each.partition]) for each in known
         }
 
     def lags(self) -> dict[tuple[str, int], int | None]:
-        """{partition: records that were not read yet}, as of its broker's last answer; None before the first answer."""
+        """{partition: offsets between its position and its end}; None before a broker has told the end.
+
+        The end is the one in the broker's last answer; nothing is asked.
+        """
         lags: dict[tuple[str, int], int | None] = {}
         for key, position in self.positions().items():
             _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
@@ -160,7 +171,10 @@ class PartitionReader:
         return lags
 
     def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
-        """{topic: its partition numbers}, [] for a topic that does not exist; {} if no broker answers in `seconds`."""
+        """{topic: its partition numbers, ascending}, [] for a topic that does not exist.
+
+        Topics are asked about one by one. {} if one question fails or has no answer within `seconds`.
+        """
         found = {}
         try:
             for topic in topics:
@@ -171,7 +185,7 @@ class PartitionReader:
         return found
 
     def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
-        """The oldest offset that exists; None when no broker answers within `seconds`."""
+        """The oldest offset that exists; None if the question fails or has no answer within `seconds`."""
         try:
             low, _ = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=seconds)
         except KafkaException:
@@ -179,12 +193,16 @@ class PartitionReader:
         return int(low)
 
     def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
-        """Commits `positions` to the group without waiting; a failure only shows when a later reader starts there."""
+        """Stores `positions`, {partition: next offset}, as the group's committed offsets, and does not wait.
+
+        A failure is not told: the group keeps its older offsets, and a reader that starts from them repeats records.
+        """
         self._consumer.commit(
             offsets=[TopicPartition(*key, offset) for key, offset in positions.items()], asynchronous=True
         )
 
     def close(self) -> None:
+        """Closes the client; commits nothing by itself."""
         self._consumer.close()
 
     def _is_passing(self, message: Message) -> bool:

@@ -13,8 +13,8 @@ millrace checkpoint import --task millrace.examples.feed_ranking:FeedRanking --m
 """
 DESCRIPTION = (
     "Writes a checkpoint at step 0 whose tables hold the entries of Monolith's EntryDump files, optimizer\n"
-    "state included; `millrace train --online --model-dir DIR` goes on from it. Dense weights are new.\n"
-    "Tables without --table are empty."
+    "state included; `millrace train --online --model-dir DIR` goes on from it. Dense weights get their first values.\n"
+    "Tables that no --table names are empty."
 )
 
 
@@ -27,12 +27,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=_table,
         required=True,
         metavar="NAME=PATH",
-        help="table of the task, and the folder with its files <any name>-00000-of-00002 and so on; may be repeated",
+        help="table of the task, and the folder of its files <anything>-00000-of-00002 and so on; once per table",
     )
     parser.add_argument(
-        "--model-dir", type=Path, required=True, metavar="DIR", help="the trainer's folder, without checkpoints so far"
+        "--model-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the trainer's folder; it must not hold a checkpoint yet",
     )
-    parser.add_argument("--json", action="store_true", help="print the number of records per table as one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print the number of EntryDump records read per table as one JSON object"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

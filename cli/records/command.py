@@ -68,7 +68,7 @@ def _add_head(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--format", choices=("json", "table"), default="json", help="(default: %(default)s)")
     parser.add_argument("--columns", type=_names, metavar="NAMES", help="only these columns, with commas between them")
     parser.add_argument("--fids", action="store_true", help='show fids as "slot/signature" in place of numbers')
-    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe whose steps the rows pass first")
+    parser.add_argument("--where", type=Path, metavar="FILE", help="apply the steps of this recipe to the rows first")
     add_records_flags(parser)
 
 
@@ -77,12 +77,12 @@ def _add_stat(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         actions,
         "stat",
         "Counts records, rows and dead letters, and describes each column: rows that have it, values, distinct values\n"
-        f"(an estimate from 4,096 on), range, lengths of lists.\n{SOURCES}",
+        f"(estimated if there are 4,096 or more), range, lengths of lists.\n{SOURCES}",
         "SOURCE",
     )
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after the batch that holds the N-th row")
-    parser.add_argument("--where", type=Path, metavar="FILE", help="a recipe whose steps the rows pass first")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--where", type=Path, metavar="FILE", help="apply the steps of this recipe to the rows first")
+    parser.add_argument("--json", action="store_true", help="print the statistics as one JSON object")
     add_records_flags(parser)
 
 

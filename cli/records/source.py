@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 SOURCES = """\
 A source is a path, which may hold wildcards, {DATE(20260101, 20260107)} for these days, {SINCE(20260101)} for the days
-up to yesterday and {INT(0, 9)}; topic:NAME; or - for records from standard input. The end of a path tells its format
-and compression; --records and --compression say what it does not tell."""
+up to yesterday and {INT(0, 9)} for these numbers; topic:NAME; or - for records from standard input. The ending of a
+path, such as .parquet or .gz, tells format and compression; where it does not, --records and --compression do."""
 
 _TOPIC_MARK = "topic:"
 _COMPRESSIONS = {"none": "NO", "snappy": "SNAPPY", "zstd": "ZSTD", "zlib": "ZLIB", "gzip": "GZIP"}
@@ -27,15 +27,17 @@ def add_records_flags(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--records",
         metavar="FORMAT",
-        help="example, example_batch, instance, tf_example, json, arrow, parquet, avro or dead_letter",
+        help="format: example, example_batch, instance, tf_example, json, arrow, parquet, avro or dead_letter",
     )
     source.add_argument(
         "--frames",
         metavar="HEADERS",
-        help="headers of framed records, as `millrace feed --frames` names them; default: a Kafka value is one record, "
-        "and files have sort-id",
+        help="what stands before each record, as in `millrace feed --frames` (default: nothing in a Kafka value, "
+        "which is one record; sort-id in a file)",
     )
-    source.add_argument("--compression", choices=tuple(_COMPRESSIONS), help="of files (default: as their names tell)")
+    source.add_argument(
+        "--compression", choices=tuple(_COMPRESSIONS), help="compression of files (default: as their names tell)"
+    )
     source.add_argument("--fids-v1", action="store_true", help="keep fids v1 (default: convert them to v2)")
     add_tf_features_flag(source)
     source.add_argument(
@@ -50,20 +52,21 @@ def add_records_flags(parser: argparse.ArgumentParser) -> None:
         "--start",
         default="earliest",
         metavar="POSITION",
-        help='earliest, latest, group, time:MILLISECONDS, or JSON of offsets like {"0": 17} (default: %(default)s)',
+        help='where to begin: earliest, latest, group, time:MILLISECONDS, or JSON of offsets like {"0": 17} '
+        "(default: %(default)s)",
     )
     topic.add_argument(
         "--until",
         default="end",
         metavar="POSITION",
-        help="the same, or `end`: the ends at the start of the command (default)",
+        help="where to stop: as --start, or `end`, where the topic ends when the command starts (default)",
     )
     topic.add_argument("--partition", type=int, metavar="P", help="read this partition only")
     topic.add_argument(
         "--group",
         default="millrace-records",
         metavar="NAME",
-        help="consumer group of `--start group` (default: %(default)s)",
+        help="consumer group whose offsets `--start group` takes (default: %(default)s)",
     )
     add_kafka_flags(parser)
 

@@ -1,4 +1,4 @@
-"""`millrace records stat`: what a source holds."""
+"""`millrace records stat`: prints counts and statistics of the columns of a source."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from millrace.transforms.batch import record_batch
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Reads the source and prints its statistics, as tables or with --json as one object; returns exit code 0."""
     chain = read_chain(arguments.where)
     source = open_source(arguments, arguments.source)
     if chain is not None:
@@ -73,7 +74,8 @@ def _partition(number: str, facts: dict[str, Any]) -> list[str]:
 
 def _feature(name: str, facts: dict[str, Any], rows: int) -> list[str]:
     numbers = [f"{facts[each]:,}" for each in ("values", "distinct")]
-    return [name, _short(facts["type"]), f"{facts['rows'] / rows:.1%}", *numbers, _range(facts), _lengths(facts)]
+    share = facts["rows"] / max(rows, 1)  # a source may have columns and no rows
+    return [name, _short(facts["type"]), f"{share:.1%}", *numbers, _range(facts), _lengths(facts)]
 
 
 def _short(type: str) -> str:

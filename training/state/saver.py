@@ -1,4 +1,4 @@
-"""Saves of a model that goes on training: on a thread of their own, and again when they fail."""
+"""Saves a model while it is trained: writes on another thread, and tries a save that failed again."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from millrace.runtime.telemetry import counter, histogram
 from millrace.training.state.save_schedule import SaveSchedule
 
 _LOG = logging.getLogger(__name__)
-_FAILURES = counter("save_failures", "checkpoints and exports that failed and will be tried again", ("what",))
+_FAILURES = counter("save_failures", "checkpoints and exports that failed", ("what",))
 _SECONDS = histogram(
     "save_seconds",
     "from the beginning of a save to its end, whether it succeeds or not",
@@ -21,22 +21,22 @@ _SECONDS = histogram(
     buckets=(0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )
 _EXPECTED_ERRORS = (OSError, tf.errors.OpError, UndeliveredError)  # of the disk or of the broker
-_ATTEMPTS_AT_END = 2
+_ATTEMPTS_AT_END = 2  # the second for an error that passes; more would delay the end of the process
 _Cut = TypeVar("_Cut")
 
 
 class SaveGuard:
-    """Hears of the beginning and of the end of each save, also of one that fails. Override what is needed."""
+    """Is called before and after each save, also one that fails. Both methods do nothing; subclasses override them."""
 
     def before_save(self, global_step: int) -> None:
-        """Called on the trainer's thread before the cut of step `global_step`."""
+        """Called on the trainer's thread before `cut`, at step `global_step`."""
 
     def after_save(self, global_step: int) -> None:
-        """Called when the save has ended, on the thread that ended it."""
+        """Called when the save has ended: on the writing thread, or on the trainer's if `write` never began."""
 
 
 class SaveTimer(SaveGuard):
-    """Observes the metric `save_seconds{what}`."""
+    """Adds the seconds from the beginning to the end of each save to the metric `save_seconds{what}`."""
 
     def __init__(self, what: str) -> None:
         self._seconds, self._begin = _SECONDS.labels(what), 0.0
@@ -49,19 +49,21 @@ class SaveTimer(SaveGuard):
 
 
 class Saver(Generic[_Cut]):
-    """The saves of one kind, such as checkpoints or exports. All methods belong to the trainer's thread.
+    """Makes the saves of one kind, such as checkpoints or exports. Call all methods on the trainer's thread.
 
-    A save has two parts. `cut` holds what the next step would change, on the trainer's thread between two steps;
-    `write` makes that durable on `thread` while steps go on. A save that fails is counted, logged and due again soon:
-    training goes on.
+    A save has two parts. `cut` takes, between two steps, what the next step would change; `write` stores it on `thread`
+    while training goes on. A save that fails is counted and logged, and the schedule makes it due again after at most
+    five seconds (`SaveSchedule.failed`).
 
     Args:
-      what: the kind, in logs and in metric `save_failures{what}`.
-      schedule: when a save is due.
-      cut: returns what `write` takes. Errors other than those of disk and broker are raised by `start_if_due`.
-      thread: one worker, so that of several savers one writes at a time.
-      saved_step: the step that is saved already, if one is; no step is saved twice.
-      guards: their `after_save` is called in reverse order, whatever happens; what they raise is logged.
+      what: name of the kind, in logs and in the metric `save_failures{what}`.
+      schedule: says when a save is due.
+      cut: returns the argument of `write`. If it raises an error of the disk or of the broker (OSError, OpError,
+        UndeliveredError), the save has failed; any other error leaves `start_if_due` or `save_at_end`.
+      write: stores a cut. If it raises, whatever the error, the save has failed.
+      thread: an executor with one worker; savers that share it write one after the other.
+      saved_step: the newest step that is saved, None for none. It is not saved again.
+      guards: called around each save, `after_save` in reverse order. What they raise is logged.
     """
 
     def __init__(
@@ -80,20 +82,26 @@ class Saver(Generic[_Cut]):
 
     @property
     def saving(self) -> bool:
-        """Whether a save is being written; takes note of one that has ended."""
+        """Whether a save is being written. Asking also settles one that has ended: as saved, or as failed and due."""
         if self._running is not None and self._running[1].done():
             self.wait()
         return self._running is not None
 
     def start_if_due(self, step: int) -> bool:
-        """Begins the save of `step` if one is due; returns whether one is being written. Not while `saving`."""
+        """Begins a save of `step` if one is due; to be called only when `saving` is false.
+
+        Returns: whether it began; false too if `step` is saved already or `cut` failed.
+        """
         if not self.schedule.due(step):
             return False
         self._start(step)
         return self._running is not None
 
     def wait(self, timeout: float | None = None) -> None:
-        """Waits for the end of the save that is being written. Raises TimeoutError after `timeout` seconds."""
+        """Waits for the save that is being written, if one is; one that fails is due again, without an error.
+
+        Raises TimeoutError if it takes longer than `timeout` seconds (None: no limit).
+        """
         if self._running is None:
             return
         step, future = self._running
@@ -105,9 +113,11 @@ class Saver(Generic[_Cut]):
             self._failed(error)
 
     def save_at_end(self, step: int, timeout: float | None = None) -> None:
-        """Saves `step`, the last one, unless it is saved, and waits for it. Gives up after a second failure.
+        """Saves the last step, `step`, unless it is saved, and waits until it is written.
 
-        Raises TimeoutError when one attempt takes longer than `timeout` seconds.
+        Tries twice; a second failure is logged like any other, and the method returns.
+
+        Raises TimeoutError when an attempt, or a save that began before, takes longer than `timeout` seconds.
         """
         self.wait(timeout)
         for _ in range(_ATTEMPTS_AT_END):

@@ -1,4 +1,7 @@
-"""Which columns the protos can hold: schemas of wanted features, and batches cast for encoding."""
+"""Column types that Example, ExampleBatch and Instance can hold.
+
+`wanted_features` checks which features are to be decoded, `encodable` prepares a batch for encoding.
+"""
 
 from collections.abc import Sequence
 
@@ -17,16 +20,22 @@ _METADATA: dict[str, pa.DataType] = {
     DATA_SOURCE_KEY: pa.int64(),
     **{field.column: field.type for field in line_id.FIELDS.values()},
 }
+# Names of features that the decoder turns into metadata columns (`record_codec`), so that no column may have them.
 _RESERVED = {"__LINE_ID__", "instance_weight"}
 _LEAVES = {pa.int64(), pa.float32(), pa.float64(), pa.binary()}
-_MAX_DEPTH = 2
+_MAX_DEPTH = 2  # lists within each other: `float_lists`, the deepest type of a feature, holds lists of lists
 _CHOICES = "choose int64, float, double or binary, a list of one of them, or a list of such lists"
 
 
 def wanted_features(features: Sequence[str] | pa.Schema | None) -> pa.Schema | None:
-    """The schema that tells the decoder what to decode, with type null for any type; None for all features.
+    """The schema that tells the decoder which features to decode, and of which type each must be.
 
-    Raises: UserError for a type or a name that no feature can have. Metadata columns of a schema are ignored.
+    Args:
+      features: names, whose features may have any type; or a schema, in which type null means any type. Metadata and
+        provenance columns among them are left out of the result. None: all features.
+
+    Returns: one field per feature, of type null where any type will do; None for all features.
+    Raises: UserError for a name that is reserved or given twice, or a type that no feature can have.
     """
     if features is None:
         return None
@@ -47,9 +56,16 @@ def wanted_features(features: Sequence[str] | pa.Schema | None) -> pa.Schema | N
 
 
 def encodable(batch: pa.RecordBatch, is_instance: bool = False) -> pa.RecordBatch:
-    """`batch` without its provenance, its columns cast to types that records can hold.
+    """`batch` with each column cast to the type in which a record holds it.
 
-    Raises: UserError naming a column that records, or Instances, cannot hold.
+    Provenance and columns of type null are left out. If nothing is left, the result is a column of null weights, which
+    keeps the number of rows. Integers and booleans become int64 (a uint64 keeps its bits), float16 becomes float,
+    strings become binary, dictionaries their values, also within one or two lists; float and double stay.
+
+    Args:
+      is_instance: for Instances, which hold fewer types: no double, no raw feature, no list of lists of fids v1.
+
+    Raises: UserError naming a column whose name, type, kind or values a record cannot hold, such as a null in a list.
     """
     fields, columns = [], []
     for field, column in zip(batch.schema, batch.columns, strict=True):
@@ -60,13 +76,13 @@ def encodable(batch: pa.RecordBatch, is_instance: bool = False) -> pa.RecordBatc
         _refuse_null_values(field.name, column)
         fields.append(pa.field(field.name, wanted, metadata=field.metadata))
         columns.append(column)
-    if not columns:  # Arrow takes a batch of no columns for one of no rows
+    if not columns:  # a batch of no columns would have no rows either
         fields, columns = [pa.field(record_batch.WEIGHT, pa.float32())], [pa.nulls(batch.num_rows, pa.float32())]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
 def _is_reserved(name: str) -> bool:
-    return name in _RESERVED or "\0" in name  # where C would end it
+    return name in _RESERVED or "\0" in name  # Arrow's C data interface ends a name at its first NUL
 
 
 def _feature_type(field: pa.Field, is_instance: bool) -> pa.DataType:
@@ -108,7 +124,7 @@ def _stored_type(type: pa.DataType) -> pa.DataType | None:
 
 
 def _leaf(type: pa.DataType) -> tuple[pa.DataType, int]:
-    """(type of the values, lists around them)."""
+    """(type of the innermost values, number of lists around them)."""
     depth = 0
     while pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
         type, depth = type.value_type, depth + 1
@@ -119,7 +135,7 @@ def _cast(name: str, column: pa.Array, wanted: pa.DataType) -> pa.Array:
     if column.type == wanted:
         return column
     try:
-        return column.cast(wanted, safe=_leaf(column.type)[0] != pa.uint64())  # uint64: the same bits
+        return column.cast(wanted, safe=_leaf(column.type)[0] != pa.uint64())  # a uint64 above 2^63 keeps its bits
     except pa.ArrowException as error:
         raise UserError(f"column {name}", column.type, f"does not fit {wanted}", "cast or map the column") from error
 

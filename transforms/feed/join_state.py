@@ -1,4 +1,9 @@
-"""The state of a join beside its rows: states of rows by position, waiting actions, and all of it as bytes."""
+"""What a join holds except the rows that wait: the state of each known row, and the actions that wait.
+
+`Snapshot` is all of it, the rows included, and goes to bytes and back. A row is *known* from its arrival until it is
+forgotten, after its window and the allowed lateness; it may have left the join long before. Its *key* is the uint64 of
+`key_index.row_keys`, its *position* the number of rows that arrived before it. All times are Unix milliseconds, int64.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,32 +16,36 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.key_index import KeyIndex
 
 PENDING, EMITTED, CLOSED = np.uint8(0), np.uint8(1), np.uint8(2)
-"""States of a row: it waits; it has left with an action; its window has closed without one."""
+"""States of a known row: it waits for an action; it has left with one; its window has closed without one."""
 
-_SMALLEST_CAPACITY = 1024
+_SMALLEST_CAPACITY = 1024  # rows, 19 KB: little enough for many feed shards with hardly any traffic
 
 
 @dataclass
 class Columns:
-    """Columns of equal length, numpy arrays or Arrow strings, that go to Arrow and back under their fields' names."""
+    """Base of a dataclass whose fields are columns of equal length: numpy arrays, or Arrow arrays of strings."""
 
     def select(self, rows: np.ndarray) -> Self:
-        """The entries at `rows`: a bool mask, or integer positions."""
+        """The entries at `rows`: a bool mask, or integer indices."""
         return type(self)(*(_chosen(getattr(self, field.name), rows) for field in fields(self)))
 
     def append(self, other: Self) -> Self:
+        """New columns: these entries, then those of `other`."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return type(self)(*(_joined(*pair) for pair in pairs))
 
     def to_arrow(self) -> pa.RecordBatch:
+        """A batch with one column per field, of the field's name."""
         return pa.record_batch({field.name: _to_arrow(getattr(self, field.name)) for field in fields(self)})
 
     @classmethod
     def from_arrow(cls, batch: pa.RecordBatch) -> Self:
+        """The columns that `to_arrow` gave; KeyError if one is missing."""
         return cls(*(_from_arrow(batch.column(field.name)) for field in fields(cls)))
 
     @property
     def nbytes(self) -> int:
+        """Bytes held in memory."""
         return sum(getattr(self, field.name).nbytes for field in fields(self))
 
 
@@ -60,10 +69,15 @@ def _from_arrow(column: pa.Array) -> np.ndarray | pa.Array:
 
 @dataclass
 class EarlyActions(Columns):
-    """Actions that wait for their row.
+    """Actions that arrived before their row and wait for it.
 
-    `codes` are indices of `FeedConfig.label_actions`; `values` are NaN where an action has none; `expires` is when the
-    action becomes an orphan, Unix milliseconds.
+    Attributes:
+      keys: uint64, key of the row that the action is about.
+      timestamps: when the user acted.
+      codes: int16, index in `FeedConfig.label_actions`.
+      values: float64, value of the action; NaN where it has none.
+      expires: from when on the action waits no more and counts as an orphan.
+      request_ids, item_ids: string and int64; what `keys` are the hashes of.
     """
 
     keys: np.ndarray
@@ -76,12 +90,20 @@ class EarlyActions(Columns):
 
     @classmethod
     def none(cls) -> Self:
+        """No actions."""
         keys, numbers = np.zeros(0, np.uint64), np.zeros(0, np.int64)
         codes, values = np.zeros(0, np.int16), np.zeros(0, np.float64)
         return cls(keys, numbers, codes, values, numbers, pa.array([], pa.string()), numbers)
 
     def match(self, keys: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(bool: which actions have a key in `keys`; int64: the position of the row of each of these)."""
+        """Finds the actions whose row has arrived.
+
+        Args:
+          keys, positions: uint64 and int64 [n], of rows; no key twice.
+
+        Returns: (bool, one per action: whether its key is in `keys`; int64: for each of those actions, in order, the
+          position of its row).
+        """
         if not len(self.keys):
             return np.zeros(0, bool), np.zeros(0, np.int64)
         at = locate(keys, self.keys)
@@ -91,7 +113,15 @@ class EarlyActions(Columns):
 
 @dataclass
 class Marks(Columns):
-    """Known rows: key, time of the impression, state, code of the action, and when the row is forgotten."""
+    """One entry per known row.
+
+    Attributes:
+      keys: uint64.
+      timestamps: time of the impression.
+      states: uint8, `PENDING`, `EMITTED` or `CLOSED`.
+      codes: int16, the action with which the row left, as index in `FeedConfig.label_actions`; -1 for none.
+      forget_at: processing time at which the row is forgotten.
+    """
 
     keys: np.ndarray
     timestamps: np.ndarray
@@ -110,10 +140,13 @@ def locate(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 class RowStates:
-    """State of every known row by its position, a number that grows by one with each row that arrives."""
+    """Key, time, state and action of every known row, by position.
+
+    Arguments and results named `positions` are int64 [n], of rows that are known; this is not checked.
+    """
 
     def __init__(self) -> None:
-        self._base = self._next = 0
+        self._base = self._next = 0  # known rows are at positions in [_base, _next)
         self._keys = np.empty(_SMALLEST_CAPACITY, np.uint64)
         self._timestamps = np.empty(_SMALLEST_CAPACITY, np.int64)
         self._states = np.empty(_SMALLEST_CAPACITY, np.uint8)
@@ -122,7 +155,12 @@ class RowStates:
         self._index = KeyIndex()
 
     def add(self, keys: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-        """Adds pending rows with new keys; returns their positions, int64 [n]."""
+        """Adds rows in state `PENDING`; returns their positions, int64 [n].
+
+        Args:
+          keys: uint64 [n], no two equal and none that a known row has; not checked.
+          timestamps: int64 [n], times of the impressions.
+        """
         self._reserve(len(keys))
         positions = np.arange(self._next, self._next + len(keys))
         slots = slice(self._next - self._first, self._next - self._first + len(keys))
@@ -133,40 +171,53 @@ class RowStates:
         return positions
 
     def positions_of(self, keys: np.ndarray) -> np.ndarray:
+        """int64 [n]: position of the known row with each key, uint64 [n]; -1 where there is none."""
         return self._index.positions_of(keys)
 
     def forget_below(self, base: int) -> None:
+        """Forgets the rows at positions below `base`, so that their keys count as new."""
         self._base = max(self._base, base)
         self._index.forget_below(self._base)
 
     def key(self, positions: np.ndarray) -> np.ndarray:
+        """uint64 [n]: key of each row."""
         return self._keys[positions - self._first]
 
     def timestamp(self, positions: np.ndarray) -> np.ndarray:
+        """int64 [n]: time of each row's impression."""
         return self._timestamps[positions - self._first]
 
     def state(self, positions: np.ndarray) -> np.ndarray:
+        """uint8 [n]: `PENDING`, `EMITTED` or `CLOSED`."""
         return self._states[positions - self._first]
 
     def code(self, positions: np.ndarray) -> np.ndarray:
-        """The action with which a row left, -1 for none."""
+        """int16 [n]: the action with which each row left, as index in `FeedConfig.label_actions`; -1 for none."""
         return self._codes[positions - self._first]
 
     def set(self, positions: np.ndarray, state: np.ndarray | np.uint8, code: np.ndarray | int) -> None:
+        """Sets state and action of rows, to one value per row or one for all."""
         self._states[positions - self._first] = state
         self._codes[positions - self._first] = code
 
     def count(self, state: np.uint8) -> int:
+        """Number of known rows in `state`."""
         return int((self._states[self._base - self._first : self._next - self._first] == state).sum())
 
     def marks(self, stops: np.ndarray, forget_at: np.ndarray) -> Marks:
-        """All known rows; those at positions in [stops[i - 1], stops[i]) are forgotten at forget_at[i]."""
+        """All known rows, in order of position.
+
+        Args:
+          stops: int64 [m], ascending; the last one is above all positions.
+          forget_at: int64 [m]; those at positions in [stops[i - 1], stops[i]) are to be forgotten at forget_at[i].
+        """
         positions = np.arange(self._base, self._next)
         times = forget_at[np.searchsorted(stops, positions, side="right")] if len(positions) else forget_at[:0]
         return Marks(self.key(positions), self.timestamp(positions), self.state(positions), self.code(positions), times)
 
     @property
     def nbytes(self) -> int:
+        """Bytes held in memory, room for further rows included."""
         arrays = (self._keys, self._timestamps, self._states, self._codes)
         return self._index.nbytes + sum(array.nbytes for array in arrays)
 
@@ -189,7 +240,15 @@ def _grown(array: np.ndarray, capacity: int) -> np.ndarray:
 
 @dataclass
 class Snapshot:
-    """All that a join holds: pending rows with their keys, marks of all known rows, waiting actions."""
+    """All that a join holds.
+
+    Attributes:
+      now_ms: the latest processing time that the join was given.
+      rows: the rows that wait, of `impression_schema`.
+      row_keys: uint64, the key of each of `rows`.
+      marks: all known rows, those that wait included.
+      early: the actions that wait.
+    """
 
     now_ms: int
     rows: pa.RecordBatch
@@ -198,7 +257,7 @@ class Snapshot:
     early: EarlyActions
 
     def to_bytes(self) -> bytes:
-        """An Arrow IPC stream of one row, whose binary columns are Arrow IPC streams themselves."""
+        """An Arrow IPC stream of one row: `now_ms`, and one binary column per part that holds a stream of its own."""
         keys = pa.record_batch({"keys": pa.array(self.row_keys)})
         parts = (self.rows, keys, self.marks.to_arrow(), self.early.to_arrow())
         columns = {
@@ -209,6 +268,7 @@ class Snapshot:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
+        """The snapshot that `to_bytes` wrote; ValueError for other bytes."""
         outer = record_batch.from_bytes(data)
         if outer.schema.names != ["now_ms", *_PARTS] or outer.num_rows != 1:
             raise ValueError(f"not the state of a join: columns {', '.join(outer.schema.names)}")
@@ -223,7 +283,10 @@ class Snapshot:
 
     @classmethod
     def union(cls, snapshots: Sequence[Self], schema: pa.Schema) -> Self:
-        """One snapshot of all. Of a row that several know, the furthest state counts: closed, emitted, pending."""
+        """One snapshot of all that several joins hold; `schema` is that of `rows`, also when there are no snapshots.
+
+        A row that several joins know is kept once, in the state that comes last of pending, emitted and closed.
+        """
         no_marks = Marks(*(np.zeros(0, kind) for kind in (np.uint64, np.int64, np.uint8, np.int16, np.int64)))
         merged = cls(0, record_batch.empty(schema), np.zeros(0, np.uint64), no_marks, EarlyActions.none())
         for each in snapshots:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,17 @@ def test_stat_reads_rows_as_well_and_stops_at_a_limit(
         pq.write_table(pa.Table.from_batches([rows]), tmp_path / f"{number}.parquet")
     assert facts(capsys, "stat", tmp_path / "*.parquet")["rows"] == 150
     assert facts(capsys, "stat", tmp_path / "*.parquet", "--limit", "60")["rows"] == 100
+
+
+def test_stat_shows_a_person_columns_whose_rows_a_recipe_has_all_dropped(
+    rows: pa.RecordBatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "none.yaml"
+    recipe.write_text("steps: [{filter_by_value: {field_name: uid, op: in, int_operand: [-1]}}]\n")
+    assert run("stat", write(tmp_path / "part", rows), "--records", "example", "--where", recipe) == 0
+    shown = capsys.readouterr().out
+    assert "50 records" in shown and "0 rows" in shown
+    assert re.search(r"^user +fid\[\] +0\.0%", shown, re.MULTILINE)
 
 
 def test_stat_of_nothing_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
