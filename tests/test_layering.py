@@ -22,17 +22,6 @@ _MAY_IMPORT = {
     "examples": {"runtime", "protos", "ops", "transforms", "training"},
 }
 
-# Wing of `transforms` -> the wings that it may import, beside itself.
-_WINGS = {
-    "batch": set(),
-    "frames": {"batch"},
-    "codecs": {"batch", "frames"},
-    "steps": {"batch", "frames"},
-    "recipe": {"batch", "steps"},
-    "feed": {"batch", "codecs", "steps"},
-    "beam": {"batch", "frames", "codecs", "steps", "recipe"},
-}
-
 _TENSORFLOW = {"tensorflow", "keras", "tensorflow_serving"}
 _CLIENT_MAKERS = {"AdminClient", "Consumer", "DeserializingConsumer", "Producer", "SerializingProducer"}
 _LOADERS = {"load_op_library", "load_library", "CDLL", "PyDLL", "LoadLibrary"}
@@ -96,38 +85,6 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
         if (top := _folder(module)) in _MAY_IMPORT and top != package and top not in _MAY_IMPORT[package]
     ]
     assert wrong == []
-
-
-def _wing(module: str, member: str) -> str:
-    """`batch` of `millrace.transforms.batch.fid`; empty for what lies outside of `transforms`."""
-    parts = f"{module}.{member}".split(".")
-    return parts[2] if parts[:2] == ["millrace", "transforms"] else ""
-
-
-@pytest.mark.parametrize("wing", sorted(_WINGS))
-def test_a_wing_of_transforms_imports_only_the_wings_below_it(wing: str) -> None:
-    wrong = [
-        f"{path.relative_to(_ROOT)}:{line} imports {module}.{member}"
-        for path in _sources(f"transforms/{wing}")
-        for module, member, line in _imports(ast.walk(_parse(path)))
-        if (found := _wing(module, member)) and found != wing and found not in _WINGS[wing]
-    ]
-    assert wrong == []
-
-
-def test_only_the_beam_wing_of_transforms_imports_beam() -> None:
-    wrong = [
-        f"{path.relative_to(_ROOT)}:{line} imports {module}"
-        for path in _sources("transforms")
-        if path.relative_to(_ROOT).parts[1] != "beam"
-        for module, _, line in _imports(ast.walk(_parse(path)))
-        if module.split(".")[0] == "apache_beam"
-    ]
-    assert wrong == []
-
-
-def test_every_wing_of_transforms_is_covered() -> None:
-    assert {path.parent.name for path in (_ROOT / "transforms").glob("*/__init__.py")} == set(_WINGS)
 
 
 def test_product_code_imports_no_test_code() -> None:

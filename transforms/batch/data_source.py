@@ -2,6 +2,9 @@
 
 from millrace.runtime.errors import UserError
 
+DATA_SOURCE_KEY = "__DATA_SOURCE_KEY__"
+"""int64 column: the key of the record's data source."""
+
 
 def java_hash(text: str) -> int:
     """Java's `String.hashCode` over the bytes of the UTF-8 text: h = 31 h + byte, wrapped to int32."""

@@ -9,10 +9,8 @@ import pyarrow as pa
 
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import line_id, record_batch
+from millrace.transforms.batch.data_source import DATA_SOURCE_KEY
 from millrace.transforms.batch.provenance import PROVENANCE
-
-DATA_SOURCE_KEY = "__DATA_SOURCE_KEY__"
-"""int64 column: the number of the record's data source (`transforms/batch/data_source.py`)."""
 
 _METADATA: dict[str, pa.DataType] = {
     record_batch.LABEL: pa.list_(pa.float32()),

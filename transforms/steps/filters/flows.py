@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 
 from millrace.protos import transform_config_pb2 as pb
 from millrace.transforms.batch import line_id, record_batch
-from millrace.transforms.batch.data_source import check_names, data_source_key
+from millrace.transforms.batch.data_source import DATA_SOURCE_KEY, check_names, data_source_key
 from millrace.transforms.steps.step import Predicate, StepContext
 
 _ALONE = StepContext()
-DATA_SOURCE_KEY = "__DATA_SOURCE_KEY__"
 """Name of the column with the 32-bit key of the row's data source, 0 or null in a row without one."""
 
 
