@@ -38,6 +38,10 @@ _FILE_REMEDIES = {
     errno.EDQUOT: "free space there, or work in another folder",
     errno.EROFS: "work in a folder that can be written",
     errno.EACCES: "work in a folder that can be written, or change its permissions",
+    errno.ENOTDIR: "name another path: a file stands where a folder is needed",
+    errno.EEXIST: "name another path: something else stands there",
+    errno.EISDIR: "name another path: a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "choose shorter names",
 }
 
 
@@ -125,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _FILE_REMEDIES:
             raise
-        path = error.filename or os.getcwd()  # a failed write() names no file
+        path = error.filename2 or error.filename or "a file that is written"  # a failed write() names no file
         return _report(
             UserError("path", path, os.strerror(error.errno).lower(), _FILE_REMEDIES[error.errno]), arguments
         )

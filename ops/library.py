@@ -76,7 +76,11 @@ def load() -> ModuleType:
     for file in (LIBRARY, BUILD_FACTS):
         if not file.exists():
             raise LibraryError(f"{file.name} is not in this installation, which has {_describe_tensorflow()}", REBUILD)
-    check_build(json.loads(BUILD_FACTS.read_text()))
+    try:
+        facts = json.loads(BUILD_FACTS.read_text("utf-8"))
+    except ValueError as error:
+        raise LibraryError(f"{BUILD_FACTS.name} is damaged: {error}", REBUILD) from error
+    check_build(facts)
     keep_freed_memory()
     try:
         return tf.load_op_library(str(LIBRARY))

@@ -63,7 +63,10 @@ def load() -> ctypes.CDLL:
     """The library, loaded once per process. RecordLibraryError when it is missing or does not fit."""
     if not LIBRARY.exists():
         raise RecordLibraryError("it is not in this installation")
-    library = ctypes.CDLL(str(LIBRARY))
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        raise RecordLibraryError(f"it does not load: {error}") from error
     found = library.millrace_records_version()
     if found != VERSION:
         raise RecordLibraryError(f"it has version {found}, expected {VERSION}")

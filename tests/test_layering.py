@@ -81,8 +81,8 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
     wrong = [
         f"{path.relative_to(_ROOT)}:{line} imports {module}"
         for path in _sources(package)
-        for module, _, line in _imports(ast.walk(_parse(path)))
-        if (top := _folder(module)) in _MAY_IMPORT and top != package and top not in _MAY_IMPORT[package]
+        for module, member, line in _imports(ast.walk(_parse(path)))
+        if (top := _folder(f"{module}.{member}")) in _MAY_IMPORT and top != package and top not in _MAY_IMPORT[package]
     ]
     assert wrong == []
 

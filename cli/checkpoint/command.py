@@ -306,6 +306,11 @@ def _export(arguments: argparse.Namespace) -> int:
                 written.append({"table": table, "file": str(path), "entries": entries})
     except reader.TableFileError as error:
         raise UserError("path", arguments.path, str(error), "see `millrace checkpoint verify`") from error
+    except OSError as error:
+        if arguments.output is None:
+            raise  # stdout is not ours to name
+        problem = f"cannot be written ({error.strerror or error})"
+        raise UserError("--output", arguments.output, problem, "free space there, or name another folder") from error
     if arguments.json:
         print(json.dumps({"format": arguments.format, "files": written}))
     else:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from millrace.cli.records.screen import count, progress
@@ -23,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "DEST", arguments.dest, "is a topic", "convert to a file and send it with `millrace records replay`"
         )
+    if arguments.dead_letters is not None and _same_file(arguments.dead_letters, arguments.dest):
+        raise UserError("--dead-letters", arguments.dead_letters, "is DEST as well", "name another file")
     source = open_source(arguments, arguments.source)
     if DEAD_LETTER in (settings.format, source.settings.format):
         raise UserError("--records", DEAD_LETTER, "dead letters are no rows", "send them again with `records replay`")
@@ -37,10 +40,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"millrace records: {refused}; --dead-letters FILE sets them apart", file=sys.stderr)
         return 1
     except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
+        # The file for dead letters fails here as well: the path says which one it is.
+        path = error.filename2 or error.filename
+        problem = f"cannot be written ({error.strerror or error}{f': {path}' if path else ''})"
         raise UserError("DEST", arguments.dest, problem, "choose another place") from error
     print(json.dumps(_facts(converted)) if arguments.json else _describe(converted, arguments.dest))
     return 0
+
+
+def _same_file(dead_letters: Path, dest: str) -> bool:
+    return "://" not in dest and dead_letters.resolve() == Path(dest).resolve()
 
 
 def _facts(converted: Converted) -> dict[str, Any]:

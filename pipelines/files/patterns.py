@@ -74,11 +74,9 @@ def _dates(kind: str, first: str, last: str | None, field: str) -> list[str]:
     layout, step = _DATES[len(first)]
     begin = _date(first, field)
     end = _today() if last is None else _date(last, field)
-    if kind == "DATE":
-        end += step
-    elif step == _HOUR:
+    if kind == "SINCE" and step == _HOUR:
         layout = "%Y%m%d/%H"
-    count = min((end - begin) // step, MAX_PATTERNS + 1)
+    count = min((end - begin) // step + (kind == "DATE"), MAX_PATTERNS + 1)
     return [(begin + number * step).strftime(layout) for number in range(count)]
 
 

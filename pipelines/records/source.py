@@ -185,6 +185,8 @@ class StandardInput(FileSource):
     _unread: Iterator[None] = field(default_factory=lambda: iter([None]))
 
     def _open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        if sys.stdin is None:
+            raise UserError("SOURCE", path, "standard input is closed", "name a file, or send records to it")
         stream = sys.stdin.buffer
         if stream.seekable():
             stream.seek(0)

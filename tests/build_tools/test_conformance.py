@@ -118,6 +118,8 @@ def test_a_vector_is_whole_part_exempt_or_missing(tree: Path) -> None:
         ("def test_a_part", '@pytest.mark.skip("slow")\ndef test_a_part', "emb:O3: was part by 1 tests, is missing"),
         ("def test_a_part", "@pytest.mark.xfail\ndef test_a_part", "emb:O3: was part by 1 tests, is missing by 0"),
         ("def test_a_part", '@pytest.mark.skipif(True, reason="")\ndef test_a_part', "emb:O3: was part by 1 tests"),
+        ("def test_a_part", '@pytest.mark.skipif("True")\ndef test_a_part', "emb:O3: was part by 1 tests"),
+        ("def test_a_part", '@pytest.mark.skipif(condition=1, reason="")\ndef test_a_part', "emb:O3: was part by"),
     ],
 )
 def test_a_test_that_goes_or_no_longer_runs_is_a_loss(tree: Path, old: str, new: str, lost: str) -> None:

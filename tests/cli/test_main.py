@@ -73,6 +73,7 @@ def test_help_costs_no_heavy_import() -> None:
         (("dev", "logs", "mysql"), ["mysql", "kafka"]),
         (("dev", "status", "--js"), ["--js"]),
         (("dev", "fetch", "spark"), ["spark", "prism"]),
+        (("events", "ratings", "x", "--seed", "-1"), ["--seed", "-1"]),
     ],
 )
 def test_a_wrong_command_or_flag_is_one_line_and_exit_code_two(
@@ -101,7 +102,15 @@ def test_a_user_error_of_a_command_is_one_line(command: Callable[[str], list[str
 
 
 @pytest.mark.parametrize(
-    ("code", "remedy"), [("ENOSPC", "free space there"), ("EROFS", "can be written"), ("EACCES", "permissions")]
+    ("code", "remedy"),
+    [
+        ("ENOSPC", "free space there"),
+        ("EROFS", "can be written"),
+        ("EACCES", "permissions"),
+        ("ENOTDIR", "a folder is needed"),
+        ("EISDIR", "a file is needed"),
+        ("EEXIST", "another path"),
+    ],
 )
 def test_a_full_or_read_only_folder_is_one_line(command: Callable[[str], list[str]], code: str, remedy: str) -> None:
     body = (

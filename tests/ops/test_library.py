@@ -66,6 +66,13 @@ def test_a_missing_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pyt
         library.load.__wrapped__()
 
 
+def test_damaged_facts_about_a_build_say_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "BUILD_FACTS", tmp_path / "_millrace_ops.json")
+    library.BUILD_FACTS.write_text('{"tensorflow"')
+    with pytest.raises(library.LibraryError, match="_millrace_ops.json is damaged.*make build"):
+        library.load.__wrapped__()
+
+
 def test_a_library_for_a_newer_processor_names_what_is_lacking() -> None:
     with pytest.raises(library.LibraryError, match="this one has no avx9000.*without -DMILLRACE_ARCH"):
         library.check_build({**_FITTING, "features": ["avx9000"]})

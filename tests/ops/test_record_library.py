@@ -68,6 +68,13 @@ def test_a_format_that_does_not_exist_is_refused() -> None:
         record_library.decode_protos(block, 7, False, 0, -1, 1, None)
 
 
+def test_a_file_that_is_no_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_library, "LIBRARY", tmp_path / "_millrace_records.so")
+    record_library.LIBRARY.write_bytes(b"no library")
+    with pytest.raises(record_library.RecordLibraryError, match="does not load.*make build"):
+        record_library.load.__wrapped__()
+
+
 class _Failing:
     """A library whose only function returns one status."""
 

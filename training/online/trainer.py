@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from millrace.training.publish.event_publisher import EventPublisher
 from millrace.training.publish.exporter import ExportCut, Exporter
 from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
 from millrace.training.state.save_schedule import SaveSchedule
-from millrace.training.state.saver import Saver, SaveTimer
+from millrace.training.state.saver import Saver, SaveTimer, start_in_turn
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
@@ -118,6 +120,7 @@ class OnlineTrainer:
         self._saving_thread = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._export_saver = self._new_export_saver(options)
         self._checkpoint_saver = self._new_checkpoint_saver(options, restored.global_step if restored.name else None)
+        self._savers = deque[Saver[Any]]([self._export_saver, self._checkpoint_saver])
         self._delta_timer, self._report_timer = _Every(options.delta_seconds), _Every(_REPORT_SECONDS)
         _LOG.info(
             "model %s goes on at step %d with %d rows applied", task.name, self._steps, self._position.rows_applied
@@ -183,8 +186,7 @@ class OnlineTrainer:
         if self._deltas.has_lost_ids():
             self._export_saver.schedule.force()
         # One save at a time: both cut the same store, which takes one cut at a time.
-        if not self._export_saver.saving and not self._checkpoint_saver.saving:
-            _ = self._export_saver.start_if_due(self._steps) or self._checkpoint_saver.start_if_due(self._steps)
+        start_in_turn(self._savers, self._steps)
 
     def _cut_checkpoint(self) -> CheckpointCut:
         rows = self._progress.predictions.rows_when_flushed()

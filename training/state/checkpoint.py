@@ -103,8 +103,12 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        (folder / _DENSE).mkdir()
-        tf.train.Checkpoint(**_dense_state(step)).write(str(folder / _DENSE / "variables"))
+        try:
+            (folder / _DENSE).mkdir()
+            tf.train.Checkpoint(**_dense_state(step)).write(str(folder / _DENSE / "variables"))
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         stores = {_TABLES: step.store, _AUDIT: step.audit_store}
         cuts = {name: store.cut() for name, store in stores.items() if store is not None}
         return CheckpointCut(folder, cuts, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
@@ -115,6 +119,15 @@ class Checkpoints:
         Raises:
           OSError, tf.errors.OpError: the disk failed.
         """
+        try:
+            manifest = self._write(cut)
+        except Exception:
+            shutil.rmtree(cut.folder, ignore_errors=True)  # it is no checkpoint, and the disk may be full
+            raise
+        self._remove_old(cut.global_step)
+        return manifest
+
+    def _write(self, cut: CheckpointCut) -> CheckpointManifest:
         position = cut.position
         for name, cut_of_store in cut.tables.items():
             cut_of_store.write(cut.folder / name)
@@ -143,7 +156,6 @@ class Checkpoints:
         sync_tree(cut.folder)
         write_text(cut.folder / _MANIFEST, json_format.MessageToJson(manifest, preserving_proto_field_name=True))
         sync_folder(self._folder)
-        self._remove_old()
         return manifest
 
     def restore(self, step: TrainStep) -> Restored:
@@ -193,7 +205,11 @@ class Checkpoints:
     def _newest_first(self) -> list[Path]:
         return newest_first(self._folder)
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, newest_step: int) -> None:
+        for folder in self._newest_first():
+            # What a killed process left: it is no checkpoint, and nobody writes it any more.
+            if int(folder.name) < newest_step and not folder.is_symlink() and not (folder / _MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
         manifests = [path for folder in self._newest_first() if (path := folder.resolve() / _MANIFEST).exists()]
         saved = [Saved(path.parent, path.stat().st_mtime) for path in reversed(manifests)]
         try:

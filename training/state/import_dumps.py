@@ -1,5 +1,6 @@
 """A first checkpoint from the entries of another system: tables come from EntryDump files, dense weights are new."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,8 +26,7 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
     Raises:
       UserError: `model_dir` has checkpoints, a table is unknown, or its files are damaged, missing or of another table.
     """
-    if newest_first(model_dir / "checkpoints"):
-        raise UserError("--model-dir", model_dir, "holds checkpoints already", "name a folder without any")
+    _check_has_none(model_dir)
     tables = [table.name for table in task.tables()]
     for name in files:
         if name not in tables:
@@ -36,13 +36,27 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
     step = TrainStep(task, store, batches)
     records = {name: _import_table(store, name, paths) for name, paths in files.items()}
     checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
-    checkpoints.finish(checkpoints.cut(step, Position(), delta_sequence=0))
+    _check_has_none(model_dir)  # again: another process may have begun to use the folder while files were read
+    try:
+        checkpoints.finish(checkpoints.cut(step, Position(), delta_sequence=0))
+    except tf.errors.OpError as error:
+        raise UserError("--model-dir", model_dir, _words(error), "free space there, or name another folder") from error
     return records
+
+
+def _check_has_none(model_dir: Path) -> None:
+    if newest_first(model_dir / "checkpoints"):
+        raise UserError("--model-dir", model_dir, "holds checkpoints already", "name a folder without any")
 
 
 def _import_table(store: EmbeddingStore, name: str, paths: Sequence[Path]) -> int:
     try:
         return import_entry_dumps(store, name, paths)
-    except (ValueError, tf.errors.DataLossError) as error:
-        problem = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    except (ValueError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        problem = _words(error) if isinstance(error, tf.errors.OpError) else str(error)
         raise UserError("--table", name, problem, "give the files of one whole checkpoint of this table") from error
+
+
+def _words(error: tf.errors.OpError) -> str:
+    """The library's own words, without TensorFlow's frame around them."""
+    return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", error.message)

@@ -2,9 +2,10 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import tensorflow as tf
 
@@ -154,6 +155,20 @@ class Saver(Generic[_Cut]):
         unexpected = None if isinstance(error, _EXPECTED_ERRORS) else error
         _LOG.warning("%s failed, will be tried again: %s", self.what, error, exc_info=unexpected)
         self.schedule.failed()
+
+
+def start_in_turn(savers: deque[Saver[Any]], step: int) -> None:
+    """Starts the first saver that is due, unless a save is being written; it is then the last of `savers`.
+
+    So a save that takes longer than its period, and is due again whenever it ends, keeps no other one from its turn.
+    """
+    if any(saver.saving for saver in savers):
+        return
+    for saver in list(savers):
+        if saver.start_if_due(step):
+            savers.remove(saver)
+            savers.append(saver)
+            return
 
 
 def _call(call: Callable[[int], None], global_step: int) -> None:

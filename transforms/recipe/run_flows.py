@@ -79,7 +79,10 @@ run_flows:
     def _each_flow(
         self, batch: pa.RecordBatch, run: Callable[["TransformChain", pa.RecordBatch], pa.RecordBatch]
     ) -> pa.RecordBatch:
-        """The rows that `run` makes of each flow's, with its chain, merged in the order of the rows of `batch`."""
+        """The rows that `run` makes of each flow's, with its chain, merged in the order of the rows of `batch`.
+
+        Raises: UserError naming a column to which two flows give different types.
+        """
         keys = source_keys(batch)
         order = pa.array(np.arange(batch.num_rows))
         numbered = record_batch.with_column(batch, pa.field(_ORDER, order.type), order)
@@ -90,7 +93,11 @@ run_flows:
         ]
         if not parts:
             return named_flow(batch.slice(0, 0), "")
-        merged = record_batch.concat(parts)
+        try:
+            merged = record_batch.concat(parts)
+        except ValueError as error:
+            remedy = "let the steps of all flows make the column of one type, or give it an output_name of its own"
+            raise self.wrong("flows", ", ".join(self._names), str(error), remedy) from error
         if len(parts) > 1:
             merged = take_rows(merged, np.argsort(record_batch.numpy_column(merged, _ORDER), kind="stable"))
         return merged.drop_columns([_ORDER])

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from millrace.cli import main
 from millrace.cli.checkpoint.export import ExportOptions, export_table, file_name
 from millrace.examples.feed_ranking import FeedRanking
-from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.embedding_table import Cut, EmbeddingStore
 from millrace.ops.table_files import read_header
+from millrace.protos.embedding_table_pb2 import EntryDump
 from millrace.training.state.checkpoint import newest_manifest
 
 TASK = "millrace.examples.feed_ranking:FeedRanking"
@@ -82,3 +84,30 @@ def test_a_wrong_table_is_one_line(
     given = table.format(dumps=dumps, empty=tmp_path / "empty")
     line = ("checkpoint", "import", "--task", TASK, "--model-dir", str(tmp_path / "model"), "--table", given)
     assert_user_error(*line, mentions=mentions)
+
+
+def test_a_time_stamp_out_of_range_is_one_line(dumps: Path, tmp_path: Path, assert_user_error: AssertUserError) -> None:
+    path = dumps / file_name("item", "entry-dump")
+    (entry,) = next(iter(tf.data.TFRecordDataset(str(path)).batch(1))).numpy()
+    dump = EntryDump.FromString(entry)
+    dump.last_update_ts_sec = -5
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(dump.SerializeToString())
+    line = ("checkpoint", "import", "--task", TASK, "--model-dir", str(tmp_path / "model"), "--table", f"item={dumps}")
+    error = assert_user_error(*line, mentions=["--table", "timestamps must be seconds"])
+    assert "function_node" not in error and not (tmp_path / "model").exists()
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_command_can_be_repeated(
+    dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["checkpoint", "import", "--task", TASK, "--model-dir", str(tmp_path / "m"), "--table", f"item={dumps}"]
+
+    def fail(*_: object) -> None:
+        raise tf.errors.InternalError(None, None, "{{function_node x}} cannot write y: No space left on device [Op:X]")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cut, "write", fail)
+        assert main.main(line) == 2
+    assert "--model-dir" in (error := capsys.readouterr().err) and "y: No space left on device; free" in error
+    assert main.main(line) == 0

@@ -448,6 +448,8 @@ def test_mistakes_are_told_in_one_line(rows: pa.RecordBatch, tmp_path: Path) -> 
         (("convert", path, "x", "--records", "example"), "--to=: missing"),
         (("convert", path, "topic:x", "--records", "example"), "DEST=topic:x: is a topic"),
         (("convert", path, path / "x.parquet", "--records", "example"), "DEST=.*: cannot be written"),
+        (("convert", path, tmp_path / "x.jsonl", "--dead-letters", tmp_path / "x.jsonl"), "--dead-letters=.*as well"),
+        (("convert", path, "x.jsonl", "--records", "example", "--dead-letters", path / "bad"), f"exists: {path}"),
         (("convert", path, "x.parquet.gz", "--records", "example"), "compresses by itself"),
         (("replay", path), "TOPIC=: missing"),
         (("replay", path, "x", "--reason", "malformed_proto"), "add --from-dead-letters"),

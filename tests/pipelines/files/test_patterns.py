@@ -38,6 +38,10 @@ def test_a_pattern_without_placeholders_stays_as_it_is() -> None:
     assert expand_pattern("a/*.parquet") == ["a/*.parquet"]
 
 
+def test_a_range_of_dates_may_end_with_the_last_day_there_is() -> None:
+    assert expand_pattern("{DATE(99991230, 99991231)}") == ["99991230", "99991231"]
+
+
 @pytest.mark.parametrize("pattern", ["{INT(8,11)}", "{ INT( 8 , 11 ) }"])
 def test_numbers_are_not_padded_and_blanks_do_not_matter(pattern: str) -> None:
     assert expand_pattern(f"x{pattern}y") == ["x8y", "x9y", "x10y", "x11y"]

@@ -184,6 +184,35 @@ def test_a_crash_before_the_manifest_leaves_the_checkpoint_before(two_saved: tup
     assert newest is not None and newest[1].rows_applied == 2 * BATCHES[0].num_rows
 
 
+def test_a_save_that_fails_leaves_nothing_behind(
+    two_saved: tuple[Path, Path, Checkpoints], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, checkpoints = two_saved
+    trainer = Trainer()
+    checkpoints.restore(trainer.step)
+    trainer.learn(2)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    cut = checkpoints.cut(trainer.step, trainer.position, 0)
+    monkeypatch.setattr("millrace.training.state.checkpoint.sync_tree", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.finish(cut)
+    assert sorted(first.parent.iterdir()) == [first, second]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_save(two_saved: tuple[Path, Path, Checkpoints]) -> None:
+    first, second, checkpoints = two_saved
+    (second / "manifest.json").unlink()
+    trainer = Trainer()
+    checkpoints.restore(trainer.step)
+    trainer.learn(1)
+    trainer.learn(2)
+    saved = trainer.save(checkpoints)
+    assert sorted(first.parent.iterdir()) == [first, saved]
+
+
 def test_only_the_newest_three_are_kept(tmp_path: Path) -> None:
     trainer, checkpoints = Trainer(), checkpoints_in(tmp_path)
     for index in range(5):

@@ -2,13 +2,14 @@
 
 import logging
 import threading
+from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from millrace.training.state.save_schedule import SaveSchedule
-from millrace.training.state.saver import SaveGuard, Saver, SaveTimer
+from millrace.training.state.saver import SaveGuard, Saver, SaveTimer, start_in_turn
 from tests.conformance.covers import covers
 
 
@@ -187,3 +188,13 @@ def test_steps_go_on_while_a_save_is_written(log: list[str]) -> None:
         disk.go_on.set()
         saver.wait(30)
         assert not saver.saving and saver.saved_step == 3
+
+
+def test_a_saver_that_is_always_due_leaves_the_others_their_turn() -> None:
+    logs: list[list[str]] = [[], []]
+    slow, other = (saver_of(Disk(log)) for log in logs)
+    turns = deque([slow, other])
+    for step in range(3):
+        slow.schedule.force()  # as after a save that takes longer than its period
+        start_in_turn(turns, step)
+    assert [log.count("write") for log in logs] == [2, 1]

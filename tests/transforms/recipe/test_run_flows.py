@@ -157,3 +157,12 @@ def test_the_example_recipe_is_one_for_three_flows() -> None:
     found = chain.process(rows)
     assert {name for _, name in _places(found)} == {"mobile", "pc", "tablet"}
     assert chain.take_counts()["0.run_flows"]["rows_dropped"] == 0
+
+
+def test_a_column_of_two_types_after_the_flows_is_named() -> None:
+    step = "mask_fid: {feature_name: item, fid: 562949953421313, output_name: user}"
+    chain = TransformChain.parse(
+        f"steps: [{{run_flows: {{flows: [{{data_source: pc, steps: [{{{step}}}]}}, {{data_source: mobile}}]}}}}]"
+    )
+    with pytest.raises(UserError, match="flows=pc, mobile: column user: .*; let the steps"):
+        chain.process(_rows(12))

@@ -161,7 +161,7 @@ generate_negatives:
         try:
             contents = read_snapshot(path)
             self._pool.merge(contents._replace(items=item_columns(contents.items, self.config.item_features)))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise self.wrong("snapshot_folder", path, f"cannot be used ({error})", "remove the file") from error
 
     def _roles(self, batch: pa.RecordBatch) -> RowRoles:
