@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -24,7 +25,8 @@ _MAY_IMPORT = {
 
 _TENSORFLOW = {"tensorflow", "keras", "tensorflow_serving"}
 _CLIENT_MAKERS = {"AdminClient", "Consumer", "DeserializingConsumer", "Producer", "SerializingProducer"}
-_LOADERS = {"load_op_library", "load_library", "CDLL", "PyDLL", "LoadLibrary"}
+_IMPORTERS = {"import_module", "__import__"}
+_LOADERS = {"load_op_library", "load_library", "CDLL", "PyDLL", "LoadLibrary", "cdll", "pydll"}
 
 
 def _sources(package: str) -> list[Path]:
@@ -35,14 +37,20 @@ def _all_sources() -> list[Path]:
     return [path for package in _MAY_IMPORT for path in _sources(package)]
 
 
+def _is_text(node: ast.expr) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 def _imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, str, int]]:
-    """(module, imported name or "", line) of every import statement among `nodes`."""
+    """(module, imported name or "", line) of every import among `nodes`, statements and calls with the name as text."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((alias.name, "", node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: imports are absolute"
             yield from ((node.module or "", alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _IMPORTERS:
+            yield from ((arg.value, "", node.lineno) for arg in node.args[:1] if _is_text(arg))
 
 
 def _at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
