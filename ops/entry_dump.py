@@ -91,8 +91,8 @@ def from_entry_dumps(table: TableConfig, dumps: Sequence[bytes]) -> Entries:
 
     Raises:
       DecodeError: no EntryDump at all.
-      ValueError: a record has no id, weights that are not finite, or weights or state of another table; names the id,
-        the segment, what was expected and what was found.
+      ValueError: a record has no id, weights or state that are not finite or of another table; names the id, the
+        segment, what was expected and what was found.
     """
     segments = _dumped_segments(table)
     width = table.dim + sum(_STATES[kind].floats(dim) for dim, kind in segments)
@@ -103,8 +103,6 @@ def from_entry_dumps(table: TableConfig, dumps: Sequence[bytes]) -> Entries:
         if not message.HasField("id"):
             raise ValueError(f"table {table.name!r}: an entry has no id")
         row[: table.dim] = _checked(where, "weights", message.num, table.dim)
-        if not np.isfinite(row[: table.dim]).all():
-            raise ValueError(f"{where}: weights must be finite")
         row[table.dim :] = _read_state(where, segments, message)
     ids = np.array([message.id for message in messages], np.int64)
     return Entries(ids, values, np.array([message.last_update_ts_sec for message in messages], np.int64))
@@ -240,7 +238,8 @@ def _read_state(where: str, segments: list[_DumpedSegment], message: EntryDump) 
         if missing:
             raise ValueError(f"{place}: {kind} has no {missing[0]}")
         parts += [_checked(place, name, getattr(fields, name), dim) for name in layout.vectors]
-        parts.append(np.array([getattr(fields, name) for name in layout.scalars], np.float32))
+        scalars = [getattr(fields, name) for name in layout.scalars]
+        parts.append(_checked(place, "scalars", scalars, len(layout.scalars)))
         parts.append(np.array([getattr(fields, name) for name in layout.integers], np.int64).view(np.float32))
     return np.concatenate(parts)
 
@@ -248,4 +247,7 @@ def _read_state(where: str, segments: list[_DumpedSegment], message: EntryDump) 
 def _checked(where: str, what: str, floats: Sequence[float], dim: int) -> np.ndarray:
     if len(floats) != dim:
         raise ValueError(f"{where}: has {len(floats)} {what}, expected {dim}")
-    return np.array(floats, np.float32)
+    found = np.array(floats, np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{where}: {what} must be finite")
+    return found

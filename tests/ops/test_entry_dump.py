@@ -213,9 +213,15 @@ def _record(**fields: object) -> bytes:
 
 
 ADAM_WITHOUT_POWER = SingleOptimizerDump(adam=SingleOptimizerDump.Adam(m=[1], v=[1], beta1_power=0.9))
+ADAGRAD_OF_NAN = SingleOptimizerDump(adagrad=SingleOptimizerDump.Adagrad(norm=[float("nan")]))
 WRONG_RECORDS = [
     (SGD, _record(num=[1, 2]), "id 5: has 2 weights, expected 1"),
     (SGD, _record(num=[float("nan")]), "id 5: weights must be finite"),
+    (
+        TableConfig("t", 1, Adagrad()),
+        _record(opt={"dump": [ADAGRAD_OF_NAN]}),
+        "id 5, optimizer dump 0: norm must be finite",
+    ),
     (SGD, _record(id=None), "an entry has no id"),
     (SGD, _record(opt=None), "id 5: has 0 optimizer dumps, expected 1"),
     (TableConfig("t", 1, Adagrad()), H30, "table 't', id 5, optimizer dump 0: has sgd, expected adagrad"),

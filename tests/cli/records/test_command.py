@@ -584,6 +584,12 @@ def test_records_come_from_standard_input(
     assert facts(capsys, "convert", name, tmp_path / "rows.parquet", "--records", "json")["rows_written"] == 2
 
 
+def test_a_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        run("head", "-", "--records", "json")
+
+
 def test_a_second_pass_over_a_pipe_is_refused_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
