@@ -189,7 +189,12 @@ def partitions_of(connection: KafkaConnection, topic: str, field_name: str = "to
     """Partition numbers of `topic`, ascending; UserError when it does not exist."""
     metadata = make_admin(connection).list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic]
     if metadata.error is not None or not metadata.partitions:
-        raise UserError(field_name, topic, "the topic does not exist", "create it or start its producer first")
+        raise UserError(
+            field_name,
+            topic,
+            "the topic does not exist",
+            "create it, or give --create-topics to the command that lacks it",
+        )
     return sorted(metadata.partitions)
 
 

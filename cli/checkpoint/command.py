@@ -161,7 +161,11 @@ def _reader() -> ModuleType:
 
 
 def _size(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
+    """Bytes of the files; UserError when one is gone: a trainer removes its old checkpoints."""
+    try:
+        return sum(file.stat().st_size for file in files)
+    except FileNotFoundError as error:
+        raise UserError("path", error.filename, "it was removed meanwhile", "run the command again") from error
 
 
 def _verified(files: Sequence[Path]) -> "list[tuple[Path, TableFile | None, int, str]]":
@@ -170,23 +174,46 @@ def _verified(files: Sequence[Path]) -> "list[tuple[Path, TableFile | None, int,
     results: list[tuple[Path, TableFile | None, int, str]] = []
     with _progress("reading", _size(files)) as advance:
         for file in files:
+            size = _size([file])
             try:
                 results.append((file, *reader.verify_file(file), ""))
             except reader.TableFileError as error:
                 results.append((file, None, 0, str(error)))
-            advance(file.stat().st_size)
+            advance(size)
     return results
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     results = _verified(_table_files(arguments.path))
+    checkpoints = _verified_manifests(arguments.path)
+    for folder, problem in checkpoints.items():
+        if arguments.json:
+            print(json.dumps({"checkpoint": str(folder), "ok": not problem, "problem": problem}))
+        else:
+            print(f"DAMAGED  {problem}" if problem else f"ok       {folder}: every file is as its manifest says")
     for file, header, entries, problem in results:
         if arguments.json:
             facts = {"file": str(file), "ok": header is not None, "entries": entries, "problem": problem}
             print(json.dumps(facts))
         else:
             print(f"DAMAGED  {problem}" if header is None else f"ok       {file}: {entries:,} entries")
-    return 1 if any(header is None for _, header, _, _ in results) else 0
+    return 1 if any(header is None for _, header, _, _ in results) or any(checkpoints.values()) else 0
+
+
+def _verified_manifests(path: Path) -> dict[Path, str]:
+    """{folder of a checkpoint at, above or below `path`: what is wrong with its files, empty when nothing is}."""
+    from millrace.training.state.checkpoint import CheckpointError, verify_checkpoint
+
+    folder = path if path.is_dir() else path.parent
+    found = [*folder.rglob("manifest.json"), *folder.parent.glob("manifest.json")]
+    problems = {}
+    for manifest in sorted(set(found)):
+        try:
+            verify_checkpoint(manifest.parent)
+            problems[manifest.parent] = ""
+        except (CheckpointError, OSError) as error:
+            problems[manifest.parent] = str(error)
+    return problems
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=_table,
         required=True,
         metavar="NAME=PATH",
-        help="table of the task, and the folder of its files <anything>-00000-of-00002 and so on; once per table",
+        help="table of the task, and its file, or the folder of its files <anything>-00000-of-00002 and so on; of a "
+        "folder with files of several tables those that begin with NAME- are read; once per table",
     )
     parser.add_argument(
         "--model-dir",
@@ -71,7 +72,14 @@ def _files(tables: list[tuple[str, Path]]) -> dict[str, list[Path]]:
     for name, folder in tables:
         if name in files:
             raise UserError("--table", name, "given twice", "name one folder per table")
-        if not folder.is_dir():
-            raise UserError("--table", f"{name}={folder}", "there is no such folder", "name the folder of its files")
-        files[name] = sorted(path for path in folder.iterdir() if path.is_file())
+        if folder.is_file():
+            files[name] = [folder]
+        elif folder.is_dir():
+            found = sorted(path for path in folder.iterdir() if path.is_file())
+            # A folder may hold the files of several tables: those that bear this table's name are meant.
+            files[name] = [path for path in found if path.name.startswith(f"{name}-")] or found
+        else:
+            raise UserError(
+                "--table", f"{name}={folder}", "there is no such file or folder", "name what holds its files"
+            )
     return files

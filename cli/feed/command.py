@@ -5,7 +5,7 @@ import logging
 import time
 from pathlib import Path
 
-from millrace.cli.common import RECIPES, add_command, announce_ready, stop_on_signals
+from millrace.cli.common import RECIPES, add_command, announce_ready, kafka_connection, stop_on_signals, topics
 from millrace.cli.feed.flags import add_common_flags, add_row_flags, add_source_flags, feed_options
 
 _EXAMPLE = f"""\
@@ -41,6 +41,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="where to stop: end (as it is now), time:MILLISECONDS or JSON as for --start (default: never)",
     )
     source.add_argument(
+        "--create-topics",
+        action="store_true",
+        help="create the topics of events that are missing, with as many partitions as --feed-shards says",
+    )
+    source.add_argument(
         "--output-parquet",
         type=Path,
         metavar="DIR",
@@ -66,6 +71,8 @@ def _run(arguments: argparse.Namespace) -> int:
     logger = logging.getLogger("millrace.feed")
     endpoint = MetricsEndpoint(arguments.metrics_port, HEARTBEAT.reason)
     began = time.monotonic()
+    if arguments.create_topics:
+        _create_event_topics(arguments)
     try:
         counters = run_feed(
             options,
@@ -81,3 +88,11 @@ def _run(arguments: argparse.Namespace) -> int:
     counts = " ".join(f"{name}={value}" for name, value in sorted(counters.items()))
     logger.info("ended after %.1f s: %s", time.monotonic() - began, counts)
     return 0
+
+
+def _create_event_topics(arguments: argparse.Namespace) -> None:
+    from millrace.runtime.kafka_client import ensure_topic
+
+    connection, names = kafka_connection(arguments), topics(arguments)
+    for topic in (names.impressions, names.actions):
+        ensure_topic(connection, topic, partitions=arguments.feed_shards)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from millrace.ops.embedding_table import EmbeddingStore
@@ -15,6 +16,7 @@ from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position
 from millrace.training.task import Task
+from millrace.transforms.batch.fid import slot_v2
 
 
 def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir: Path) -> dict[str, int]:
@@ -24,7 +26,8 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
       files: {table of the task: TFRecord files of EntryDump, a whole set}. Tables without files start empty.
 
     Raises:
-      UserError: `model_dir` has checkpoints, a table is unknown, or its files are damaged, missing or of another table.
+      UserError: `model_dir` has checkpoints, a table is unknown, or its files are damaged, missing or of another table,
+        or its entries have slots of other features.
     """
     _check_has_none(model_dir)
     tables = [table.name for table in task.tables()]
@@ -35,6 +38,8 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
     store, _ = new_stores(task, batches.name, audit=False)
     step = TrainStep(task, store, batches)
     records = {name: _import_table(store, name, paths) for name, paths in files.items()}
+    for name in files:
+        _check_slots(task, store, name)
     checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
     _check_has_none(model_dir)  # again: another process may have begun to use the folder while files were read
     try:
@@ -55,6 +60,16 @@ def _import_table(store: EmbeddingStore, name: str, paths: Sequence[Path]) -> in
     except (ValueError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         problem = _words(error) if isinstance(error, tf.errors.OpError) else str(error)
         raise UserError("--table", name, problem, "give the files of one whole checkpoint of this table") from error
+
+
+def _check_slots(task: Task, store: EmbeddingStore, name: str) -> None:
+    """Refuses entries of slots that no feature of the table has: no row would ever look them up."""
+    slots = {feature.slot for feature in task.features if feature.table_name == name}
+    for page in store.entries(name):
+        others = set(np.unique(slot_v2(page.ids)).tolist()) - slots
+        if others:
+            problem = f"entries have slots {sorted(others)[:5]}, the features of the table have {sorted(slots)}"
+            raise UserError("--table", name, problem, "name the table of these entries, or give its feature their slot")
 
 
 def _words(error: tf.errors.OpError) -> str:

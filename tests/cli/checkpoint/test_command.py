@@ -11,12 +11,15 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf.json_format import MessageToJson
 
 from millrace.cli import main
 from millrace.cli.checkpoint import command
 from millrace.ops import table_files
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Adagrad, Ftrl, Segment, Sgd, TableConfig, Zeros
+from millrace.protos.checkpoint_pb2 import CheckpointManifest
+from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
 
 SLOT_3 = (3 << 48) | 9
@@ -29,6 +32,24 @@ ITEMS = "items.shard-00000-of-00001.part-00000-of-00001.table"
 
 def _store() -> EmbeddingStore:
     return EmbeddingStore(TABLES, os.urandom(4).hex())
+
+
+def test_verify_reads_what_the_manifest_of_a_checkpoint_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = _store()
+    store.assign("items", [7], [[3.0, 4.0, 5.0]], timestamp=1000)
+    checkpoint = tmp_path / "7"
+    store.save(checkpoint / "tables")
+    (checkpoint / "dense").write_bytes(b"weights")
+    files = [CheckpointManifest.File(path="dense", size_bytes=7, crc32c=crc32c_of_file(checkpoint / "dense"))]
+    manifest = CheckpointManifest(format_version=1, model_name="m", files=files)
+    (checkpoint / "manifest.json").write_text(MessageToJson(manifest, preserving_proto_field_name=True))
+    assert _run("verify", tmp_path) == 0
+    assert f"ok       {checkpoint}: every file is as its manifest says" in capsys.readouterr().out
+    (checkpoint / "dense").write_bytes(b"Weights")
+    assert _run("verify", checkpoint / "tables") == 1
+    assert f"DAMAGED  {checkpoint / 'dense'} is corrupt" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def dumps(tmp_path: Path) -> Path:
     """Folder `items` with the EntryDump file of the task's table `item`: three entries after two updates."""
     store = EmbeddingStore(list(FeedRanking().tables()), os.urandom(4).hex())
     for timestamp in (1000, 2000):
-        store.apply_gradients("item", [5, 6, (2 << 48) | 7], np.full((3, 8), 0.5), timestamp=timestamp)
+        store.apply_gradients("item", (2 << 48) + np.array([5, 6, 7]), np.full((3, 8), 0.5), timestamp=timestamp)
     store.save(tmp_path / "tables")
     files = [header for path in (tmp_path / "tables").glob("item.*.table") if (header := read_header(path))]
     folder = tmp_path / "items"
@@ -59,6 +59,16 @@ def test_an_imported_table_has_the_entries_with_their_optimizer_state(
     assert np.array_equal(imported["item"][1][order], original["item"][1][expected])
 
 
+def test_a_folder_may_hold_the_files_of_several_tables(
+    dumps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dumps / file_name("user", "entry-dump")).write_bytes(b"of another table")
+    for number, path in enumerate((dumps, dumps / file_name("item", "entry-dump"))):
+        line = ["checkpoint", "import", "--task", TASK, "--model-dir", str(tmp_path / f"model{number}")]
+        assert main.main([*line, "--table", f"item={path}"]) == 0
+        assert capsys.readouterr().out == "item: 3 entries\n"
+
+
 def test_a_folder_with_checkpoints_is_not_overwritten(
     dumps: Path, tmp_path: Path, assert_user_error: AssertUserError
 ) -> None:
@@ -72,7 +82,8 @@ def test_a_folder_with_checkpoints_is_not_overwritten(
     [
         ("item", ["NAME=PATH"]),
         ("nothing={dumps}", ["nothing", "no such table", "user_bias"]),
-        ("item=/nonexistent", ["no such folder"]),
+        ("item=/nonexistent", ["no such file or folder"]),
+        ("user={dumps}", ["user", "slots [2], the features of the table have [1]"]),
         ("user_bias={dumps}", ["user_bias", "weights, expected 1"]),
         ("item={empty}", ["no file is named"]),
     ],
