@@ -34,7 +34,7 @@ A recipe is a file in YAML or JSON. Its steps run one after the other on batches
     action_ids: {click: 1, like: 2}    # numbers of the actions of an event feed, which are names there
     steps:
       - filter_by_value: {field_name: uid, op: gt, int_operand: [0]}
-      - negative_sample: {drop_rate: 0.5}
+      - negative_sample: {drop_rate: 0.5, threshold: 0.5, correct_sample_rate: true}
         id: sample                     # optional: a name of the step; its random choices depend on it
 
 The same recipe runs in four places:

@@ -1,8 +1,10 @@
 """Scores batches with an exported model, through Beam's RunInference; `ScoreRows` in Beam YAML.
 
-    scored = rows | ScoreRows("model/exports/standalone/1764000000")
+    scored = requests | ScoreRows("model/exports/standalone/1764000000")
 
-A batch comes back with one more column for each output of the model, `score.<output>`.
+A batch comes back with one more column for each output of the model, `score.<output>`. Its columns are named like the
+inputs of the export's serving signature (for a task: `user_id`, `item_id` and the fields of its context) and hold raw
+values, as a request to the model server does. The rows that a feed writes cannot be scored: their features are fids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,8 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
+from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.record_batch import is_fid_field, is_fid_v1_field
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 
 SCORE = "score."
@@ -70,12 +73,12 @@ class ExportedModel:
         Args:
           columns: {input: column} of inputs that do not have their column's name.
 
-        Raises: ValueError naming an input without a column, or a column of another type.
+        Raises: UserError naming an input without a column, or a column that does not hold one raw value per row.
         """
         import tensorflow as tf
 
         inputs = {
-            argument: tf.constant(_values(batch, spec.name, _KINDS[spec.dtype.name], columns), spec.dtype)
+            argument: tf.constant(_values(batch, spec.name, spec.dtype.name, columns), spec.dtype)
             for argument, spec in self._inputs.items()
         }
         for name, values in sorted(self._function(**inputs).items()):
@@ -90,7 +93,9 @@ class ScoreRows(beam.PTransform):
     Args:
       export, columns: as of `ExportHandler`.
 
-    A batch without a column for an input, or with one of another type, fails the run.
+    A batch needs a column for each input of the export's serving signature, with one raw value per row: an int64, a
+    string or a float32, plain or as a list of at most one; a null or an empty list is a missing value. Columns of fids
+    are refused, as a feed's rows have them. A batch without such columns fails the run.
     """
 
     def __init__(self, export: str, columns: Mapping[str, str] | None = None) -> None:
@@ -150,14 +155,39 @@ def _check_columns(folder: Path, inputs: Mapping[str, Any], outputs: Mapping[str
             raise UserError("export", folder, problem, f"export a model that takes {', '.join(_KINDS)}")
 
 
-def _values(batch: pa.RecordBatch, name: str, kind: _Kind, columns: Mapping[str, str]) -> np.ndarray:
-    """The column of the input `name`, [rows]."""
+def _values(batch: pa.RecordBatch, name: str, dtype: str, columns: Mapping[str, str]) -> np.ndarray:
+    """The column of the input `name`, [rows]; `dtype` is a key of `_KINDS`."""
+    kind = _KINDS[dtype]
     candidates = [columns[name]] if name in columns else [name, f"context.{name}"]
-    column = next((c for each in candidates if (c := record_batch.column_of(batch, each)) is not None), None)
-    if column is None:
-        raise ValueError(f"model input {name}: the batch has no column {' or '.join(candidates)}")
+    found = next((each for each in candidates if each in batch.schema.names), None)
+    if found is None:
+        problem = f"the batch has no column {' or '.join(candidates)}"
+        raise UserError("model input", name, problem, "name the column that has its raw values in `columns`")
+    field, column = batch.schema.field(found), batch.column(found)
+    if is_fid_field(field) or is_fid_v1_field(field):
+        raise _unfit(field, f"holds fids, and the model input {name} takes raw values, one {dtype} per row")
     try:
-        column = column.cast(kind.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"model input {name}: a column of {column.type} is no {kind.type}") from error
+        column = _one_per_row(column).cast(kind.type)
+    except (ValueError, pa.ArrowNotImplementedError) as error:
+        raise _unfit(field, f"does not fit the model input {name}, which takes one {dtype} per row") from error
     return pc.fill_null(column, kind.missing).to_numpy(zero_copy_only=False)
+
+
+def _one_per_row(column: pa.Array) -> pa.Array:
+    """The values of a column of lists, null for an empty list; other columns as they are. ValueError for longer lists.
+
+    Sources of files give lists of one for plain columns that Millrace did not write (`tables.to_canonical`).
+    """
+    if not pa.types.is_list(column.type):
+        return column
+    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    if counts.max(initial=0) > 1:
+        raise ValueError("a row has several values")
+    return column.flatten().take(pa.array(np.cumsum(counts) - 1, mask=counts == 0))
+
+
+def _unfit(field: pa.Field, problem: str) -> UserError:
+    remedy = (
+        "score rows of raw values, as requests have them, not the rows of a feed, or name another column in `columns`"
+    )
+    return UserError(f"column {field.name}", field.type, problem, remedy)

@@ -17,6 +17,9 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter
 from millrace.transforms.recipe.chain import TransformChain
 
+_NUMBERED_FORMATS = ("example", "example_batch", "instance")
+"""Formats whose records hold actions as numbers; a feed has their names."""
+
 _SHARDED_FORMATS = ("arrow", "parquet", "json")
 """Formats whose columns may be lists of lists with nulls, as those of a sharded batch are."""
 
@@ -58,13 +61,15 @@ class Conversion:
         self._source = source if chain is None else source.with_features(chain.required_features())
         self._make_chain, self._dead_letters = make_chain, dead_letters
         self._progress = progress
+        self._number_actions = False
         self.result = Converted()
         self._last_chain = chain
 
     def to_file(self, path: str, settings: RecordSettings) -> Converted:
         """Writes the rows to `path`, which appears whole or not at all.
 
-        A file of rows has one schema: it takes a second pass when a later batch has columns that the first one lacks.
+        Action names become the numbers of the recipe's `action_ids` where the format holds numbers. A file of rows has
+        one schema: it takes a second pass when a later batch has columns that the first one lacks.
 
         Raises: BadRecordsError, UserError.
         """
@@ -72,6 +77,7 @@ class Conversion:
         if chain is not None and not chain.gives_rows and settings.format not in _SHARDED_FORMATS:
             problem = "cannot hold the sharded batches of shard_fids"
             raise UserError("--to", settings.format, problem, f"choose {' or '.join(_SHARDED_FORMATS)}")
+        self._number_actions = settings.format in _NUMBERED_FORMATS
         schema = None
         while True:
             try:
@@ -113,7 +119,9 @@ class Conversion:
             result.refused.add(part.dead)
             if part.dead.num_rows:
                 bury(part.dead)
-            rows = part.rows if chain is None or not part.rows.num_rows else chain.process(part.rows)
+            rows = part.rows
+            if chain is not None and rows.num_rows:
+                rows = chain.process(rows, self._number_actions)
             result.rows_written += rows.num_rows
             if len(rows.schema):
                 yield rows

@@ -17,16 +17,16 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 from apache_beam.yaml import main as beam_yaml
 
+from millrace.cli import main
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.ops.embedding_table import EmbeddingStore
-from millrace.pipelines.feed.folder import WriteParquetDoFn
 from millrace.pipelines.inference import ExportedModel, ExportHandler
 from millrace.runtime.errors import UserError
 from millrace.training.publish.exporter import Exporter
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
-from millrace.transforms.batch.provenance import with_provenance
+from millrace.transforms.batch import record_batch
 from tests.fakes.exports import write_export, write_table_export
 from tests.fakes.train_blocks import make_batch
 
@@ -53,17 +53,23 @@ def test_a_pipeline_scores_batches_with_the_tables_of_an_export(tmp_path: Path) 
         assert_that(scored, _equal_scores({3: [0.5, -1.0, 0.0], 1: [-1.0], 0: []}))
 
 
-def test_the_example_in_beam_yaml_scores_stored_rows(tmp_path: Path) -> None:
-    rows = with_provenance(_rows([7, 8, 9]).rename_columns(["__UID__", "__ITEM_ID__", "context.device"]))
-    list(WriteParquetDoFn(tmp_path / "rows").process(("part", rows)))
-    paths = {"input": f"{tmp_path}/rows/*", "export": str(write_table_export(tmp_path, 9, {7: 0.5, 8: -1.0}))}
-    variables = json.dumps(paths | {"output": f"{tmp_path}/scored"})
+@pytest.mark.parametrize("converted", [True, False], ids=["JSON lines, converted", "plain Parquet"])
+def test_the_example_in_beam_yaml_scores_a_file_of_requests(tmp_path: Path, converted: bool) -> None:
+    requests = [{"user_id": 1, "item_id": item, "device": "phone"} for item in (7, 8, 9)]
+    if converted:
+        (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, requests)))
+        arguments = main._parse(["records", "convert", f"{tmp_path}/requests.jsonl", f"{tmp_path}/requests.parquet"])
+        assert arguments.run(arguments) == 0
+    else:
+        pq.write_table(pa.Table.from_pylist(requests), tmp_path / "requests.parquet")
+    export = write_table_export(tmp_path, 9, {7: 0.5, 8: -1.0})
+    paths = {"input": f"{tmp_path}/requests.parquet", "export": str(export), "output": f"{tmp_path}/scored"}
     example = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "score.beam.yaml"
-    flags = [f"--yaml_pipeline_file={example}", f"--jinja_variables={variables}", "--json_schema_validation=none"]
-    beam_yaml.run(flags)
+    flags = [f"--yaml_pipeline_file={example}", f"--jinja_variables={json.dumps(paths)}"]
+    beam_yaml.run([*flags, "--json_schema_validation=none"])
     scored = pq.read_table(tmp_path / "scored")
-    found = dict(zip(scored["__ITEM_ID__"].to_pylist(), scored["score.click"].to_pylist(), strict=True))
-    assert found == {7: 0.5, 8: -1.0, 9: 0.0}
+    items = scored["item_id"].to_pylist() if converted else [item for (item,) in scored["item_id"].to_pylist()]
+    assert dict(zip(items, scored["score.click"].to_pylist(), strict=True)) == {7: 0.5, 8: -1.0, 9: 0.0}
 
 
 def test_the_columns_of_a_batch_stay_beside_its_scores(tmp_path: Path) -> None:
@@ -109,13 +115,29 @@ def test_a_handler_travels_to_workers(tmp_path: Path) -> None:
 
 def test_a_missing_or_wrong_column_is_named(tmp_path: Path) -> None:
     model = ExportedModel(write_export(tmp_path, 1))
-    with pytest.raises(ValueError, match="input user_id: the batch has no column user_id or context.user_id"):
+    with pytest.raises(UserError, match="input=user_id: the batch has no column user_id or context.user_id"):
         model.score(_rows([1]).drop_columns(["user_id"]), {})
-    with pytest.raises(ValueError, match="input user_id: the batch has no column nobody"):
+    with pytest.raises(UserError, match="input=user_id: the batch has no column nobody"):
         model.score(_rows([1]), {"user_id": "nobody"})
-    with pytest.raises(ValueError, match="input user_id: a column of list<.*int64> is no int64"):
-        lists = pa.array([[1]])
-        model.score(_rows([1]).set_column(0, "user_id", lists), {})
+    for values in (pa.array([[1, 2]]), pa.array(["phone"])):
+        with pytest.raises(
+            UserError, match="column user_id=.*: does not fit the model input user_id, .* one int64 per"
+        ):
+            model.score(_rows([1]).set_column(0, "user_id", values), {})
+
+
+def test_the_fids_of_a_feeds_rows_are_refused_with_what_to_score_in_their_place(tmp_path: Path) -> None:
+    model = ExportedModel(write_export(tmp_path, 1))
+    rows = _rows([1]).set_column(0, record_batch.fid_field("user_id"), pa.array([[1 << 48]]))
+    with pytest.raises(UserError, match="column user_id=list<.*int64>: holds fids, .* score rows of raw values"):
+        model.score(rows, {})
+
+
+def test_lists_of_one_value_are_scored_like_the_values(tmp_path: Path) -> None:
+    model = ExportedModel(write_table_export(tmp_path, 1, {-1: 0.25, 7: 0.5, 8: -1.0}))
+    lists = pa.array([[9], [7], [], None, [8]], pa.list_(pa.int64())).slice(1)
+    scored = model.score(pa.record_batch({"item_id": lists}), {})
+    assert scored.column("score.click").to_pylist() == [0.5, 0.25, 0.25, -1.0]
 
 
 def test_a_folder_that_is_no_export_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Every step of a recipe as a PTransform of its own, for pipelines in Python and in Beam YAML.
 
-    rows | FilterByValue(field_name="uid", op="gt", int_operand=[0]) | NegativeSample(drop_rate=0.5, seed=7)
+    rows | FilterByValue(field_name="uid", op="gt", int_operand=[0]) | LabelUpperBound(bounds=[1])
 
 What each does, and its settings: `docs/transforms.md`.
 """

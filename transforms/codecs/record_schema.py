@@ -22,6 +22,8 @@ _METADATA: dict[str, pa.DataType] = {
 _RESERVED = {"__LINE_ID__", "instance_weight"}
 _LEAVES = {pa.int64(), pa.float32(), pa.float64(), pa.binary()}
 _MAX_DEPTH = 2  # lists within each other: `float_lists`, the deepest type of a feature, holds lists of lists
+_ACTIONS = (line_id.FIELDS["actions"].column, line_id.FIELDS["pre_actions"].column)
+_NUMBER_ACTIONS = "give a recipe with action_ids: {click: 1} to `millrace records convert`, which numbers the names"
 _CHOICES = "choose int64, float, double or binary, a list of one of them, or a list of such lists"
 
 
@@ -135,7 +137,8 @@ def _cast(name: str, column: pa.Array, wanted: pa.DataType) -> pa.Array:
     try:
         return column.cast(wanted, safe=_leaf(column.type)[0] != pa.uint64())  # a uint64 above 2^63 keeps its bits
     except pa.ArrowException as error:
-        raise UserError(f"column {name}", column.type, f"does not fit {wanted}", "cast or map the column") from error
+        remedy = _NUMBER_ACTIONS if name in _ACTIONS else "cast or map the column"
+        raise UserError(f"column {name}", column.type, f"does not fit {wanted}", remedy) from error
 
 
 def _refuse_null_values(name: str, column: pa.Array) -> None:

@@ -72,6 +72,20 @@ class NumberedActions:
         """int32 [n]: the number of each name."""
         return pa.array(self._ids).take(pc.index_in(names, value_set=self._names))
 
+    def refuse_unknown(self, batch: pa.RecordBatch) -> None:
+        """UserError naming the first action of `batch` to which `action_ids` gives no number."""
+        for name in _COLUMNS:
+            column = record_batch.column_of(batch, name)
+            if column is None:
+                continue
+            unknown = self._ids >= _FIRST_UNKNOWN
+            found = pc.index_in(column.flatten(), value_set=pa.array(self._ids[unknown])).drop_null()
+            if len(found):
+                action = self._names.filter(pa.array(unknown))[found[0].as_py()].as_py()
+                problem = "an action without a number, and the format holds numbers in place of names"
+                free = int(self._ids[~unknown].max(initial=0)) + 1
+                raise UserError(name, action, problem, f"give a recipe with action_ids: {{{action}: {free}}}")
+
     def restored(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """`batch` with names in place of numbers; a number without a name becomes its decimal text."""
         for name in _COLUMNS:

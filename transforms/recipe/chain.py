@@ -123,12 +123,22 @@ class TransformChain:
         text = parse_recipe(recipe)
         return cls(text.config, text)
 
-    def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows that the steps make of `batch`, which is not changed; adds to `counts`."""
+    def process(self, batch: pa.RecordBatch, number_actions: bool = False) -> pa.RecordBatch:
+        """The rows that the steps make of `batch`, which is not changed; adds to `counts`.
+
+        Args:
+          number_actions: action names become the numbers that `action_ids` gives them, for formats that hold no names.
+
+        Raises: UserError when `number_actions` is set and a row has an action whose name has no number.
+        """
         batch, names = self._actions.numbered(batch)
         for is_filter, steps in self._stages:
             batch = self._filter(batch, steps) if is_filter else self._apply(batch, steps)
-        return self._apply(names.restored(batch) if names else batch, self._layout)
+        if names and number_actions:
+            names.refuse_unknown(batch)
+        elif names:
+            batch = names.restored(batch)
+        return self._apply(batch, self._layout)
 
     def take_counts(self) -> dict[str, Counts]:
         """{id of the step: {counter: rows}} since the last call; every step has `rows_in` and `rows_out`."""

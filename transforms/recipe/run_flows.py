@@ -39,7 +39,7 @@ class RunFlows(StatefulStep):
 run_flows:
   flows:
     - data_source: pc
-      steps: [{negative_sample: {drop_rate: 0.9, threshold: 0.5}}]
+      steps: [{negative_sample: {drop_rate: 0.9, threshold: 0.5, correct_sample_rate: true}}]
     - {data_source: mobile}"""
 
     def __init__(self, config: pb.RunFlowsConfig, context: StepContext = StepContext()) -> None:

@@ -4,7 +4,7 @@
     action_ids: {click: 1, like: 2}
     steps:
       - filter_by_value: {field_name: uid, op: gt, int_operand: [0]}
-      - negative_sample: {drop_rate: 0.5}
+      - negative_sample: {drop_rate: 0.5, threshold: 0.5, correct_sample_rate: true}
         id: sample-negatives
 
 A list of integers may also be a text such as "17, 42", as flags of Monolith have it.

@@ -14,7 +14,9 @@ import pytest
 from millrace.cli import main
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs.record_codec import encode_records
+from millrace.transforms.codecs.tables import mark_canonical
 from millrace.transforms.frames.framing import FILE_FRAMES, TF_RECORDS, Framing, join_frames
 from millrace.transforms.recipe.chain import TransformChain
 from millrace.transforms.steps.sharding.shard_layout import ShardLayout
@@ -364,6 +366,30 @@ def test_records_of_a_tfrecord_file_may_be_examples(
 ) -> None:
     path = write(tmp_path / "rows.tfrecord", rows, framing=TF_RECORDS)
     assert facts(capsys, "stat", path, "--records", "example")["rows"] == 50
+
+
+def test_the_actions_of_a_feeds_rows_become_the_numbers_of_the_recipe_in_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = [record_batch.fid_field("item"), ("__LABEL__", pa.list_(pa.float32())), ("__UID__", pa.int64())]
+    schema = pa.schema([*fields, ("__ACTIONS__", pa.list_(pa.string()))])
+    rows = [
+        {"item": [2 << 48 | n], "__LABEL__": [n % 2], "__UID__": 7, "__ACTIONS__": ["click"] if n % 2 else None}
+        for n in range(40)
+    ]
+    feed = with_provenance(pa.RecordBatch.from_pylist(rows, schema=schema))
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.Table.from_batches([mark_canonical(feed)]), tmp_path / "rows" / "part-0.parquet")
+    source, dest = f"{tmp_path}/rows/*.parquet", tmp_path / "examples.tfrecord.gz"
+    with pytest.raises(UserError, match=r"__ACTIONS__.*give a recipe with action_ids: \{click: 1\}"):
+        run("convert", source, dest, "--to", "example")
+    assert not dest.exists()
+    recipe = Path(__file__).resolve().parents[3] / "examples" / "recipes" / "full.yaml"
+    assert run("convert", source, dest, "--to", "example", "--recipe", recipe) == 0
+    capsys.readouterr()
+    assert run("head", dest, "--records", "example", "-n", "100", "--columns", "__ACTIONS__,__LABEL__") == 0
+    acted = [row for row in lines(capsys) if "__ACTIONS__" in row]
+    assert acted == [{"__ACTIONS__": [1], "__LABEL__": [1.0]}] * 19
 
 
 # diff

@@ -222,3 +222,19 @@ def test_a_recipe_that_cannot_work_is_refused_before_it_runs(text: str, words: s
 def test_a_step_without_a_kind_is_refused() -> None:
     with pytest.raises(UserError, match="a step has one kind"):
         TransformChain(pb.TransformConfig(configs=[pb.OneTransformConfig(id="nothing")]))
+
+
+def test_names_of_actions_can_stay_numbers_and_each_then_needs_one() -> None:
+    actions = pa.array([["click", "like"], None, [], ["like"]], pa.list_(pa.string()))
+    batch = with_provenance(pa.record_batch({"__ACTIONS__": actions}))
+    chain = TransformChain.parse("action_ids: {click: 1, like: 7}")
+    assert chain.process(batch, number_actions=True).column("__ACTIONS__").to_pylist() == [[1, 7], None, [], [7]]
+    with pytest.raises(UserError, match=r"__ACTIONS__=like: .* give a recipe with action_ids: \{like: 2\}"):
+        TransformChain.parse("action_ids: {click: 1}").process(batch, number_actions=True)
+
+
+def test_an_action_without_a_number_is_no_mistake_in_a_row_that_is_dropped() -> None:
+    actions = pa.array([["click"], ["share"]], pa.list_(pa.string()))
+    batch = with_provenance(pa.record_batch({"__ACTIONS__": actions}))
+    chain = TransformChain.parse("{action_ids: {click: 1}, steps: [{filter_by_action: {has_actions: [1]}}]}")
+    assert chain.process(batch, number_actions=True).column("__ACTIONS__").to_pylist() == [[1]]

@@ -25,6 +25,9 @@ def drop_rates(
 class NegativeSample(Step):
     """Drops a share of the negatives: rows whose label `label_index` is below `threshold`.
 
+    Rows of a feed have the labels 0 and 1: set `threshold` to 0.5, since at its default, 0, no row is dropped. Set
+    `correct_sample_rate` too, which is off by default, or the model predicts positives too often.
+
     The share is `drop_rate`. With `per_action_drop_rate` it is the rate of the row's most prior action, if that is
     listed there; the most prior action is the first of `action_priority` that the row has, else its first action.
     INVALID_LABEL is below every threshold; a row without a label at `label_index` is kept. `correct_sample_rate`
