@@ -50,7 +50,7 @@ class LoopRun:
         self._folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._say("starting Kafka and ZooKeeper")
-            servers = DevServers(self._folder / "servers")
+            servers = DevServers(self._folder / "servers", self._screen.say)  # stdout is for the summary
             stack.callback(servers.down)
             servers.up()
             stack.callback(self._processes.stop)
