@@ -62,6 +62,31 @@ def add_command(
     return parser
 
 
+def at_least_one(text: str) -> int:
+    """argparse type: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def at_least_zero(text: str) -> int:
+    """argparse type: a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
+
+
 def port_number(text: str) -> int:
     """argparse type: a TCP port, 0 for a free one."""
     if not text.isdecimal() or int(text) > 65535:

@@ -82,7 +82,9 @@ def _add_ratings(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--ratings", type=int, default=20_000, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--users", type=int, default=400, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--movies", type=int, default=800, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=common.at_least_zero, default=0, help="of everything that is drawn (default: %(default)s)"
+    )
 
 
 def _add_sending_flags(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +95,9 @@ def _add_sending_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="records per second, both topics together (default: %(default)g)",
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=common.at_least_zero, default=0, help="of everything that is drawn (default: %(default)s)"
+    )
     parser.add_argument(
         "--ledger",
         type=Path,
@@ -113,13 +117,6 @@ def _add_sending_flags(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     raise AssertionError("argparse requires generate, replay or ratings")
-
-
-def _seed(text: str) -> int:
-    """argparse type: what a generator of random numbers can be seeded with."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
-    return int(text)
 
 
 def _run_generate(arguments: argparse.Namespace) -> int:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from millrace.cli.common import (
+    above_zero,
     add_command,
     add_kafka_flags,
     add_process_flags,
     announce_ready,
+    at_least_one,
+    at_least_zero,
     kafka_connection,
     stop_on_signals,
     tensorflow_import,
@@ -60,7 +63,7 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model-dir", type=Path, metavar="DIR", help="checkpoints, exports and progress go here")
     group.add_argument(
         "--max-wait-ms",
-        type=_positive,
+        type=above_zero,
         default=50.0,
         metavar="MS",
         help="longest time, in milliseconds, that a row waits for its batch to fill (default: 50)",
@@ -74,15 +77,15 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
 def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("exports and checkpoints of an online run")
     group.add_argument(
-        "--export-seconds", type=_positive, default=20.0, metavar="S", help="seconds between exports (default: 20)"
+        "--export-seconds", type=above_zero, default=20.0, metavar="S", help="seconds between exports (default: 20)"
     )
     period = group.add_mutually_exclusive_group()
     period.add_argument(
-        "--checkpoint-seconds", type=_positive, metavar="S", help="seconds between checkpoints (default: 20)"
+        "--checkpoint-seconds", type=above_zero, metavar="S", help="seconds between checkpoints (default: 20)"
     )
     period.add_argument(
         "--checkpoint-steps",
-        type=_whole,
+        type=at_least_one,
         metavar="N",
         help="steps between checkpoints, in place of --checkpoint-seconds",
     )
@@ -94,20 +97,20 @@ def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--checkpoint-seconds-outside",
-        type=_positive,
+        type=above_zero,
         metavar="S",
         help="seconds between checkpoints outside of --checkpoint-window",
     )
     group.add_argument(
         "--keep-checkpoints",
-        type=_whole,
+        type=at_least_one,
         default=3,
         metavar="N",
         help="number of newest checkpoints that stay on disk (default: 3)",
     )
     group.add_argument(
         "--keep-checkpoint-every",
-        type=_positive,
+        type=above_zero,
         metavar="S",
         help="of each S seconds, keep the first checkpoint for ever as well (default: none)",
     )
@@ -115,11 +118,14 @@ def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_offline_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--batch-size", type=_whole, metavar="N", help="largest number of rows of a step (default: 512, offline 256)"
+        "--batch-size",
+        type=at_least_one,
+        metavar="N",
+        help="largest number of rows of a step (default: 512, offline 256)",
     )
     parser.add_argument(
         "--micro-batch",
-        type=_whole,
+        type=at_least_one,
         metavar="N",
         help="rows of a step that share one update of the weights (default: 64, offline 32)",
     )
@@ -127,7 +133,7 @@ def _add_offline_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--input", type=Path, metavar="PATH", help="Parquet file or folder, or a MovieLens folder")
     group.add_argument(
         "--delay-rows",
-        type=_count,
+        type=at_least_zero,
         default=0,
         metavar="N",
         help="learn each row N rows after its prediction (default: 0)",
@@ -243,28 +249,6 @@ def _train_offline(arguments: argparse.Namespace, task: "Task") -> int:
             f"calibration {result.calibration:.3f}"
         )
     return 0
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return value
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
-    return int(text)
 
 
 def _hours(text: str) -> tuple[datetime.time, datetime.time]:

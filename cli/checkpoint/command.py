@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from millrace.cli.checkpoint import import_dumps
-from millrace.cli.common import add_command, tensorflow_import
+from millrace.cli.common import add_command, at_least_one, tensorflow_import
 from millrace.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _add_reshard(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
         _reshard,
         "the folder of one snapshot, with all of its files",
     )
-    parser.add_argument("--num-shards", type=_at_least_one, required=True, metavar="N", help="number of shards")
+    parser.add_argument("--num-shards", type=at_least_one, required=True, metavar="N", help="number of shards")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder, new or without table files")
     parser.add_argument("--json", action="store_true", help="print the written files as one JSON object")
 
@@ -101,14 +101,8 @@ def _add_export(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--output", type=Path, metavar="DIR", help="folder for one file per table (default: stdout, for json alone)"
     )
     parser.add_argument("--with-state", action="store_true", help="optimizer state too: state_0, state_1, ...")
-    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="at most N entries per table (default: all)")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most N entries per table (default: all)")
     parser.add_argument("--json", action="store_true", help="with --output: print the written files as one JSON object")
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
 
 
 def _table_files(path: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from millrace.cli.common import RECIPES, add_command
+from millrace.cli.common import RECIPES, above_zero, add_command, at_least_one
 from millrace.cli.records.source import SOURCES, add_records_flags
 
 _DESCRIPTION = f"""\
@@ -63,7 +63,7 @@ def _add(
 def _add_head(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _add(actions, "head", f"Prints the first rows, one JSON object per line.\n{SOURCES}", "SOURCE")
     parser.add_argument(
-        "-n", "--limit", type=_at_least_one, metavar="N", help="number of rows (default: 10, in a table 3)"
+        "-n", "--limit", type=at_least_one, metavar="N", help="number of rows (default: 10, in a table 3)"
     )
     parser.add_argument("--format", choices=("json", "table"), default="json", help="(default: %(default)s)")
     parser.add_argument("--columns", type=_names, metavar="NAMES", help="only these columns, with commas between them")
@@ -80,7 +80,7 @@ def _add_stat(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         f"(estimated if there are 4,096 or more), range, lengths of lists.\n{SOURCES}",
         "SOURCE",
     )
-    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="stop after the batch that holds the N-th row")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="stop after the batch that holds the N-th row")
     parser.add_argument("--where", type=Path, metavar="FILE", help="apply the steps of this recipe to the rows first")
     parser.add_argument("--json", action="store_true", help="print the statistics as one JSON object")
     add_records_flags(parser)
@@ -132,8 +132,10 @@ def _add_replay(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--to", default="arrow", metavar="FORMAT", help="format of the rows of files of rows (default: %(default)s)"
     )
-    parser.add_argument("--rate", type=_positive, metavar="N", help="records per second (default: as fast as possible)")
-    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="send no more than N records")
+    parser.add_argument(
+        "--rate", type=above_zero, metavar="N", help="records per second (default: as fast as possible)"
+    )
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="send no more than N records")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_records_flags(parser)
 
@@ -151,29 +153,11 @@ def _add_diff(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--key", type=_names, metavar="NAMES", help="columns by which rows are paired")
     parser.add_argument("--ordered", action="store_true", help="equal rows in another order count as a difference")
     parser.add_argument(
-        "--limit", type=_at_least_one, default=3, metavar="N", help="examples of each kind (default: %(default)s)"
+        "--limit", type=at_least_one, default=3, metavar="N", help="examples of each kind (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--records-b", metavar="FORMAT", help="format of B (default: as its name tells, else as A)")
     add_records_flags(parser)
-
-
-def _at_least_one(text: str) -> int:
-    """argparse type: a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    """argparse type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return value
 
 
 def _names(text: str) -> list[str]:

@@ -15,9 +15,7 @@ from millrace.runtime.atomic_file import sync_folder, sync_tree
 from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import Checkpoints
-from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.batch_queue import BatchQueue
-from millrace.training.stream.layout import TrainLayout
+from millrace.training.step.train_step import TrainStep, new_step
 from millrace.training.task import SparseFeature, Task
 from millrace.training.task.heads import DenseModel
 from millrace.transforms.batch.fid import SIGNATURE_BITS
@@ -218,9 +216,7 @@ class Exporter:
 
 def export_checkpoint(task: Task, model_dir: Path) -> Export:
     """Exports the newest checkpoint of `model_dir` that verifies. Raises UserError when there is none."""
-    batches = BatchQueue(TrainLayout.of(task), f"{task.name}/export")
-    store, _ = new_stores(task, batches.name, audit=False)
-    step = TrainStep(task, store, batches)
+    step = new_step(task, f"{task.name}/export")
     restored = Checkpoints(model_dir, task.name, task.schema_fingerprint()).restore(step)
     if not restored.name:
         raise UserError("--model-dir", model_dir, "no checkpoint there verifies", "let a trainer save one")

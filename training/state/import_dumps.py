@@ -11,9 +11,7 @@ from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.entry_dump import import_entry_dumps
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import Checkpoints, newest_first
-from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.batch_queue import BatchQueue
-from millrace.training.stream.layout import TrainLayout
+from millrace.training.step.train_step import new_step
 from millrace.training.stream.position import Position
 from millrace.training.task import Task
 from millrace.transforms.batch.fid import slot_v2
@@ -34,12 +32,10 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
     for name in files:
         if name not in tables:
             raise UserError("--table", name, f"task {task.name} has no such table", f"choose {', '.join(tables)}")
-    batches = BatchQueue(TrainLayout.of(task), f"{task.name}/import")
-    store, _ = new_stores(task, batches.name, audit=False)
-    step = TrainStep(task, store, batches)
-    records = {name: _import_table(store, name, paths) for name, paths in files.items()}
+    step = new_step(task, f"{task.name}/import")
+    records = {name: _import_table(step.store, name, paths) for name, paths in files.items()}
     for name in files:
-        _check_slots(task, store, name)
+        _check_slots(task, step.store, name)
     checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
     _check_has_none(model_dir)  # again: another process may have begun to use the folder while files were read
     try:

@@ -6,7 +6,7 @@ import tensorflow as tf
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
 from millrace.training.stream.batch_queue import BatchQueue
-from millrace.training.stream.layout import TrainTensors
+from millrace.training.stream.layout import TrainLayout, TrainTensors
 from millrace.training.task import Task
 from millrace.training.task.heads import DenseModel, total_loss
 from millrace.transforms.batch.record_batch import AUDIT
@@ -130,6 +130,17 @@ def limit_threads(intra: int = 1, inter: int = 2) -> None:
     """
     tf.config.threading.set_intra_op_parallelism_threads(intra)
     tf.config.threading.set_inter_op_parallelism_threads(inter)
+
+
+def new_step(task: Task, name: str) -> TrainStep:
+    """A step over empty tables that takes no batches: for what is restored or imported into it, and saved again.
+
+    Args:
+      name: of its tables in the process, until `EmbeddingStore.release`.
+    """
+    batches = BatchQueue(TrainLayout.of(task), name)
+    store, _ = new_stores(task, batches.name, audit=False)
+    return TrainStep(task, store, batches)
 
 
 def new_stores(task: Task, shared_name: str, audit: bool) -> tuple[EmbeddingStore, EmbeddingStore | None]:
