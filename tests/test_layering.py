@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 import pytest
 
-_ROOT = Path(__file__).resolve().parents[1]
+from tests.source_trees import FOLDERS, ROOT, sources
 
 # Package -> what it may import of ours, beside itself. `runtime` is a leaf.
 _MAY_IMPORT = {
@@ -30,11 +30,7 @@ _LOADERS = {"load_op_library", "load_library", "CDLL", "PyDLL", "LoadLibrary", "
 
 
 def _sources(package: str) -> list[Path]:
-    return [path for path in sorted((_ROOT / package).rglob("*.py")) if "_pb2" not in path.name]
-
-
-def _all_sources() -> list[Path]:
-    return [path for package in _MAY_IMPORT for path in _sources(package)]
+    return [path for path in sources() if path.parts[0] == package]
 
 
 def _is_text(node: ast.expr) -> TypeGuard[ast.Constant]:
@@ -72,10 +68,6 @@ def _folder(module: str) -> str:
     return rest.split(".")[0] if top == "millrace" else ""
 
 
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), str(path))
-
-
 def _names(tree: ast.Module) -> set[str]:
     """Every name and attribute that the file uses."""
     nodes = list(ast.walk(tree))
@@ -87,9 +79,9 @@ def _names(tree: ast.Module) -> set[str]:
 @pytest.mark.parametrize("package", sorted(_MAY_IMPORT))
 def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
     wrong = [
-        f"{path.relative_to(_ROOT)}:{line} imports {module}"
+        f"{path}:{line} imports {module}"
         for path in _sources(package)
-        for module, member, line in _imports(ast.walk(_parse(path)))
+        for module, member, line in _imports(ast.walk(sources()[path]))
         if (top := _folder(f"{module}.{member}")) in _MAY_IMPORT and top != package and top not in _MAY_IMPORT[package]
     ]
     assert wrong == []
@@ -97,9 +89,9 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
 
 def test_product_code_imports_no_test_code() -> None:
     wrong = [
-        f"{path.relative_to(_ROOT)}:{line} imports {module}"
-        for path in _all_sources()
-        for module, _, line in _imports(ast.walk(_parse(path)))
+        f"{path}:{line} imports {module}"
+        for path in sources()
+        for module, _, line in _imports(ast.walk(sources()[path]))
         if module.split(".")[0] in {"tests", "pytest", "hypothesis", "_pytest"}
     ]
     assert wrong == []
@@ -107,7 +99,7 @@ def test_product_code_imports_no_test_code() -> None:
 
 def test_transforms_import_no_tensorflow_and_nothing_that_needs_it() -> None:
     """Followed through our own modules: a Beam worker must not pay seconds for an import that it does not use."""
-    todo = [".".join(("millrace", *path.relative_to(_ROOT).with_suffix("").parts)) for path in _sources("transforms")]
+    todo = [".".join(("millrace", *path.with_suffix("").parts)) for path in _sources("transforms")]
     seen: set[str] = set()
     wrong = []
     while todo:
@@ -115,21 +107,22 @@ def test_transforms_import_no_tensorflow_and_nothing_that_needs_it() -> None:
         if name in seen:
             continue
         seen.add(name)
-        path = _ROOT / (name.removeprefix("millrace.").replace(".", "/") + ".py")
-        path = path if path.exists() else path.with_suffix("") / "__init__.py"
-        if not path.exists() or "_pb2" in path.name:
+        path = Path(name.removeprefix("millrace.").replace(".", "/") + ".py")
+        path = path if path in sources() else path.with_suffix("") / "__init__.py"
+        if path not in sources():
             continue
-        nodes = ast.walk(_parse(path)) if name.startswith("millrace.transforms") else _at_module_level(_parse(path))
+        tree = sources()[path]
+        nodes = ast.walk(tree) if name.startswith("millrace.transforms") else _at_module_level(tree)
         for module, member, line in _imports(iter(nodes)):
             if module.split(".")[0] in _TENSORFLOW:
-                wrong.append(f"{path.relative_to(_ROOT)}:{line} imports {module}")
+                wrong.append(f"{path}:{line} imports {module}")
             elif _folder(module):
                 todo += [module, f"{module}.{member}"] if member else [module]
     assert wrong == []
 
 
 def test_only_ops_library_loads_a_shared_object() -> None:
-    loaders = [str(path.relative_to(_ROOT)) for path in _all_sources() if _names(_parse(path)) & _LOADERS]
+    loaders = [str(path) for path in sources() if _names(sources()[path]) & _LOADERS]
     assert set(loaders) <= {
         "ops/library.py",
         "ops/record_library.py",
@@ -140,35 +133,36 @@ def test_only_ops_library_loads_a_shared_object() -> None:
 
 def test_only_runtime_makes_kafka_and_zookeeper_clients() -> None:
     wrong = []
-    for path in _all_sources():
-        if path.relative_to(_ROOT).parts[0] == "runtime":
+    for path in sources():
+        if path.parts[0] == "runtime":
             continue
-        for module, member, line in _imports(ast.walk(_parse(path))):
+        for module, member, line in _imports(ast.walk(sources()[path])):
             top = module.split(".")[0]
             if top == "kazoo" or (top == "confluent_kafka" and (not member or member in _CLIENT_MAKERS)):
-                wrong.append(f"{path.relative_to(_ROOT)}:{line} imports {module}.{member}")
+                wrong.append(f"{path}:{line} imports {module}.{member}")
     assert wrong == []
 
 
 def test_every_package_of_the_repository_is_covered() -> None:
-    packages = {path.parent.name for path in _ROOT.glob("*/__init__.py")}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert packages == set(_MAY_IMPORT) | {"millrace"}
-    links = {path.name: path.readlink() for path in (_ROOT / "millrace").iterdir() if path.is_symlink()}
+    assert set(FOLDERS) == set(_MAY_IMPORT)
+    links = {path.name: path.readlink() for path in (ROOT / "millrace").iterdir() if path.is_symlink()}
     assert links == {name: Path("..") / name for name in _MAY_IMPORT}
 
 
 def test_init_files_hold_one_docstring_line() -> None:
     wrong = [
-        str(path.relative_to(_ROOT))
-        for path in _all_sources()
-        if path.name == "__init__.py" and [type(node) for node in _parse(path).body] != [ast.Expr]
+        str(path)
+        for path in sources()
+        if path.name == "__init__.py" and [type(node) for node in sources()[path].body] != [ast.Expr]
     ]
     # Modellers write code outside of this repository: they import from one place that stays.
     assert wrong == ["training/task/__init__.py"]
 
 
 def test_the_one_init_file_with_names_only_re_exports_them() -> None:
-    tree = _parse(_ROOT / "training/task/__init__.py")
+    tree = sources()[Path("training/task/__init__.py")]
     imported = sorted(name for _, name, _ in _imports(iter(tree.body)))
     (exported,) = (ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
     assert exported == imported
@@ -188,19 +182,19 @@ _MAY_INCLUDE = {
 
 
 def test_a_wing_of_the_cpp_code_includes_only_what_lies_below_it() -> None:
-    sources = [path for path in (_ROOT / "ops/cc").rglob("*") if path.suffix in {".h", ".cc"}]
+    files = [path for path in (ROOT / "ops/cc").rglob("*") if path.suffix in {".h", ".cc"}]
     wrong = []
-    for path in sources:
-        wing = str(path.parent.relative_to(_ROOT / "ops/cc"))
+    for path in files:
+        wing = str(path.parent.relative_to(ROOT / "ops/cc"))
         for included in re.findall(r'^#include "ops/cc/([^"]+)/[^/"]+"', path.read_text("utf-8"), re.MULTILINE):
             if included != wing and included not in _MAY_INCLUDE[wing]:
-                wrong.append(f"{path.relative_to(_ROOT)} includes a header of {included}")
-    assert sources and wrong == []
+                wrong.append(f"{path.relative_to(ROOT)} includes a header of {included}")
+    assert files and wrong == []
 
 
 def test_no_folder_of_cpp_code_has_more_than_twenty_modules() -> None:
     modules: dict[Path, set[str]] = {}
-    for path in (*(_ROOT / "ops/cc").rglob("*"), *(_ROOT / "tests/cc").rglob("*")):
+    for path in (*(ROOT / "ops/cc").rglob("*"), *(ROOT / "tests/cc").rglob("*")):
         if path.suffix in {".h", ".cc"}:
             modules.setdefault(path.parent, set()).add(path.stem)  # a header and its source are one
     assert {str(folder): len(names) for folder, names in modules.items() if len(names) > 20} == {}
