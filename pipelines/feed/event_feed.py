@@ -6,7 +6,6 @@ impressions, actions -> decode -> shard by request -> join -> fids, labels, samp
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
@@ -21,6 +20,7 @@ from millrace.pipelines.feed.source import DeadLetterWatch, ReadEventFiles, read
 from millrace.runtime import telemetry
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch.raw_block import raw_topic
+from millrace.transforms.beam.dead_letters import DEAD_LETTERS, DeadLetters
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.events import decode_actions, decode_impressions
 from millrace.transforms.feed.shards import by_request
@@ -28,8 +28,6 @@ from millrace.transforms.feed.shards import by_request
 __all__ = ["add_event_feed"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "training_feed")
-_DEAD_LETTERS = "dead_letters"
-_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
 
 def add_event_feed(
@@ -41,7 +39,7 @@ def add_event_feed(
       feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
     """
     decode = beam.ParDo(_DecodeDoFn(options.config, plan.topics, options.tuning))
-    decode = decode.with_output_types(tuple[int, pa.RecordBatch]).with_outputs(_DEAD_LETTERS, main="rows")
+    decode = decode.with_output_types(tuple[int, pa.RecordBatch]).with_outputs(DEAD_LETTERS, main="rows")
     decoded = _read(pipeline, options, plan, feed_id) | "DecodeEvents" >> decode
     tuning = options.tuning
     join = JoinEvents(
@@ -56,7 +54,7 @@ def add_event_feed(
     )
     joined = decoded.rows | "JoinAndWrite" >> join
     _ = joined[ROUTED_ACTIONS] | "WriteRoutedActions" >> beam.ParDo(sinks.routed_actions)
-    _ = decoded[_DEAD_LETTERS] | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
+    _ = decoded[DEAD_LETTERS] | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
 
 
 def _read(
@@ -89,7 +87,7 @@ class _DecodeDoFn(beam.DoFn):
         self._rows = Metrics.counter(_NAMESPACE, "impression_rows")
         self._actions = Metrics.counter(_NAMESPACE, "actions")
 
-    def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | _DeadLetters]:
+    def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | DeadLetters]:
         now_ms = int(self._clock() * 1000)
         if raw_topic(block) == self._topics.actions:
             rows, dead = decode_actions(block, now_ms)
@@ -101,4 +99,4 @@ class _DecodeDoFn(beam.DoFn):
         if rows.num_rows:
             yield from by_request(rows, self._shards)
         if dead.num_rows:
-            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)

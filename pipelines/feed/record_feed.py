@@ -6,7 +6,7 @@ records -> decode -> recipe, train blocks (per feed shard, when the recipe has s
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -26,11 +26,10 @@ from millrace.pipelines.files.decode import Decode, make_decoder
 from millrace.pipelines.files.format import ROW_FORMATS, RecordSettings, file_framing
 from millrace.runtime import telemetry
 from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.beam.dead_letters import DEAD_LETTERS, DeadLetters
 from millrace.transforms.feed.shards import by_partition
 
 _NAMESPACE = telemetry.namespace("pipelines", "record_feed")
-_DEAD_LETTERS = "dead_letters"
-_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
 
 def add_record_feed(
@@ -91,8 +90,8 @@ def _decoded(
     raw: beam.PCollection[pa.RecordBatch], format: RecordFormat, options: FeedOptions
 ) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
     decode = beam.ParDo(_DecodeRecordsDoFn(format, options.tuning.join_shards, options.tuning.max_drop_ratio))
-    found = raw | "DecodeRecords" >> decode.with_output_types(_SHARDED).with_outputs(_DEAD_LETTERS, main="rows")
-    return found.rows, found[_DEAD_LETTERS]
+    found = raw | "DecodeRecords" >> decode.with_output_types(_SHARDED).with_outputs(DEAD_LETTERS, main="rows")
+    return found.rows, found[DEAD_LETTERS]
 
 
 def _file_source(source: RecordFiles, features: Collection[str] | None) -> beam.PTransform:
@@ -117,14 +116,14 @@ class _DecodeRecordsDoFn(beam.DoFn):
         settings = RecordSettings(self._format.name, tf_example=self._format.tf_example)
         self._decode = make_decoder(settings, self._format.frames)
 
-    def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | _DeadLetters]:
+    def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | DeadLetters]:
         assert self._decode is not None
         rows, dead = self._decode(block)
         self._watch.observe(block, dead)
         self._rows.inc(rows.num_rows)
         yield from by_partition(rows, self._shards)
         if dead.num_rows:
-            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, dead)
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
 
 
 class _ToShardDoFn(beam.DoFn):

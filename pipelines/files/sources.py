@@ -7,7 +7,7 @@ file, as files of records have no marks to split at; only the row groups of Parq
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
@@ -33,8 +33,8 @@ from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
-from millrace.transforms.beam.codecs import DEAD_LETTERS, ROWS
-from millrace.transforms.beam.dead_letters import count_dead_letters
+from millrace.transforms.beam.codecs import ROWS
+from millrace.transforms.beam.dead_letters import DEAD_LETTERS, DeadLetters, count_dead_letters
 from millrace.transforms.codecs.avro_schema import arrow_schema, parse_schema
 from millrace.transforms.frames.compression import Compression, compression_named
 from millrace.transforms.frames.framing import FILE_FRAMES, LINES, MAX_RECORD_BYTES, TF_RECORDS, Framing
@@ -53,8 +53,7 @@ __all__ = [
 ]
 
 _NAMESPACE = telemetry.namespace("pipelines", "file_sources")
-_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
-_Output: TypeAlias = pa.RecordBatch | _DeadLetters
+_Output: TypeAlias = pa.RecordBatch | DeadLetters
 
 
 class _ReadFiles(beam.PTransform):
@@ -242,7 +241,7 @@ class _RowGroup(NamedTuple):
 
 
 class _ListRowGroupsDoFn(_CountingDoFn):
-    def process(self, element: tuple[int, str]) -> Iterator[_RowGroup | _DeadLetters]:
+    def process(self, element: tuple[int, str]) -> Iterator[_RowGroup | DeadLetters]:
         number, path = element
         try:
             with open_file(path) as file:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
@@ -16,20 +16,18 @@ from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (t
 from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
-from millrace.transforms.beam.dead_letters import count_dead_letters
+from millrace.transforms.beam.dead_letters import DEAD_LETTERS, DeadLetters, count_dead_letters
 from millrace.transforms.codecs.avro import AvroCodec, RegistryAvroCodec
 from millrace.transforms.codecs.record_codec import DecodeOptions, FidLayout, decode_records, encode_records
 from millrace.transforms.codecs.tf_example import TfExampleOptions, decode_tf_examples
 from millrace.transforms.frames.framing import KAFKA_FRAMES, MAX_RECORD_BYTES, FrameOptions, deframe
 
-DEAD_LETTERS = "dead_letters"
 ROWS = "rows"
 
 RECORDS_TOPIC = "rows"
 """Topic of the raw blocks that `EncodeRecords` makes."""
 
 Decode: TypeAlias = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
-_DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
 
 class _DecodeBlocks(beam.PTransform):
@@ -66,7 +64,7 @@ class _DecodeDoFn(beam.DoFn):
     def setup(self) -> None:
         self._decode = self._make()
 
-    def process(self, block: pa.RecordBatch) -> Iterator[pa.RecordBatch | _DeadLetters]:
+    def process(self, block: pa.RecordBatch) -> Iterator[pa.RecordBatch | DeadLetters]:
         rows, dead = self._decode(block)
         self._in.inc(block.num_rows)
         self._out.inc(rows.num_rows)

@@ -1,9 +1,16 @@
-"""Dead letters in Beam's metrics: one counter per reason."""
+"""Dead letters in Beam: the output that holds them, and one counter per reason."""
 
+from typing import Literal, TypeAlias
+
+import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from millrace.transforms.batch import dead_letter
+
+DEAD_LETTERS = "dead_letters"
+"""Name of the output that holds what could not be read."""
+DeadLetters: TypeAlias = beam.pvalue.TaggedOutput[Literal["dead_letters"], pa.RecordBatch]
 
 
 def count_dead_letters(namespace: str, dead: pa.RecordBatch, prefix: str = "dead_letters") -> None:

@@ -12,7 +12,7 @@ from apache_beam.typehints.decorators import no_annotations
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter, record_batch
-from millrace.transforms.beam.codecs import DEAD_LETTERS
+from millrace.transforms.beam.dead_letters import DEAD_LETTERS
 from millrace.transforms.steps.filters.flows import flow_keys, named_flow, source_keys, split_flows
 
 """Tag of the output for rows that belong to no named flow."""
