@@ -22,6 +22,11 @@ class Topics:
         return f"{self.prefix}feed.dead-letter"
 
     @property
+    def train_dead_letter(self) -> str:
+        """Train blocks that a trainer refused, with reason and position."""
+        return f"{self.prefix}train.dead-letter"
+
+    @property
     def routed_actions(self) -> str:
         """Actions that did not join, each with the reason."""
         return f"{self.prefix}feed.routed-actions"
