@@ -20,7 +20,8 @@ from millrace.training.step.train_step import TrainStep, limit_threads, new_stor
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.batcher import Batcher
 from millrace.training.stream.layout import TrainLayout
-from millrace.training.stream.position import Position, SeenRows
+from millrace.training.stream.position import Position
+from millrace.training.stream.seen_rows import SeenRows
 from millrace.transforms.batch import record_batch
 from tests.fakes.train_blocks import ROWS_PER_RECORD, make_batch
 

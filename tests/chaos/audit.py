@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from millrace.runtime.kafka_client import KafkaConnection, make_consumer, watermarks
 from millrace.runtime.kafka_records import PartitionReader
-from millrace.training.stream.position import SeenRows
+from millrace.training.stream.seen_rows import SeenRows
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of
 

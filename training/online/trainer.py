@@ -31,7 +31,7 @@ from millrace.training.task import Task
 _LOG = logging.getLogger(__name__)
 _ROWS = counter("rows_trained", "rows learned by this process")
 _DUPLICATE = counter("rows_duplicate", "rows refused because they were learned before")
-_TOO_OLD = counter("rows_too_old", "rows refused because they are older than what provenance remembers")
+_TOO_OLD = counter("rows_too_old", "rows refused because the feed has said before that it sends none so old any more")
 _STEPS = counter("train_steps", "train steps of this process")
 _EXPORTS = counter("exports_published", "versions announced")
 _CHECKPOINTS = counter("checkpoints", "checkpoints whose manifest is in place")
@@ -174,9 +174,9 @@ class OnlineTrainer:
             self._progress.add(ticket, logits)
             _ROWS.inc(ticket.rows)
             _STEPS.inc()
-        self._position.passed(ticket.offsets, ticket.duplicates, ticket.too_old)
-        _DUPLICATE.inc(ticket.duplicates)
-        _TOO_OLD.inc(ticket.too_old)
+        self._position.passed(ticket.passed)
+        _DUPLICATE.inc(ticket.passed.duplicates)
+        _TOO_OLD.inc(ticket.passed.too_old)
 
     def _do_what_is_due(self) -> None:
         if self._delta_timer.due():

@@ -1,6 +1,5 @@
 """Checkpoints: dense variables, tables, offsets and provenance of one moment between two steps, under one manifest."""
 
-import copy
 import json
 import logging
 import shutil
@@ -20,7 +19,8 @@ from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
 from millrace.training.state.retention import Retention, Saved, read_exempt
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep
-from millrace.training.stream.position import Position, SeenRows
+from millrace.training.stream.position import Position
+from millrace.training.stream.seen_rows import SeenRows
 
 _LOG = logging.getLogger(__name__)
 _FORMAT_VERSION = 1
@@ -111,7 +111,7 @@ class Checkpoints:
             raise
         stores = {_TABLES: step.store, _AUDIT: step.audit_store}
         cuts = {name: store.cut() for name, store in stores.items() if store is not None}
-        return CheckpointCut(folder, cuts, global_step, copy.deepcopy(position), delta_sequence, prediction_rows)
+        return CheckpointCut(folder, cuts, global_step, position.copy(), delta_sequence, prediction_rows)
 
     def finish(self, cut: CheckpointCut) -> CheckpointManifest:
         """Makes the cut durable, manifest last, and removes superfluous checkpoints; steps may go on meanwhile.
@@ -133,12 +133,13 @@ class Checkpoints:
             cut_of_store.write(cut.folder / name)
         state = {
             "offsets": {str(partition): offset for partition, offset in position.offsets.items()},
+            "topic_ids": {str(partition): topic_id for partition, topic_id in position.topic_ids.items()},
             "rows_duplicate": position.rows_duplicate,
             "rows_too_old": position.rows_too_old,
             "prediction_rows": cut.prediction_rows,
         }
         (cut.folder / "offsets.json").write_text(json.dumps(state), "utf-8")
-        (cut.folder / "seen.npz").write_bytes(position.seen.save())
+        position.seen.save(cut.folder)
         manifest = CheckpointManifest(
             format_version=_FORMAT_VERSION,
             model_name=self._model_name,
@@ -146,7 +147,9 @@ class Checkpoints:
             created_at_ms=time.time_ns() // 1_000_000,
             files=[_describe(path, cut.folder) for path in sorted(cut.folder.rglob("*")) if path.is_file()],
             offsets=[
-                CheckpointManifest.Offset(partition=partition, next_offset=offset)
+                CheckpointManifest.Offset(
+                    partition=partition, next_offset=offset, topic_id=position.topic_ids.get(partition, "")
+                )
                 for partition, offset in sorted(position.offsets.items())
             ],
             rows_applied=position.rows_applied,
@@ -177,10 +180,11 @@ class Checkpoints:
         state = json.loads((folder / "offsets.json").read_text("utf-8"))
         position = Position(
             offsets={int(partition): int(offset) for partition, offset in state["offsets"].items()},
-            seen=SeenRows.load((folder / "seen.npz").read_bytes()),
+            seen=SeenRows.load(folder),
             rows_applied=manifest.rows_applied,
             rows_duplicate=state["rows_duplicate"],
             rows_too_old=state["rows_too_old"],
+            topic_ids={int(partition): str(topic_id) for partition, topic_id in state.get("topic_ids", {}).items()},
         )
         step.store.restore(folder / _TABLES)
         if step.audit_store is not None and (folder / _AUDIT).is_dir():

@@ -10,6 +10,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from millrace.training.stream.layout import TrainLayout, TrainTensors, labels_of
+from millrace.training.stream.position import Passed
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.provenance import provenance_of
 
@@ -27,8 +28,7 @@ class Ticket:
       sample_rates: float32 [rows].
       partition, offset, row: int64 [rows], provenance.
       event_time_ms: newest event time in the batch, 0 without rows.
-      offsets: {partition of the train topic: next offset} once the batch is applied.
-      duplicates, too_old: rows that were read and refused since the batch before.
+      passed: what is true once the batch is applied.
     """
 
     rows: int
@@ -38,13 +38,11 @@ class Ticket:
     offset: np.ndarray
     row: np.ndarray
     event_time_ms: int = 0
-    offsets: dict[int, int] = field(default_factory=dict)
-    duplicates: int = 0
-    too_old: int = 0
+    passed: Passed = field(default_factory=Passed)
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, heads: int) -> "Ticket":
-        """The ticket of a batch with `heads` labels per row; its offsets and counts are empty."""
+        """The ticket of a batch with `heads` labels per row; `passed` says nothing."""
         partition, offset, row = provenance_of(batch)
         times = record_batch.numpy_column(batch, record_batch.EVENT_TIME_MS)
         newest = int(times.max()) if len(times) else 0

@@ -1,28 +1,22 @@
 """From train blocks to batches: repeated rows are refused, the others are cut into batches of at most so many rows."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
 from millrace.training.stream.batch_queue import Ticket
+from millrace.training.stream.floor_tracker import FloorTracker
 from millrace.training.stream.layout import TrainLayout
-from millrace.training.stream.position import SeenRows
+from millrace.training.stream.position import Passed
+from millrace.training.stream.seen_rows import SeenRows
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.floors import BlockFloors
 from millrace.transforms.batch.provenance import provenance_of
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """What is true once all rows of a block are applied: where to go on, and how many of its rows were refused."""
-
-    partition: int
-    next_offset: int
-    duplicates: int = 0
-    too_old: int = 0
-
-
 class Batcher:
-    """Cuts blocks into batches of at most `batch_size` new rows, each with the offsets that are reached by applying it.
+    """Cuts blocks into batches of at most `batch_size` new rows, each with what is passed by applying it.
 
     Args:
       seen: source rows that were queued or applied before; this object goes on marking them.
@@ -33,7 +27,8 @@ class Batcher:
 
     def __init__(self, layout: TrainLayout, batch_size: int, seen: SeenRows) -> None:
         self._layout, self._batch_size, self._seen = layout, batch_size, seen
-        self._pieces: list[tuple[pa.RecordBatch, _Mark]] = []
+        self._floors = FloorTracker()
+        self._pieces: list[tuple[pa.RecordBatch, Passed]] = []
         self.rows = 0
 
     @property
@@ -41,49 +36,81 @@ class Batcher:
         """Whether there is anything to `take`: rows, or the offset of a block without new rows."""
         return bool(self._pieces)
 
-    def add(self, block: pa.RecordBatch, partition: int, next_offset: int) -> None:
-        """Takes the new rows of one block. The batch with the last of them carries the block's offset.
+    def add(
+        self,
+        block: pa.RecordBatch,
+        partition: int,
+        next_offset: int,
+        floors: BlockFloors | None = None,
+        topic_id: str = "",
+        dead_letters: int = 0,
+    ) -> None:
+        """Takes the new rows of one block. The batch with the last of them passes the block.
 
         Args:
-          block: passed `layout.check`.
-          partition, next_offset: of the train topic; the offset after the block.
+          block: rows that passed `layout.check`; a block of which none are left still carries its offset on.
+          partition, next_offset, topic_id: of the train topic; the offset after the block.
+          floors: of the block; rows that they exclude are refused in later blocks.
+          dead_letters: number of the last dead letter that was sent for this block or one before it.
 
         Raises:
           ProvenanceError: a row's provenance is out of range.
         """
         admission = self._seen.admit(*provenance_of(block))
+        bases = self._floors.add(partition, floors) if floors is not None else {}
+        self._seen.raise_bases(bases)
         rows = self._layout.project(block)
         if not admission.new.all():
             rows = rows.filter(pa.array(admission.new))
-        self._pieces.append((rows, _Mark(partition, next_offset, admission.duplicates, admission.too_old)))
+        passed = Passed(
+            {partition: next_offset},
+            {partition: topic_id},
+            bases,
+            admission.duplicates,
+            admission.too_old,
+            dead_letters,
+        )
+        self._pieces.append((rows, passed))
         self.rows += rows.num_rows
 
-    def skip(self, partition: int, next_offset: int) -> None:
+    def skip(self, partition: int, next_offset: int, topic_id: str = "", dead_letters: int = 0) -> None:
         """Passes over a block that cannot be used: only its offset is carried on."""
-        self._pieces.append((record_batch.empty(self._layout.schema), _Mark(partition, next_offset)))
+        passed = Passed({partition: next_offset}, {partition: topic_id}, dead_letters=dead_letters)
+        self._pieces.append((record_batch.empty(self._layout.schema), passed))
 
     def take(self) -> tuple[Ticket, pa.RecordBatch]:
         """The next batch of at most `batch_size` rows, in the order in which they were added, with its ticket."""
         taken: list[pa.RecordBatch] = []
-        marks: list[_Mark] = []
+        passed: list[Passed] = []
         space = self._batch_size
         while self._pieces:
-            rows, mark = self._pieces[0]
+            rows, here = self._pieces[0]
             if rows.num_rows > space:
                 if space:
                     taken.append(rows.slice(0, space))
-                    self._pieces[0] = (rows.slice(space), mark)
+                    self._pieces[0] = (rows.slice(space), here)
                 break
             taken.append(rows)
             space -= rows.num_rows
             self._pieces.pop(0)
-            marks.append(mark)
+            passed.append(here)
         batch = record_batch.concat(taken, self._layout.schema)
         self.rows -= batch.num_rows
-        ticket = replace(
-            Ticket.of(batch, self._layout.heads),
-            offsets={mark.partition: mark.next_offset for mark in marks},
-            duplicates=sum(mark.duplicates for mark in marks),
-            too_old=sum(mark.too_old for mark in marks),
-        )
-        return ticket, batch
+        return replace(Ticket.of(batch, self._layout.heads), passed=_merged(passed)), batch
+
+
+def _merged(parts: Sequence[Passed]) -> Passed:
+    """What is true when all `parts`, in this order, are."""
+    offsets, topic_ids, bases = dict[int, int](), dict[int, str](), dict[int, int]()
+    for part in parts:
+        offsets |= part.offsets
+        topic_ids |= part.topic_ids
+        bases |= part.bases  # bases of one partition do not go back
+    return Passed(
+        offsets,
+        topic_ids,
+        bases,
+        sum(part.duplicates for part in parts),
+        sum(part.too_old for part in parts),
+        max((part.dead_letters for part in parts), default=0),
+    )

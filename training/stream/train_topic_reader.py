@@ -14,8 +14,9 @@ from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
 from millrace.runtime.telemetry import counter
 from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.batcher import Batcher
-from millrace.training.stream.position import SeenRows
+from millrace.training.stream.seen_rows import SeenRows
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.floors import floors_of
 
 _LOG = logging.getLogger(__name__)
 _BAD_BLOCKS = counter("train_blocks_bad", "blocks of the train topic that could not be used", ("reason",))
@@ -32,7 +33,7 @@ class TrainTopicReader:
 
     Args:
       offsets: {partition: next offset}; partitions not named start at their beginning.
-      seen: source rows already applied; the reader keeps a copy of its own.
+      seen: source rows already applied; the reader marks those that it reads in a copy of its own.
 
     Raises:
       UserError: the topic is missing.
@@ -51,7 +52,7 @@ class TrainTopicReader:
     ) -> None:
         self._connection, self._topic, self._queue = connection, topic, batches
         self._group = f"millrace-trainer-{topic}"
-        self._batcher = Batcher(batches.layout, batch_size, SeenRows.load(seen.save()))
+        self._batcher = Batcher(batches.layout, batch_size, seen.copy())
         self._batch_size, self._max_wait, self._clock = batch_size, max_wait_seconds, clock
         self._reader = self._open(offsets)
         self._to_commit: Positions = {}
@@ -149,7 +150,7 @@ class TrainTopicReader:
         try:
             batch = record_batch.from_bytes(value or b"")
             self._queue.layout.check(batch)
-            self._batcher.add(batch, partition, next_offset)
+            self._batcher.add(batch, partition, next_offset, floors_of(batch))
         except ValueError as error:
             reason = "not-arrow" if isinstance(error, record_batch.NotArrowError) else "wrong-columns"
             _BAD_BLOCKS.labels(reason).inc()

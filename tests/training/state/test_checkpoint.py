@@ -24,7 +24,7 @@ from millrace.training.state.saver import Saver
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
-from millrace.training.stream.position import Position
+from millrace.training.stream.position import Passed, Position
 from millrace.transforms.batch.fid import audit_fid
 from tests.conformance.covers import covers
 from tests.fakes.train_blocks import make_batch
@@ -47,7 +47,7 @@ class Trainer:
         self.queue.put(ticket, batch)
         self.step.step()
         self.position.applied(ticket.partition, ticket.offset, ticket.row)
-        self.position.passed({0: index + 1})
+        self.position.passed(Passed({0: index + 1}))
 
     def save(self, checkpoints: Checkpoints, sequence: int = 0) -> Path:
         cut = checkpoints.cut(self.step, self.position, sequence, prediction_rows=5)
@@ -149,7 +149,7 @@ def two_saved(tmp_path: Path) -> tuple[Path, Path, Checkpoints]:
         "tables/user.shard-00000-of-00001.part-00000-of-00001.table",
         "dense/variables.index",
         "offsets.json",
-        "seen.npz",
+        "seen.arrow",
         "manifest.json",
     ],
 )

@@ -1,6 +1,9 @@
 """From blocks to batches: every row once, in order, and a restart at any step goes on exactly there."""
 
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 from hypothesis import given, settings
@@ -10,8 +13,10 @@ from millrace.examples.feed_ranking import FeedRanking
 from millrace.training.stream.batch_queue import Ticket
 from millrace.training.stream.batcher import Batcher
 from millrace.training.stream.layout import TrainLayout
-from millrace.training.stream.position import Position, SeenRows
+from millrace.training.stream.position import Position
+from millrace.training.stream.seen_rows import SeenRows
 from millrace.transforms.batch.fid import audit_fid
+from millrace.transforms.batch.floors import BlockFloors, floors_of
 from millrace.transforms.batch.provenance import provenance_of
 from tests.fakes.train_blocks import make_batch
 
@@ -19,7 +24,8 @@ TASK = FeedRanking()
 LAYOUT = TrainLayout.of(TASK, audit=True)
 WHOLE = make_batch(TASK, 0, 30)
 
-# A log of blocks: each is a run of rows of WHOLE, written to one of two partitions; runs may overlap and repeat.
+# A log of blocks: each is a run of rows of WHOLE, written to one of two partitions; runs may overlap and repeat. Each
+# block says from which record on rows may come that no block before it has.
 runs = st.tuples(st.integers(0, 119), st.integers(1, 40), st.integers(0, 1))
 logs = st.lists(runs, min_size=1, max_size=12)
 
@@ -29,8 +35,15 @@ class Log:
 
     def __init__(self, blocks: list[tuple[int, int, int]]) -> None:
         self.partitions: list[list[pa.RecordBatch]] = [[], []]
-        for start, length, partition in blocks:
-            self.partitions[partition].append(WHOLE.slice(start, length))
+        sent, known = [WHOLE.slice(start, length) for start, length, _ in blocks], set[int]()
+        oldest_new = []  # of each block: the first record with a row that no block before it has
+        for block in sent:
+            keys, offsets = keys_of(block), provenance_of(block)[1].tolist()
+            oldest_new.append(min([o for key, o in zip(keys, offsets, strict=True) if key not in known], default=1000))
+            known.update(keys)
+        for number, (block, (_, _, partition)) in enumerate(zip(sent, blocks, strict=True)):
+            floors = BlockFloors("run", 1, 2, ((0, 0, min(oldest_new[number:])),))
+            self.partitions[partition].append(floors.attach(block))
         self.keys = {key for blocks in self.partitions for block in blocks for key in keys_of(block)}
 
     def read(self, offsets: dict[int, int]) -> Iterator[tuple[pa.RecordBatch, int, int]]:
@@ -48,9 +61,9 @@ def keys_of(batch: pa.RecordBatch) -> list[int]:
 
 def batches(log: Log, position: Position, size: int) -> Iterator[tuple[Ticket, pa.RecordBatch]]:
     """What a reader makes of the log, going on from `position`."""
-    batcher = Batcher(LAYOUT, size, SeenRows.load(position.seen.save()))
+    batcher = Batcher(LAYOUT, size, position.seen.copy())
     for block, partition, next_offset in log.read(position.offsets):
-        batcher.add(block, partition, next_offset)
+        batcher.add(block, partition, next_offset, floors_of(block))
         while batcher.rows >= size:
             yield batcher.take()
     while batcher.pending:
@@ -59,18 +72,15 @@ def batches(log: Log, position: Position, size: int) -> Iterator[tuple[Ticket, p
 
 def apply(position: Position, ticket: Ticket) -> list[int]:
     position.applied(ticket.partition, ticket.offset, ticket.row)
-    position.passed(ticket.offsets, ticket.duplicates, ticket.too_old)
+    position.passed(ticket.passed)
     return list(audit_fid(ticket.partition, ticket.offset, ticket.row).tolist())
 
 
 def saved(position: Position) -> Position:
-    return Position(
-        dict(position.offsets),
-        SeenRows.load(position.seen.save()),
-        position.rows_applied,
-        position.rows_duplicate,
-        position.rows_too_old,
-    )
+    """What a checkpoint of `position` restores."""
+    with tempfile.TemporaryDirectory() as folder:
+        position.seen.save(Path(folder))
+        return replace(position.copy(), seen=SeenRows.load(Path(folder)))
 
 
 @settings(deadline=None, max_examples=40)
@@ -82,7 +92,7 @@ def test_every_row_is_applied_once_and_repeats_are_counted(blocks: list[tuple[in
         applied += apply(position, ticket)
     rows = sum(block.num_rows for partition in log.partitions for block in partition)
     assert sorted(applied) == sorted(log.keys)
-    assert position.rows_applied + position.rows_duplicate == rows
+    assert position.rows_applied + position.rows_duplicate + position.rows_too_old == rows
     assert position.offsets == {p: len(each) for p, each in enumerate(log.partitions) if each}
 
 
@@ -115,7 +125,7 @@ def test_a_block_that_is_cut_in_two_counts_as_read_with_its_last_row() -> None:
     batcher.add(WHOLE.slice(0, 8), 0, 17)
     first, _ = batcher.take()
     second, _ = batcher.take()
-    assert (first.rows, first.offsets, second.rows, second.offsets) == (5, {}, 3, {0: 17})
+    assert (first.rows, first.passed.offsets, second.rows, second.passed.offsets) == (5, {}, 3, {0: 17})
 
 
 def test_a_block_of_repeats_only_moves_the_offset() -> None:
@@ -125,4 +135,4 @@ def test_a_block_of_repeats_only_moves_the_offset() -> None:
     batcher.add(WHOLE.slice(0, 4), 0, 2)
     assert (batcher.pending, batcher.rows) == (True, 0)
     ticket, batch = batcher.take()
-    assert (ticket.rows, ticket.duplicates, ticket.offsets, batch.num_rows) == (0, 4, {0: 2}, 0)
+    assert (ticket.rows, ticket.passed.duplicates, ticket.passed.offsets, batch.num_rows) == (0, 4, {0: 2}, 0)
