@@ -33,6 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from millrace.ops import library
+from millrace.ops.expired_entries import report_expired
 from millrace.ops.store_checkpoint import CheckpointedStore
 from millrace.ops.table_config import PooledFeature, TableConfig
 
@@ -41,6 +42,8 @@ __all__ = ["NOW", "Cut", "EmbeddingStore", "Entries", "FusedLookup", "TableStats
 _LOG = logging.getLogger(__name__)
 
 NOW = -1  # timestamp: the wall clock when the op runs
+# A client writes a cut at once, on a thread of its own: one that has not begun after two minutes is gone.
+ABANDONED_SECONDS = 120.0
 MISSING = ("zeros", "first_vector", "create")
 
 tf.no_gradient("Millrace>Lookup")
@@ -110,27 +113,33 @@ class Cut:
     Until it is written or dropped, no other cut of the store can be begun.
     """
 
-    def __init__(self, number: int, device: str) -> None:
+    def __init__(self, number: int, device: str, store: str, tables: Sequence[str]) -> None:
         self._number: int | None = number
         self._device = device
+        self._store = store
+        self._tables = tuple(tables)
 
     def write(self, folder: str | Path, with_state: bool = True, shard: int = 0, num_shards: int = 1) -> list[str]:
         """Writes checksummed files into `folder` (created), each beside, synced and renamed; returns their paths.
 
-        Expired entries are left out.
+        Expired entries are left out; the log says how many, with a warning where it is more than a tenth of a table.
 
         Args:
           with_state: write optimizer state and filters too; False for an export that only serves, in which the weights
             are compressed as the segments say.
           shard, num_shards: which of the parameter servers this store is.
+
+        Raises:
+          FailedPreconditionError: the cut waited so long that another cut of the store was begun instead.
         """
         number, self._number = self._number, None
         if number is None:
             raise ValueError("this cut was written or dropped before")
         with tf.device(self._device):
-            files = library.load().millrace_write_cut(
+            files, written, expired = library.load().millrace_write_cut(
                 cut=number, folder=str(folder), with_state=with_state, shard=shard, num_shards=num_shards
             )
+        report_expired(self._store, self._tables, written.numpy().tolist(), expired.numpy().tolist())
         return [path.decode() for path in files.numpy()]
 
     def drop(self) -> None:
@@ -592,19 +601,38 @@ class EmbeddingStore(CheckpointedStore):
 
     # Snapshots.
 
-    def cut(self) -> Cut:
+    def cut(self, watermark: int = NOW, abandoned_seconds: float = ABANDONED_SECONDS) -> Cut:
         """Holds the content of all tables as it is now, for `Cut.write`; updates may go on.
 
         An entry is copied before its first change until it is written, so memory grows by what changes meanwhile.
 
+        Args:
+          watermark: Unix seconds that the age of entries is counted back from, for what `Cut.write` leaves out as
+            expired: the event time of the cut, where time stamps are event times. Below 0: the newest time stamp of
+            each table, or the clock of the store's machine where that is earlier, so that no write that is stamped
+            with a time to come makes the other entries expire.
+          abandoned_seconds: another cut that has waited so long to be written is dropped for this one, as its client
+            must be gone; should it come back, its `Cut.write` fails.
+
         Raises:
           FailedPreconditionError: another cut of this store is neither written nor dropped.
+          InvalidArgumentError: the watermark is 2^32 or more.
         """
-        return Cut(int(self._ops.millrace_begin_cut(store=self.resource_handle).numpy()), self._device)
+        number = self._ops.millrace_begin_cut(
+            store=self.resource_handle, watermark=_int64(watermark), abandoned_seconds=abandoned_seconds
+        )
+        return Cut(int(number.numpy()), self._device, self._shared_name, list(self._configs))
 
-    def save(self, folder: str | Path, with_state: bool = True, shard: int = 0, num_shards: int = 1) -> list[str]:
+    def save(
+        self,
+        folder: str | Path,
+        with_state: bool = True,
+        shard: int = 0,
+        num_shards: int = 1,
+        watermark: int = NOW,
+    ) -> list[str]:
         """Writes all tables as they are now into `folder`: `cut` and `Cut.write` in one. Updates may go on."""
-        return self.cut().write(folder, with_state, shard, num_shards)
+        return self.cut(watermark).write(folder, with_state, shard, num_shards)
 
     def restore(
         self,

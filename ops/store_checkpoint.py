@@ -30,11 +30,13 @@ import tensorflow as tf
 from tensorflow.python.saved_model import registration
 
 from millrace.ops import library
+from millrace.ops.expired_entries import report_expired
 
 _SAVER = ("Millrace", "EmbeddingStore")
 _CHILD = "tables"
 _FOLDER = ".tables-"
 _KEY = "/FILES"
+_NEWEST = -1  # watermark: the newest time stamp of each table
 
 
 class CheckpointedStore(tf.saved_model.experimental.TrackableResource):
@@ -62,6 +64,12 @@ class _Tables(tf.Module):
         assert store is not None, "a checkpoint reaches its tables through the store"
         return store.resource_handle
 
+    def report(self, written: tf.Tensor, expired: tf.Tensor) -> None:
+        """Logs what a save left out; both int64 [tables], entries."""
+        store: Any = self._store()
+        names = [table.name for table in store.tables]
+        report_expired(store.shared_name, names, written.numpy().tolist(), expired.numpy().tolist())
+
 
 def _save(trackables: Mapping[str, _Tables], file_prefix: tf.Tensor) -> tf.Tensor:
     """Writes all tables, and a part of the checkpoint that names their files; returns its prefix."""
@@ -69,7 +77,7 @@ def _save(trackables: Mapping[str, _Tables], file_prefix: tf.Tensor) -> tf.Tenso
     tf.py_function(_remove_unnamed_folders, [prefix], [])
     microseconds = tf.strings.as_string(tf.cast(tf.timestamp() * 1e6, tf.int64))
     folder = tf.strings.join([prefix, _FOLDER, microseconds])
-    files = [_write(tables.handle, tf.strings.join([folder, "/", name])) for name, tables in trackables.items()]
+    files = [_write(tables, tf.strings.join([folder, "/", name])) for name, tables in trackables.items()]
     saved = tf.raw_ops.SaveV2(
         prefix=file_prefix,
         tensor_names=_keys(trackables),
@@ -96,12 +104,15 @@ def _keys(trackables: Mapping[str, _Tables]) -> list[str]:
     return [f"{name}{_KEY}" for name in trackables]
 
 
-def _write(handle: tf.Tensor, folder: tf.Tensor) -> tf.Tensor:
+def _write(tables: _Tables, folder: tf.Tensor) -> tf.Tensor:
     """Paths of the files that the store's tables are in afterwards."""
     ops = library.load()
-    cut = ops.millrace_begin_cut(store=handle)
+    handle = tables.handle
+    cut = ops.millrace_begin_cut(store=handle, watermark=tf.constant(_NEWEST, tf.int64))
     with tf.device(handle.device):
-        return ops.millrace_write_cut(cut=cut, folder=folder)
+        files, written, expired = ops.millrace_write_cut(cut=cut, folder=folder)
+    tf.py_function(tables.report, [written, expired], [])
+    return files
 
 
 def _parent(prefix: tf.Tensor) -> tf.Tensor:

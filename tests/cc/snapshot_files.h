@@ -38,16 +38,16 @@ class FilesTest : public ::testing::Test {
 
   Files Save(const std::shared_ptr<EmbeddingStore>& store, const SaveOptions& options = {}) {
     std::unique_ptr<StoreCut> cut;
-    const Status begun = StoreCut::Begin(store, &cut);
+    const Status begun = StoreCut::Begin(store, {}, &cut);
     EXPECT_TRUE(begun.ok()) << begun.message();
     return Write(*cut, options);
   }
 
   Files Write(StoreCut& cut, const SaveOptions& options = {}) {
-    Files files;
-    const Status written = cut.Write(NewFolder(), options, &files);
+    CutReport report;
+    const Status written = cut.Write(NewFolder(), options, &report);
     EXPECT_TRUE(written.ok()) << written.message();
-    return files;
+    return report.files;
   }
 
   std::string folder_;

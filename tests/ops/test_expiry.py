@@ -1,9 +1,11 @@
 """Age of entries: what eviction removes and what a snapshot leaves out."""
 
+import logging
 import time
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
@@ -116,6 +118,47 @@ def test_restored_entries_keep_their_age_in_a_serving_table_too(tmp_path: Path) 
     assert serving.evict(_NOW + 1).numpy().tolist() == [1]
     assert serving.contains("t", [1, 2]).numpy().tolist() == [False, True]
     assert serving.stats("t").newest_timestamp == _NOW
+
+
+def test_a_write_of_the_future_does_not_make_a_snapshot_leave_the_others_out(tmp_path: Path) -> None:
+    store = _store(30)
+    now = int(time.time())
+    store.assign("t", range(100), [[1.0]] * 100, timestamp=now)
+    store.assign("t", [100], [[1.0]], timestamp=now + 31 * _DAY)
+    assert _restored(store, tmp_path).size("t") == 101
+
+
+@pytest.mark.parametrize(("watermark", "ids"), [(_NOW, [1, 2, 3]), (_NOW + _DAY, [2, 3]), (_NOW + 5 * _DAY, [3])])
+def test_what_a_snapshot_leaves_out_is_counted_back_from_the_watermark_of_the_cut(
+    tmp_path: Path, watermark: int, ids: list[int]
+) -> None:
+    store = _store(1)
+    _assign(store, {1: _NOW, 2: _NOW + 1, 3: _NOW + 10 * _DAY})
+    store.cut(watermark).write(tmp_path / "cut")
+    store.save(tmp_path / "saved", watermark=watermark)
+    for folder in ("cut", "saved"):
+        other = open_store(*store.tables)
+        other.restore(tmp_path / folder)
+        assert other.dump("t")[0].tolist() == ids
+    with pytest.raises(tf.errors.InvalidArgumentError, match="watermark must be seconds, below"):
+        store.cut(1 << 32)
+
+
+def test_a_snapshot_logs_what_it_leaves_out_and_warns_where_it_is_much(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store = _store(1)
+    store.assign("t", range(99), [[1.0]] * 99, timestamp=_NOW)
+    _assign(store, {99: _NOW - _DAY})
+    store.save(tmp_path / "few", watermark=_NOW)
+    store.save(tmp_path / "all", watermark=_NOW + 2 * _DAY)
+    tf.train.Checkpoint(store=store).save(str(tmp_path / "checkpoint"))
+    levels = [(record.levelname, record.getMessage()) for record in caplog.records if "left out" in record.getMessage()]
+    assert [level for level, _ in levels] == ["INFO", "WARNING", "INFO"]
+    assert "table t left out 1 of 100 entries" in levels[0][1]
+    assert "table t left out 100 of 100 entries" in levels[1][1]
+    assert "check the time stamps" in levels[1][1]
 
 
 def test_now_is_the_time_of_this_machine() -> None:

@@ -176,6 +176,37 @@ def test_learning_rates_must_be_one_a_segment(store: EmbeddingStore, op: str) ->
     assert store.lookup("movies", [1]).numpy().tolist() == [[0, -1]]
 
 
+@pytest.mark.parametrize("op", ["apply", "fused", "pooled"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_learning_rate_that_is_not_finite_is_refused(store: EmbeddingStore, op: str, bad: float) -> None:
+    store.assign("movies", [1], [[1.0, 1.0]])
+    with pytest.raises(_INVALID, match="table 'movies': the learning rate of segment 1 is NaN or infinite"):
+        _raw_update(store, op, [1.0, bad])
+    assert store.lookup("movies", [1]).numpy().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda raw, _: raw.millrace_find_store(store_name=["a", "b"]), "store_name"),
+        (lambda raw, _: raw.millrace_verify_table_file(path=["a", "b"]), "path"),
+        (lambda raw, _: raw.millrace_read_table_file(path=["a", "b"], cursor=[0, 0], limit=1), "path"),
+        (lambda raw, _: raw.millrace_read_table_file(path="a", cursor=[0, 0], limit=[1]), "limit"),
+        (lambda raw, _: raw.millrace_reshard_files(files=["a"], folder=["a", "b"], num_shards=1), "folder"),
+        (lambda raw, _: raw.millrace_write_cut(cut=1, folder=["a", "b"]), "folder"),
+        (lambda raw, _: raw.millrace_write_cut(cut=[1, 2], folder="a"), "cut"),
+        (lambda raw, _: raw.millrace_drop_cut(cut=[1, 2]), "cut"),
+        (lambda raw, store: raw.millrace_begin_cut(store=store, watermark=[1, 2]), "watermark"),
+        (lambda raw, store: raw.millrace_evict(store=store, watermark=[1, 2]), "timestamp"),
+        (lambda raw, store: raw.millrace_sizes(store=tf.stack([store, store])), "the handle of a store"),
+        (lambda raw, store: raw.millrace_close_store(store=tf.stack([store])), "the handle of a store"),
+    ],
+)
+def test_a_vector_where_a_scalar_is_meant_is_an_error(store: EmbeddingStore, call: Any, name: str) -> None:
+    with pytest.raises(_INVALID, match=f"{name}.* must be a scalar"):
+        call(library.load(), store.resource_handle)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_gradient_that_is_not_finite_is_named_and_no_table_changes(bad: float) -> None:
     store = open_store(TableConfig("movies", 1), TableConfig("users", 1))

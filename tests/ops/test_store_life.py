@@ -142,6 +142,30 @@ def test_a_second_cut_waits_for_the_first_to_be_written_or_dropped(tmp_path: Pat
     store.save(tmp_path)
 
 
+def test_a_cut_that_its_client_never_writes_gives_way_to_the_next(tmp_path: Path) -> None:
+    store = open_store(*TABLES)
+    store.assign("t", [1], [[1.0]])
+    lost = store.cut()
+    store.assign("t", [1], [[2.0]])
+    cut = store.cut(abandoned_seconds=0)
+    with pytest.raises(tf.errors.FailedPreconditionError, match="another cut of the store was begun instead"):
+        lost.write(tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
+    store.assign("t", [1], [[3.0]])
+    cut.write(tmp_path / "cut")
+    restored = open_store(*TABLES)
+    restored.restore(tmp_path / "cut")
+    assert restored.dump("t")[1].tolist() == [[2]]
+    store.save(tmp_path / "after")
+
+
+def test_a_cut_of_one_store_leaves_that_of_another(tmp_path: Path) -> None:
+    here, there = open_store(*TABLES), open_store(*TABLES)
+    cut = there.cut()
+    here.cut(abandoned_seconds=0).drop()
+    cut.write(tmp_path)
+
+
 def test_a_cut_outlives_its_store(tmp_path: Path) -> None:
     store = open_store(*TABLES)
     store.assign("t", [1], [[5.0]])

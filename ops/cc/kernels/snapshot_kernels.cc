@@ -1,11 +1,14 @@
 // Kernels that write and read snapshots; definitions and documentation are in snapshot_op_defs.cc.
+#include <algorithm>
+#include <charconv>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -24,6 +27,8 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::tstring;
 
+using Clock = std::chrono::steady_clock;
+
 absl::Status OutputTexts(OpKernelContext* context, const std::vector<std::string>& texts) {
   Tensor* output = nullptr;
   TF_RETURN_IF_ERROR(context->allocate_output(0, TensorShape({static_cast<int64_t>(texts.size())}), &output));
@@ -36,6 +41,14 @@ std::vector<std::string> TextsFromInput(OpKernelContext* context, int index) {
   return {texts.data(), texts.data() + texts.size()};
 }
 
+// One int64 per table of the cut, as output `index`.
+absl::Status OutputCounts(OpKernelContext* context, int index, const std::vector<int64_t>& counts) {
+  Tensor* output = nullptr;
+  TF_RETURN_IF_ERROR(context->allocate_output(index, TensorShape({static_cast<int64_t>(counts.size())}), &output));
+  std::copy(counts.begin(), counts.end(), output->flat<int64_t>().data());
+  return absl::OkStatus();
+}
+
 // Cuts that were begun and not yet written, by number.
 class OpenCuts {
  public:
@@ -46,7 +59,7 @@ class OpenCuts {
 
   int64_t Add(std::unique_ptr<StoreCut> cut) {
     const std::lock_guard lock(mutex_);
-    cuts_[++last_] = std::move(cut);
+    cuts_[++last_] = {std::move(cut), Clock::now()};
     return last_;
   }
 
@@ -55,29 +68,63 @@ class OpenCuts {
     const std::lock_guard lock(mutex_);
     const auto found = cuts_.find(number);
     if (found == cuts_.end()) return nullptr;
-    std::unique_ptr<StoreCut> cut = std::move(found->second);
+    std::unique_ptr<StoreCut> cut = std::move(found->second.cut);
     cuts_.erase(found);
     return cut;
   }
 
+  // Drops the cut of `store` that has waited so long to be written: to write it then fails. Returns whether there was
+  // one.
+  bool DropAbandoned(const EmbeddingStore& store, std::chrono::duration<double> after) {
+    std::unique_ptr<StoreCut> abandoned;  // ended after the lock is released: it waits for the locks of its tables
+    const std::lock_guard lock(mutex_);
+    for (auto waiting = cuts_.begin(); waiting != cuts_.end(); ++waiting) {
+      if (&waiting->second.cut->store() != &store || Clock::now() - waiting->second.begun < after) continue;
+      abandoned = std::move(waiting->second.cut);
+      cuts_.erase(waiting);
+      return true;
+    }
+    return false;
+  }
+
  private:
+  struct Waiting {
+    std::unique_ptr<StoreCut> cut;
+    Clock::time_point begun;
+  };
   std::mutex mutex_;
-  std::map<int64_t, std::unique_ptr<StoreCut>> cuts_;
+  std::map<int64_t, Waiting> cuts_;
   int64_t last_ = 0;
 };
 
 class BeginCutKernel : public StoreKernel {
  public:
-  using StoreKernel::StoreKernel;
+  explicit BeginCutKernel(OpKernelConstruction* context) : StoreKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("abandoned_seconds", &abandoned_seconds_));
+  }
 
  protected:
   void ComputeOn(OpKernelContext* context, std::shared_ptr<EmbeddingStore> store) override {
+    int64_t watermark = 0;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 1, "watermark", &watermark));
+    OP_REQUIRES(context, watermark <= UINT32_MAX,
+                absl::InvalidArgumentError("watermark must be seconds, below 2^32"));
+    const CutTime time{watermark, static_cast<uint32_t>(NowSeconds())};
     std::unique_ptr<StoreCut> cut;
-    OP_REQUIRES_OK(context, ToTensorFlow(StoreCut::Begin(std::move(store), &cut)));
+    Status begun = StoreCut::Begin(store, time, &cut);
+    if (!begun.ok() && OpenCuts::Global().DropAbandoned(*store, std::chrono::duration<double>(abandoned_seconds_))) {
+      LOG(WARNING) << "store '" << store->name() << "': a cut that waited for " << abandoned_seconds_
+                   << " s to be written was dropped for the next one";
+      begun = StoreCut::Begin(store, time, &cut);
+    }
+    OP_REQUIRES_OK(context, ToTensorFlow(begun));
     Tensor* number = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &number));
     number->scalar<int64_t>()() = OpenCuts::Global().Add(std::move(cut));
   }
+
+ private:
+  float abandoned_seconds_ = 0;
 };
 
 class WriteCutKernel : public OpKernel {
@@ -92,13 +139,18 @@ class WriteCutKernel : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     int64_t number = 0;
+    tstring folder;
     OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "cut", &number));
-    const std::string folder = context->input(1).scalar<tstring>()();
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 1, "folder", &folder));
     const std::unique_ptr<StoreCut> cut = OpenCuts::Global().Take(number);
-    OP_REQUIRES(context, cut != nullptr, absl::FailedPreconditionError("this cut was written or dropped before"));
-    std::vector<std::string> files;
-    OP_REQUIRES_OK(context, ToTensorFlow(cut->Write(folder, options_, &files)));
-    OP_REQUIRES_OK(context, OutputTexts(context, files));
+    OP_REQUIRES(context, cut != nullptr,
+                absl::FailedPreconditionError("this cut was written or dropped before, or waited so long that another "
+                                              "cut of the store was begun instead"));
+    CutReport report;
+    OP_REQUIRES_OK(context, ToTensorFlow(cut->Write(folder, options_, &report)));
+    OP_REQUIRES_OK(context, OutputTexts(context, report.files));
+    OP_REQUIRES_OK(context, OutputCounts(context, 1, report.written));
+    OP_REQUIRES_OK(context, OutputCounts(context, 2, report.expired));
   }
 
  private:
@@ -121,13 +173,14 @@ absl::Status ParseSegmentsFrom(const std::string& text, RestoreOptions* options)
   const size_t equals = text.find('=');
   if (equals == std::string::npos) return absl::InvalidArgumentError("'" + text + "' is not table=segment,...");
   std::vector<int>& segments = options->segments_from[text.substr(0, equals)];
-  for (const char* at = text.c_str() + equals + 1; *at != '\0';) {
-    char* end = nullptr;
-    segments.push_back(static_cast<int>(std::strtol(at, &end, 10)));
-    if (end == at || (*end != ',' && *end != '\0')) {
+  const char* const end = text.data() + text.size();
+  for (const char* at = text.data() + equals + 1; at != end;) {
+    segments.push_back(0);
+    const auto [next, error] = std::from_chars(at, end, segments.back());
+    if (error != std::errc() || (next != end && *next != ',')) {
       return absl::InvalidArgumentError("'" + text + "' is not table=segment,...");
     }
-    at = *end == ',' ? end + 1 : end;
+    at = next == end ? end : next + 1;
   }
   return absl::OkStatus();
 }
@@ -167,7 +220,9 @@ class VerifyTableFileKernel : public OpKernel {
   void Compute(OpKernelContext* context) override {
     SnapshotHeader header;
     int64_t rows = 0;
-    OP_REQUIRES_OK(context, ToTensorFlow(VerifyTableFile(context->input(0).scalar<tstring>()(), &header, &rows)));
+    tstring path;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "path", &path));
+    OP_REQUIRES_OK(context, ToTensorFlow(VerifyTableFile(path, &header, &rows)));
     Tensor *text = nullptr, *count = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &text));
     OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({}), &count));
@@ -183,11 +238,13 @@ class ReadTableFileKernel : public OpKernel {
   void Compute(OpKernelContext* context) override {
     const Tensor& cursor = context->input(1);
     int64_t limit = 0;
+    tstring path;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "path", &path));
     OP_REQUIRES_OK(context, ScalarFromInput(context, 2, "limit", &limit));
     OP_REQUIRES(context, cursor.dims() == 1 && cursor.NumElements() == 2,
                 absl::InvalidArgumentError("cursor must be [2]"));
     std::unique_ptr<TableFileReader> reader;
-    OP_REQUIRES_OK(context, ToTensorFlow(TableFileReader::Open(context->input(0).scalar<tstring>()(), &reader)));
+    OP_REQUIRES_OK(context, ToTensorFlow(TableFileReader::Open(path, &reader)));
     const CheckedFileReader::Position from{cursor.vec<int64_t>()(0), static_cast<uint32_t>(cursor.vec<int64_t>()(1))};
     if (from.offset != 0) OP_REQUIRES_OK(context, ToTensorFlow(reader->file().Seek(from)));
     EntryRows all;
@@ -221,8 +278,10 @@ class ReshardFilesKernel : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     std::vector<std::string> written;
-    OP_REQUIRES_OK(context, ToTensorFlow(ReshardFiles(TextsFromInput(context, 0), context->input(1).scalar<tstring>()(),
-                                                      num_shards_, &written)));
+    tstring folder;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 1, "folder", &folder));
+    OP_REQUIRES_OK(context,
+                   ToTensorFlow(ReshardFiles(TextsFromInput(context, 0), folder, num_shards_, &written)));
     OP_REQUIRES_OK(context, OutputTexts(context, written));
   }
 

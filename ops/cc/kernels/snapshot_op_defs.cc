@@ -12,14 +12,23 @@ using tensorflow::shape_inference::ScalarShape;
 
 REGISTER_OP("Millrace>BeginCut")
     .Input("store: resource")
+    .Input("watermark: int64")
+    .Attr("abandoned_seconds: float = 120.0")
     .Output("cut: int64")
     .SetIsStateful()
-    .SetShapeFn(ScalarShape)
+    .SetShapeFn([](InferenceContext* context) {
+      TF_RETURN_IF_ERROR(ScalarShape(context));
+      return ScalarsFrom(context, 1, 2);
+    })
     .Doc(R"doc(
 Holds the content of all tables as it is now, for WriteCut; updates go on.
 
 An entry is copied before its first change until it is written. FailedPreconditionError while another cut is open.
 
+watermark: Scalar, Unix seconds that the age of entries is counted back from; WriteCut leaves out those that expired.
+  Below 0: the newest time stamp of each table, or this machine's clock where that is earlier.
+abandoned_seconds: A cut that has waited so long for its WriteCut is dropped for this one, as its client is gone: clients
+  write at once. A WriteCut that comes still fails.
 cut: Scalar; each is to be given to WriteCut or DropCut.
 )doc");
 
@@ -30,8 +39,15 @@ REGISTER_OP("Millrace>WriteCut")
     .Attr("shard: int >= 0 = 0")
     .Attr("num_shards: int >= 1 = 1")
     .Output("files: string")
+    .Output("written: int64")
+    .Output("expired: int64")
     .SetIsStateful()
-    .SetShapeFn(ListShape)
+    .SetShapeFn([](InferenceContext* context) {
+      ShapeHandle unused;
+      TF_RETURN_IF_ERROR(ScalarsFrom(context, 0, 2));
+      for (int i = 0; i < 3; ++i) context->set_output(i, context->Vector(InferenceContext::kUnknownDim));
+      return absl::OkStatus();
+    })
     .Doc(R"doc(
 Writes a cut into checksummed files of a folder, each beside, synced and renamed, on threads of low priority.
 
@@ -39,6 +55,7 @@ folder: Scalar; created when it is new.
 with_state: Write optimizer state too; else weights only, compressed, for serving.
 shard, num_shards: Which of the parameter servers this store is.
 files: Paths.
+written, expired: How many entries of each table were written and how many left out, in the order of the store.
 )doc");
 
 REGISTER_OP("Millrace>DropCut").Input("cut: int64").SetIsStateful().SetShapeFn(NoOutputs).Doc(R"doc(

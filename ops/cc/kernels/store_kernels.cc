@@ -43,7 +43,8 @@ class FindKernel : public OpKernel {
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
-    const std::string name = context->input(0).scalar<tstring>()();
+    tstring name;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "store_name", &name));
     std::shared_ptr<EmbeddingStore> store;
     OP_REQUIRES_OK(context, ToTensorFlow(StoreRegistry::Global().Find(name, &store)));
     Tensor *output = nullptr, *tables = nullptr;
@@ -62,7 +63,8 @@ class CloseKernel : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    const ResourceHandle& handle = tensorflow::HandleFromInput(context, 0);
+    ResourceHandle handle;
+    OP_REQUIRES_OK(context, HandleFromScalar(context, 0, &handle));
     StoreRegistry::Global().Close(handle.name(), handle.hash_code(), force_);
   }
 

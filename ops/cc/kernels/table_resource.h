@@ -3,6 +3,7 @@
 #define MILLRACE_KERNELS_TABLE_RESOURCE_H_
 
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -36,9 +37,27 @@ inline absl::Status ToTensorFlow(const Status& status) {
   return absl::InternalError(status.message());
 }
 
+// A scalar input. Shape functions say so too, but an eager call does not run them.
+template <typename T>
+absl::Status ScalarFromInput(tensorflow::OpKernelContext* context, int index, const char* name, T* result) {
+  const tensorflow::Tensor& input = context->input(index);
+  if (input.dims() != 0) {
+    return absl::InvalidArgumentError(std::string(name) + " must be a scalar, got shape " +
+                                      input.shape().DebugString());
+  }
+  *result = input.scalar<T>()();
+  return absl::OkStatus();
+}
+
+inline absl::Status HandleFromScalar(tensorflow::OpKernelContext* context, int index,
+                                     tensorflow::ResourceHandle* handle) {
+  return ScalarFromInput(context, index, "the handle of a store", handle);
+}
+
 // The handle names a store in the process-wide registry; checked by type before it is believed.
 inline absl::Status StoreFromInput(tensorflow::OpKernelContext* context, std::shared_ptr<EmbeddingStore>* store) {
-  const tensorflow::ResourceHandle& handle = tensorflow::HandleFromInput(context, 0);
+  tensorflow::ResourceHandle handle;
+  TF_RETURN_IF_ERROR(HandleFromScalar(context, 0, &handle));
   if (handle.maybe_type_name() != kStoreTypeName) {
     return absl::InvalidArgumentError("the resource '" + handle.name() + "' is not an embedding store");
   }
@@ -91,12 +110,20 @@ inline absl::Status CheckRows(const EmbeddingTable& table, const tensorflow::Ten
   return CheckDim(table, rows.dim_size(1));
 }
 
-// One learning rate per segment.
+// One finite learning rate per segment, from `first` on.
 inline absl::Status CheckRates(const EmbeddingTable& table, const tensorflow::Tensor& rates, int64_t first = 0) {
-  if (rates.dims() == 1 && rates.NumElements() >= first + table.num_segments()) return absl::OkStatus();
-  return absl::InvalidArgumentError("table '" + table.config().name + "' has " + std::to_string(table.num_segments()) +
-                                    " segments: learning_rates must hold as many numbers, got shape " +
-                                    rates.shape().DebugString());
+  if (rates.dims() != 1 || rates.NumElements() < first + table.num_segments()) {
+    return absl::InvalidArgumentError("table '" + table.config().name + "' has " +
+                                      std::to_string(table.num_segments()) +
+                                      " segments: learning_rates must hold as many numbers, got shape " +
+                                      rates.shape().DebugString());
+  }
+  for (int s = 0; s < table.num_segments(); ++s) {
+    if (std::isfinite(rates.flat<float>()(first + s))) continue;
+    return absl::InvalidArgumentError("table '" + table.config().name + "': the learning rate of segment " +
+                                      std::to_string(s) + " is NaN or infinite; nothing was applied");
+  }
+  return absl::OkStatus();
 }
 
 // No learning rate is left over once `used` of them went to segments.
@@ -106,22 +133,16 @@ inline absl::Status CheckRatesUsed(const tensorflow::Tensor& rates, int64_t used
                                     " numbers, one per segment, got shape " + rates.shape().DebugString());
 }
 
-inline absl::Status ScalarFromInput(tensorflow::OpKernelContext* context, int index, const char* name,
-                                    int64_t* result) {
-  const tensorflow::Tensor& input = context->input(index);
-  if (input.dims() != 0) return absl::InvalidArgumentError(std::string(name) + " must be a scalar");
-  *result = input.scalar<int64_t>()();
-  return absl::OkStatus();
+inline int64_t NowSeconds() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::seconds>(now).count();
 }
 
 // Unix seconds of a scalar input; below 0 means now.
 inline absl::Status TimestampFromInput(tensorflow::OpKernelContext* context, int index, uint32_t* timestamp) {
   int64_t seconds = 0;
   TF_RETURN_IF_ERROR(ScalarFromInput(context, index, "timestamp", &seconds));
-  if (seconds < 0) {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    seconds = std::chrono::duration_cast<std::chrono::seconds>(now).count();
-  }
+  if (seconds < 0) seconds = NowSeconds();
   if (seconds > UINT32_MAX) return absl::InvalidArgumentError("timestamp must be seconds, below 2^32");
   *timestamp = static_cast<uint32_t>(seconds);
   return absl::OkStatus();

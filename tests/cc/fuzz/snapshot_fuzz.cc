@@ -159,17 +159,17 @@ class Snapshot {
     ExpectOk(EmbeddingStore::Create("fuzz", texts, &store_));
     for (const auto& table : store_->tables()) Fill(*table);
     std::unique_ptr<StoreCut> cut;
-    std::vector<std::string> saved;
-    ExpectOk(StoreCut::Begin(store_, &cut));
+    CutReport saved;
+    ExpectOk(StoreCut::Begin(store_, {}, &cut));
     ExpectOk(cut->Write(folder + "/whole", {!serving, 0, 1}, &saved));
     cut.reset();
-    ExpectOk(ReshardFiles(saved, folder, 2, &files_));
+    ExpectOk(ReshardFiles(saved.files, folder, 2, &files_));
     for (const std::string& path : files_) WriteBytes(path, InSmallBlocks(path));
     if (serving) {
       ExpectOk(EmbeddingStore::Create("fuzz", {ServingText(kRanking), ServingText(kBias)}, &store_));
     } else {
-      files_.push_back((fs::path(folder) / fs::path(saved.back()).filename()).string());
-      WriteBytes(files_.back(), ReadBytes(saved.back()));
+      files_.push_back((fs::path(folder) / fs::path(saved.files.back()).filename()).string());
+      WriteBytes(files_.back(), ReadBytes(saved.files.back()));
     }
     for (const std::string& path : files_) bytes_.push_back(ReadBytes(path));
     Restore();

@@ -293,28 +293,32 @@ struct StoreCut::TableState {
   EmbeddingTable* table;
   int64_t entries = 0;
   uint32_t newest_timestamp = 0;
+  uint32_t watermark = 0;
   std::string filter;
 };
 
 struct StoreCut::Part {
-  const TableState* state;
+  size_t table;  // number of it in the store
   SnapshotHeader header;
   std::string folder;
+  int64_t written = 0, expired = 0;  // entries
 };
 
-Status StoreCut::Begin(std::shared_ptr<EmbeddingStore> store, std::unique_ptr<StoreCut>* result) {
+Status StoreCut::Begin(std::shared_ptr<EmbeddingStore> store, const CutTime& time, std::unique_ptr<StoreCut>* result) {
   if (!store->AcquireCut()) {
     return FailedPrecondition("a snapshot of store '" + store->name() + "' is being written: wait for its end");
   }
-  result->reset(new StoreCut(std::move(store)));
+  result->reset(new StoreCut(std::move(store), time));
   return {};
 }
 
-StoreCut::StoreCut(std::shared_ptr<EmbeddingStore> store) : store_(std::move(store)) {
+StoreCut::StoreCut(std::shared_ptr<EmbeddingStore> store, const CutTime& time) : store_(std::move(store)) {
   for (const auto& table : store_->tables()) table->LockAll();
   for (const auto& table : store_->tables()) {
     table->BeginCut();
-    states_.push_back({table.get(), 0, table->newest_timestamp(), ""});
+    const uint32_t newest = table->newest_timestamp();
+    const uint32_t watermark = time.watermark < 0 ? std::min(newest, time.now) : static_cast<uint32_t>(time.watermark);
+    states_.push_back({table.get(), 0, newest, watermark, ""});
     if (table->filter() != nullptr) states_.back().filter = table->filter()->Save();
   }
   for (const auto& table : store_->tables()) table->UnlockAll();
@@ -326,45 +330,54 @@ StoreCut::~StoreCut() {
   store_->ReleaseCut();
 }
 
-Status StoreCut::Write(const std::string& folder, const SaveOptions& options, std::vector<std::string>* files) {
+Status StoreCut::Write(const std::string& folder, const SaveOptions& options, CutReport* report) {
   MILLRACE_RETURN_IF_ERROR(CreateFolder(folder));
-  files->clear();
+  *report = {{}, std::vector<int64_t>(states_.size()), std::vector<int64_t>(states_.size())};
+  std::vector<std::string>* files = &report->files;
   std::vector<Part> parts;
-  for (const TableState& state : states_) {
+  for (size_t t = 0; t < states_.size(); ++t) {
+    const TableState& state = states_[t];
     SnapshotHeader header = SnapshotHeader::Of(*state.table, options.with_state);
     header.newest_timestamp = state.newest_timestamp;
     header.shard = options.shard;
     header.num_shards = options.num_shards;
     header.num_parts = PartsOf(state.entries);
     for (header.part = 0; header.part < header.num_parts; ++header.part) {
-      parts.push_back({&state, header, folder});
+      parts.push_back({t, header, folder});
       files->push_back((std::filesystem::path(folder) / header.FileName()).string());
     }
   }
-  MILLRACE_RETURN_IF_ERROR(RunInBackground(parts.size(), [&](int64_t i) { return WritePart(parts[i]); }));
+  MILLRACE_RETURN_IF_ERROR(RunInBackground(parts.size(), [&](int64_t i) { return WritePart(&parts[i]); }));
+  for (const Part& part : parts) {
+    report->written[part.table] += part.written;
+    report->expired[part.table] += part.expired;
+  }
   for (size_t t = 0; t < states_.size(); ++t) MILLRACE_RETURN_IF_ERROR(WriteFilter(folder, options, t, files));
   return {};
 }
 
-Status StoreCut::WritePart(const Part& part) const {
-  EmbeddingTable& table = *part.state->table;
-  const bool compresses = part.header.serving && !table.config().serving;
+Status StoreCut::WritePart(Part* part) const {
+  const TableState& state = states_[part->table];
+  EmbeddingTable& table = *state.table;
+  const bool compresses = part->header.serving && !table.config().serving;
   const EntryLayout& layout = table.layout();
   const int64_t row_bytes = compresses ? RowHeader::kBytes + layout.code_bytes() : layout.row_bytes();
   std::unique_ptr<CheckedFileWriter> file;
-  MILLRACE_RETURN_IF_ERROR(CreateTableFile(part.folder, part.header, &file));
-  uint64_t count = 0;
+  MILLRACE_RETURN_IF_ERROR(CreateTableFile(part->folder, part->header, &file));
   std::vector<char> block;
   EntryRows rows;
   const auto write = [&] {
     Status written;
     if (!block.empty()) written = file->WriteBlock(block.data(), block.size());
-    count += block.size() / row_bytes;
+    part->written += static_cast<int64_t>(block.size()) / row_bytes;
     block.clear();
     return written;
   };
   const auto add = [&](const char* row) {
-    if (table.IsExpired(RowHeader::Fid(row), RowHeader::Timestamp(row), part.state->newest_timestamp)) return;
+    if (table.IsExpired(RowHeader::Fid(row), RowHeader::Timestamp(row), state.watermark)) {
+      ++part->expired;
+      return;
+    }
     const size_t place = block.size();
     block.resize(place + row_bytes);
     if (!compresses) {
@@ -381,8 +394,8 @@ Status StoreCut::WritePart(const Part& part) const {
     }
     return Status();
   };
-  const int first = FirstOfPart(kLockShards, part.header.part, part.header.num_parts);
-  const int last = FirstOfPart(kLockShards, part.header.part + 1, part.header.num_parts);
+  const int first = FirstOfPart(kLockShards, part->header.part, part->header.num_parts);
+  const int last = FirstOfPart(kLockShards, part->header.part + 1, part->header.num_parts);
   // What was kept aside is written soon, so that its memory serves again.
   const auto add_kept = [&] {
     for (int shard = first; shard < last; ++shard) {
@@ -402,7 +415,7 @@ Status StoreCut::WritePart(const Part& part) const {
   }
   MILLRACE_RETURN_IF_ERROR(add_kept());
   MILLRACE_RETURN_IF_ERROR(write());
-  return file->Publish(count);
+  return file->Publish(static_cast<uint64_t>(part->written));
 }
 
 Status StoreCut::WriteFilter(const std::string& folder, const SaveOptions& options, size_t index,

@@ -13,6 +13,19 @@
 
 namespace millrace {
 
+// What the age of entries is counted back from.
+struct CutTime {
+  int64_t watermark = -1;   // Unix seconds; below 0: each table's newest time stamp, but not beyond `now`
+  uint32_t now = UINT32_MAX;  // this machine's clock: a stamp of the future must not make everything else expire
+};
+
+// What was written of a cut; the numbers are of each table, in the order of the store.
+struct CutReport {
+  std::vector<std::string> files;  // the paths that were published
+  std::vector<int64_t> written;    // entries
+  std::vector<int64_t> expired;    // entries that were left out
+};
+
 struct SaveOptions {
   bool with_state = true;         // else weights only, compressed as the table's segments say
   int shard = 0, num_shards = 1;  // which of the parameter servers this store is
@@ -36,18 +49,20 @@ int FirstOfPart(int units, int part, int parts);
 class StoreCut {
  public:
   // Locks all tables for well under a millisecond per million entries. FailedPrecondition while another cut is open.
-  static Status Begin(std::shared_ptr<EmbeddingStore> store, std::unique_ptr<StoreCut>* result);
+  static Status Begin(std::shared_ptr<EmbeddingStore> store, const CutTime& time, std::unique_ptr<StoreCut>* result);
   ~StoreCut();
 
+  const EmbeddingStore& store() const { return *store_; }
+
   // Writes one file per part of a table and one per filter into `folder` (created), on its own threads of low priority.
-  // Expired entries are left out. To be called once. `files` are the paths that were published.
-  Status Write(const std::string& folder, const SaveOptions& options, std::vector<std::string>* files);
+  // Expired entries are left out. To be called once.
+  Status Write(const std::string& folder, const SaveOptions& options, CutReport* report);
 
  private:
   struct TableState;
   struct Part;
-  explicit StoreCut(std::shared_ptr<EmbeddingStore> store);
-  Status WritePart(const Part& part) const;
+  StoreCut(std::shared_ptr<EmbeddingStore> store, const CutTime& time);
+  Status WritePart(Part* part) const;
   Status WriteFilter(const std::string& folder, const SaveOptions& options, size_t table,
                      std::vector<std::string>* files) const;
 

@@ -63,7 +63,7 @@ TEST_F(StoreCutTest, ACutIsTheContentOfItsMomentWhateverHappensBeforeItIsWritten
     movies.Clear();
     ASSERT_TRUE(Restore(store_, start).ok());
     std::unique_ptr<StoreCut> cut;
-    ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
+    ASSERT_TRUE(StoreCut::Begin(store_, {}, &cut).ok());
     change();
     change();
     EXPECT_EQ(RowsOf(Write(*cut)[0]), expected) << name;
@@ -74,7 +74,7 @@ TEST_F(StoreCutTest, EntriesThatChangeWhileACutIsTakenAreInItOnce) {
   EmbeddingTable& movies = TableOf(store_, 0);
   const auto expected = RowsById(movies);
   std::unique_ptr<StoreCut> cut;
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
+  ASSERT_TRUE(StoreCut::Begin(store_, {}, &cut).ok());
   std::map<int64_t, std::string> taken;
   const auto take = [&](const EntryRows& rows) {
     for (int64_t i = 0; i < rows.size(); ++i) {
@@ -104,36 +104,37 @@ TEST_F(StoreCutTest, EntriesThatChangeWhileACutIsTakenAreInItOnce) {
 
 TEST_F(StoreCutTest, ASecondCutIsRefusedUntilTheFirstIsDropped) {
   std::unique_ptr<StoreCut> first, second;
-  ASSERT_TRUE(StoreCut::Begin(store_, &first).ok());
-  const Status refused = StoreCut::Begin(store_, &second);
+  ASSERT_TRUE(StoreCut::Begin(store_, {}, &first).ok());
+  const Status refused = StoreCut::Begin(store_, {}, &second);
   EXPECT_EQ(refused.code(), Code::kFailedPrecondition);
   EXPECT_NE(refused.message().find("store 's'"), std::string::npos);
   Train(TableOf(store_, 0), Sequence(100));
   first.reset();
-  ASSERT_TRUE(StoreCut::Begin(store_, &second).ok());
+  ASSERT_TRUE(StoreCut::Begin(store_, {}, &second).ok());
   EXPECT_EQ(RowsOf(Write(*second)[0]), RowsById(TableOf(store_, 0)));
 }
 
 TEST_F(StoreCutTest, AFailedWriteLeavesTheOldFilesAndNoOthers) {
   const std::string folder = Path("snapshot");
   std::unique_ptr<StoreCut> cut;
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-  Files files;
-  ASSERT_TRUE(cut->Write(folder, {}, &files).ok());
+  ASSERT_TRUE(StoreCut::Begin(store_, {}, &cut).ok());
+  CutReport report;
+  ASSERT_TRUE(cut->Write(folder, {}, &report).ok());
+  const Files files = report.files;
   const std::string good = ReadBytes(files[1]);
   ASSERT_TRUE(std::filesystem::remove(files[0]));
   std::filesystem::create_directory(files[0]);
   Train(TableOf(store_, 1), Sequence(20));
   cut.reset();
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-  EXPECT_EQ(cut->Write(folder, {}, &files).code(), Code::kInternal);
+  ASSERT_TRUE(StoreCut::Begin(store_, {}, &cut).ok());
+  EXPECT_EQ(cut->Write(folder, {}, &report).code(), Code::kInternal);
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
   }
   WriteBytes(Path("a_file"), "x");
   cut.reset();
-  ASSERT_TRUE(StoreCut::Begin(store_, &cut).ok());
-  EXPECT_EQ(cut->Write(Path("a_file/below"), {}, &files).code(), Code::kInternal);
+  ASSERT_TRUE(StoreCut::Begin(store_, {}, &cut).ok());
+  EXPECT_EQ(cut->Write(Path("a_file/below"), {}, &report).code(), Code::kInternal);
 }
 
 // A change of one id: what a writer does at a step, and what a plain map would hold after it.

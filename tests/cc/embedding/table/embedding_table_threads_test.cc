@@ -155,7 +155,7 @@ TEST_F(EmbeddingTableThreadsAndFiles, ClearAndRestoreMayMeetAllOtherCalls) {
   });
   for (int round = 0; round < 4; ++round) {
     std::unique_ptr<StoreCut> cut;
-    ASSERT_TRUE(StoreCut::Begin(store, &cut).ok());
+    ASSERT_TRUE(StoreCut::Begin(store, {}, &cut).ok());
     table.Clear();
     ASSERT_TRUE(Restore(store, files).ok());
     for (const auto& [fid, row] : RowsOf(Write(*cut)[0])) ASSERT_LT(fid, 2000);
