@@ -112,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Unwinds `finally` blocks; a long-running command replaces this with its own clean stop.
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    # It asks a trainer for a checkpoint. One that still imports has nothing to save, and must not end. A function, not
+    # SIG_IGN: that would hold in the processes that a command starts.
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     arguments = None
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)

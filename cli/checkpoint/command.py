@@ -292,6 +292,11 @@ def _reshard(arguments: argparse.Namespace) -> int:
         with _progress("writing", None):
             written = reader.reshard(files, arguments.output, arguments.num_shards)
     except reader.TableFileError as error:
+        for file in arguments.output.glob("*.table"):  # there were none: another attempt may use the folder
+            file.unlink()
+        if str(arguments.output) in str(error):  # what cannot be written, and not what was read
+            remedy = "free space there, or name another folder"
+            raise UserError("--output", arguments.output, str(error), remedy) from error
         raise UserError("path", arguments.path, str(error), "give the folder of a whole snapshot") from error
     if arguments.json:
         print(json.dumps({"num_shards": arguments.num_shards, "files": [str(file) for file in written]}))

@@ -122,6 +122,13 @@ def test_a_full_or_read_only_folder_is_one_line(command: Callable[[str], list[st
     assert done.stderr.startswith("millrace dev: error: path=/data/x: ") and remedy in done.stderr
 
 
+def test_a_demand_for_a_checkpoint_that_comes_too_early_ends_no_process(command: Callable[[str], list[str]]) -> None:
+    done = _run(
+        command("import os, signal\ndef _run(arguments):\n    os.kill(os.getpid(), signal.SIGUSR1)\n    return 0")
+    )
+    assert done.returncode == 0
+
+
 def test_another_error_of_the_system_keeps_its_trace(command: Callable[[str], list[str]]) -> None:
     done = _run(command("def _run(arguments):\n    open('/nonexistent/file')"))
     assert done.returncode == 1 and "Traceback" in done.stderr

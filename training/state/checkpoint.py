@@ -2,9 +2,11 @@
 
 import json
 import logging
+import re
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,27 +19,33 @@ from millrace.protos.checkpoint_pb2 import CheckpointManifest
 from millrace.runtime.atomic_file import sync_folder, sync_tree, write_text
 from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
+from millrace.training.state import dense_file
 from millrace.training.state.retention import Retention, Saved, read_exempt
+from millrace.training.state.temporary_folder import remove_leftovers, temporary_name
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep
 from millrace.training.stream.position import Position
 from millrace.training.stream.seen_rows import SeenRows
 
 _LOG = logging.getLogger(__name__)
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)  # 1: dense variables by position
 _MANIFEST = "manifest.json"
-_DENSE, _TABLES, _AUDIT = "dense", "tables", "audit"
+_TABLES, _AUDIT = "tables", "audit"
+_REPLACED = ".replaced"  # ending of a checkpoint's name while another one of its step takes its place
+_CHECKPOINT = re.compile(rf"(\d+)({re.escape(_REPLACED)})?")
 
 
 @dataclass(frozen=True)
 class CheckpointCut:
-    """The trainer at one moment between two steps: dense variables are on disk, the rest is held in memory.
+    """The trainer at one moment between two steps, held in memory.
 
     Attributes:
-      folder: checkpoints/<step>, without a manifest yet.
+      folder: checkpoints/<step>, where it will be.
       tables: {folder below `folder`: cut of a store}.
       position: a copy of the trainer's.
       delta_sequence: number of the last delta whose content the tables have.
       prediction_rows: rows of predictions.bin at this moment.
+      dense: {name: value} of dense variables and their optimizer.
     """
 
     folder: Path
@@ -46,6 +54,7 @@ class CheckpointCut:
     position: Position
     delta_sequence: int
     prediction_rows: int = 0
+    dense: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,8 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints of one model, in `<model_dir>/checkpoints/<step>`.
 
-    A folder is a checkpoint only with a manifest whose files verify. The manifest is renamed into place when everything
-    else is durable, so after a crash at any point the checkpoint before is still there.
+    A folder is a checkpoint only with a manifest whose files verify. It is written under another name and renamed when
+    all of it is durable, so after a crash at any point the checkpoint before is still there, also one of the same step.
 
     Args:
       schema_fingerprint: of the task; a checkpoint with another one is refused.
@@ -99,38 +108,46 @@ class Checkpoints:
           OSError, tf.errors.OpError: the disk failed.
         """
         global_step = int(step.global_step.numpy())
-        folder = self._folder / str(global_step)
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        try:
-            (folder / _DENSE).mkdir()
-            tf.train.Checkpoint(**_dense_state(step)).write(str(folder / _DENSE / "variables"))
-        except Exception:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
         stores = {_TABLES: step.store, _AUDIT: step.audit_store}
         cuts = {name: store.cut() for name, store in stores.items() if store is not None}
-        return CheckpointCut(folder, cuts, global_step, position.copy(), delta_sequence, prediction_rows)
+        return CheckpointCut(
+            self._folder / str(global_step), cuts, global_step, position.copy(), delta_sequence,
+            prediction_rows, dense_file.dense_arrays(step),
+        )  # fmt: skip
 
     def finish(self, cut: CheckpointCut) -> CheckpointManifest:
-        """Makes the cut durable, manifest last, and removes superfluous checkpoints; steps may go on meanwhile.
+        """Makes the cut durable and removes superfluous checkpoints; steps may go on meanwhile.
 
         Raises:
           OSError, tf.errors.OpError: the disk failed.
         """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        temporary = self._folder / temporary_name(str(cut.global_step))
         try:
-            manifest = self._write(cut)
-        except Exception:
-            shutil.rmtree(cut.folder, ignore_errors=True)  # it is no checkpoint, and the disk may be full
+            manifest = self._write(cut, temporary)
+            self._put_in_place(temporary, cut.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # it is no checkpoint, and the disk may be full
             raise
-        self._remove_old(cut.global_step)
+        self._remove_old()
         return manifest
 
-    def _write(self, cut: CheckpointCut) -> CheckpointManifest:
+    def _put_in_place(self, temporary: Path, folder: Path) -> None:
+        replaced = folder.with_name(folder.name + _REPLACED)
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+        temporary.rename(folder)
+        sync_folder(self._folder)
+        if replaced.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+
+    def _write(self, cut: CheckpointCut, folder: Path) -> CheckpointManifest:
         position = cut.position
+        folder.mkdir()
         for name, cut_of_store in cut.tables.items():
-            cut_of_store.write(cut.folder / name)
+            cut_of_store.write(folder / name)
         state = {
             "offsets": {str(partition): offset for partition, offset in position.offsets.items()},
             "topic_ids": {str(partition): topic_id for partition, topic_id in position.topic_ids.items()},
@@ -138,14 +155,15 @@ class Checkpoints:
             "rows_too_old": position.rows_too_old,
             "prediction_rows": cut.prediction_rows,
         }
-        (cut.folder / "offsets.json").write_text(json.dumps(state), "utf-8")
-        position.seen.save(cut.folder)
+        (folder / "offsets.json").write_text(json.dumps(state), "utf-8")
+        (folder / dense_file.DENSE_FILE).write_bytes(dense_file.encode_dense(cut.dense))
+        position.seen.save(folder)
         manifest = CheckpointManifest(
             format_version=_FORMAT_VERSION,
             model_name=self._model_name,
             global_step=cut.global_step,
             created_at_ms=time.time_ns() // 1_000_000,
-            files=[_describe(path, cut.folder) for path in sorted(cut.folder.rglob("*")) if path.is_file()],
+            files=[_describe(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()],
             offsets=[
                 CheckpointManifest.Offset(
                     partition=partition, next_offset=offset, topic_id=position.topic_ids.get(partition, "")
@@ -156,23 +174,22 @@ class Checkpoints:
             delta_sequence=cut.delta_sequence,
             schema_fingerprint=self._fingerprint,
         )
-        sync_tree(cut.folder)
-        write_text(cut.folder / _MANIFEST, json_format.MessageToJson(manifest, preserving_proto_field_name=True))
-        sync_folder(self._folder)
+        write_text(folder / _MANIFEST, json_format.MessageToJson(manifest, preserving_proto_field_name=True))
+        sync_tree(folder)
         return manifest
 
     def restore(self, step: TrainStep) -> Restored:
         """Loads the newest checkpoint that verifies into `step`; logs a warning for each newer one that does not.
 
         Raises:
-          UserError: the checkpoint is of another task or of another declaration of this one.
+          UserError: the checkpoint is of another task or of another declaration of this one, or of another dense model.
         """
         for folder in self._newest_first():
             try:
                 manifest = verify_checkpoint(folder)
                 self._check_schema(folder, manifest)
                 return self._load(folder, manifest, step)
-            except (CheckpointError, OSError, tf.errors.OpError) as error:
+            except (CheckpointError, dense_file.DenseFileError, OSError, tf.errors.OpError) as error:
                 _LOG.warning("checkpoint %s is skipped: %s", folder, error)
         return Restored()
 
@@ -186,12 +203,27 @@ class Checkpoints:
             rows_too_old=state["rows_too_old"],
             topic_ids={int(partition): str(topic_id) for partition, topic_id in state.get("topic_ids", {}).items()},
         )
+        dense = self._read_dense(folder, manifest, step)
         step.store.restore(folder / _TABLES)
         if step.audit_store is not None and (folder / _AUDIT).is_dir():
             step.audit_store.restore(folder / _AUDIT)
-        dense = tf.train.Checkpoint(**_dense_state(step)).read(str(folder / _DENSE / "variables"))
-        dense.assert_existing_objects_matched()
+        dense_file.assign_dense(dense, step)
+        step.global_step.assign(manifest.global_step)
         return Restored(position, manifest.global_step, manifest.delta_sequence, state["prediction_rows"], folder.name)
+
+    def _read_dense(self, folder: Path, manifest: CheckpointManifest, step: TrainStep) -> dict[str, np.ndarray]:
+        """Values of the dense variables and their optimizer that fit `step`. Raises UserError when they do not."""
+        if manifest.format_version == 1:
+            _LOG.warning(
+                "checkpoint %s is of format 1, which has no names of dense variables: each gets the value at its "
+                "position. If layers of build_model were added, removed or swapped since, start in another folder",
+                folder,
+            )
+            arrays = dense_file.read_format_1(folder, step)
+        else:
+            arrays = dense_file.decode_dense((folder / dense_file.DENSE_FILE).read_bytes())
+        dense_file.check_dense_fits(arrays, step, folder)
+        return arrays
 
     def _check_schema(self, folder: Path, manifest: CheckpointManifest) -> None:
         for what, found, wanted in (
@@ -209,11 +241,16 @@ class Checkpoints:
     def _newest_first(self) -> list[Path]:
         return newest_first(self._folder)
 
-    def _remove_old(self, newest_step: int) -> None:
+    def _remove_leftovers(self) -> None:
+        """Removes what dead processes left. Before a save, not after it: on a full disk this makes room for it."""
+        for path in remove_leftovers(self._folder):
+            _LOG.info("%s is removed: the process that wrote it is gone", path)
         for folder in self._newest_first():
-            # What a killed process left: it is no checkpoint, and nobody writes it any more.
-            if int(folder.name) < newest_step and not folder.is_symlink() and not (folder / _MANIFEST).exists():
+            # A folder that has a step as its name is written by nobody any more.
+            if not folder.is_symlink() and not (folder / _MANIFEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove_old(self) -> None:
         manifests = [path for folder in self._newest_first() if (path := folder.resolve() / _MANIFEST).exists()]
         saved = [Saved(path.parent, path.stat().st_mtime) for path in reversed(manifests)]
         try:
@@ -228,9 +265,16 @@ class Checkpoints:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The folders of `folder` that have a step as their name, complete or not, the highest step first."""
-    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+    """The folders of `folder` that have a step as their name, complete or not, the highest step first.
+
+    Among them is `<step>.replaced`, what a process that died while it put another checkpoint in its place has left.
+    """
+    found = [path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: (_step_of(path), path.name.isdecimal()), reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removesuffix(_REPLACED))
 
 
 def verify_checkpoint(folder: Path) -> CheckpointManifest:
@@ -246,7 +290,7 @@ def verify_checkpoint(folder: Path) -> CheckpointManifest:
         raise CheckpointError(f"{path} is missing, it was not finished") from error
     except (json_format.ParseError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be parsed") from error
-    if manifest.format_version != _FORMAT_VERSION:
+    if manifest.format_version not in _READ_VERSIONS:
         raise CheckpointError(f"{path} has format version {manifest.format_version}, not {_FORMAT_VERSION}")
     for file in manifest.files:
         found = folder / file.path
@@ -284,13 +328,6 @@ def read_audit(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         return fids, counts[:, 0]
     finally:
         EmbeddingStore.release(name)
-
-
-def _dense_state(step: TrainStep) -> dict[str, tf.Variable]:
-    """{name: variable} of the dense part; the names do not depend on how Keras tracks its variables."""
-    state = {f"model_{i}": variable for i, variable in enumerate(step.dense.variables)}
-    state |= {f"optimizer_{i}": variable.value for i, variable in enumerate(step.optimizer.variables)}
-    return state | {"global_step": step.global_step}
 
 
 def _describe(path: Path, folder: Path) -> CheckpointManifest.File:

@@ -10,7 +10,7 @@ _RETRY_SECONDS = 5.0  # after a failure: long enough for a full disk not to fill
 
 @dataclass(frozen=True)
 class DailyWindow:
-    """The hours [start, end) of each day in UTC, over midnight when `end` is before `start`.
+    """The hours [start, end) of each day in UTC, over midnight when `end` is before `start`; all when both are equal.
 
     Args:
       seconds_outside: the period between saves outside of these hours.
@@ -23,7 +23,7 @@ class DailyWindow:
     def __contains__(self, now: float) -> bool:
         """Whether `now`, in Unix seconds, lies in the window."""
         clock = datetime.datetime.fromtimestamp(now, datetime.UTC).time()
-        if self.start <= self.end:
+        if self.start < self.end:
             return self.start <= clock < self.end
         return clock >= self.start or clock < self.end
 

@@ -23,6 +23,7 @@ _SECONDS = histogram(
 )
 _EXPECTED_ERRORS = (OSError, tf.errors.OpError, UndeliveredError)  # of the disk or of the broker
 _ATTEMPTS_AT_END = 2  # the second for an error that passes; more would delay the end of the process
+_LATER, _NOW = "is tried again in at most 5 s", "is tried again now"
 _Cut = TypeVar("_Cut")
 
 
@@ -103,15 +104,27 @@ class Saver(Generic[_Cut]):
 
         Raises TimeoutError if it takes longer than `timeout` seconds (None: no limit).
         """
+        self._settle(timeout, _LATER)
+
+    def _settle(self, timeout: float | None, next_attempt: str) -> None:
         if self._running is None:
             return
         step, future = self._running
-        error = future.exception(timeout)
+        try:
+            error = future.exception(timeout)
+        except TimeoutError:
+            if future.done():  # the save itself ended with this error
+                error = future.exception()
+            else:
+                raise TimeoutError(
+                    f"{self.what} of step {step} is not written after {timeout:g} s, and the process ends without it; "
+                    f"the newest {self.what} before it stays. A faster disk helps, or room on this one"
+                ) from None
         self._running = None
         if error is None:
             self.saved_step = step
         else:
-            self._failed(error)
+            self._failed(error, next_attempt)
 
     def save_at_end(self, step: int, timeout: float | None = None) -> None:
         """Saves the last step, `step`, unless it is saved, and waits until it is written.
@@ -120,13 +133,14 @@ class Saver(Generic[_Cut]):
 
         Raises TimeoutError when an attempt, or a save that began before, takes longer than `timeout` seconds.
         """
-        self.wait(timeout)
-        for _ in range(_ATTEMPTS_AT_END):
+        self._settle(timeout, _NOW)
+        for left in reversed(range(_ATTEMPTS_AT_END)):
             if self.schedule.due_at_end(step):
-                self._start(step)
-                self.wait(timeout)
+                next_attempt = _NOW if left else f"is not tried again; the newest {self.what} before it stays"
+                self._start(step, next_attempt)
+                self._settle(timeout, next_attempt)
 
-    def _start(self, step: int) -> None:
+    def _start(self, step: int, next_attempt: str = _LATER) -> None:
         self.schedule.begin_period(step)
         if step == self.saved_step:
             return
@@ -135,7 +149,7 @@ class Saver(Generic[_Cut]):
         try:
             self._running = step, self._thread.submit(self._finish, step, self._cut())
         except _EXPECTED_ERRORS as error:
-            self._failed(error)
+            self._failed(error, next_attempt)
         finally:
             if self._running is None:
                 self._tell_end(step)
@@ -150,10 +164,10 @@ class Saver(Generic[_Cut]):
         for guard in reversed(self._guards):
             _call(guard.after_save, step)
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException, next_attempt: str) -> None:
         _FAILURES.labels(self.what).inc()
         unexpected = None if isinstance(error, _EXPECTED_ERRORS) else error
-        _LOG.warning("%s failed, will be tried again: %s", self.what, error, exc_info=unexpected)
+        _LOG.warning("%s failed and %s: %s", self.what, next_attempt, error, exc_info=unexpected)
         self.schedule.failed()
 
 

@@ -87,7 +87,7 @@ class DenseModel:
         self.model = keras.Model(inputs, {head.name: outputs[head.name] for head in self._heads})
         ordered = [*self.model.trainable_variables, *self.model.non_trainable_variables]
         self.variables: list[tf.Variable] = [variable.value for variable in ordered]
-        self.names = _unique([variable.path for variable in ordered])
+        self.names = unique_names([variable.path for variable in ordered])
 
     @property
     def trainable(self) -> list[keras.Variable]:
@@ -108,6 +108,6 @@ class DenseModel:
         return tf.stack([tf.reshape(outputs[head.name], [-1]) for head in self._heads], axis=1)
 
 
-def _unique(paths: list[str]) -> list[str]:
+def unique_names(paths: list[str]) -> list[str]:
     """The paths; a path that stood before gets its position appended."""
     return [path if paths.index(path) == i else f"{path}#{i}" for i, path in enumerate(paths)]

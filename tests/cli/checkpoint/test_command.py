@@ -161,6 +161,21 @@ def test_reshard_refuses_an_incomplete_set_and_a_folder_in_use(folder: Path, tmp
         _run("reshard", tmp_path / "three", "--num-shards", "1", "--output", tmp_path / "one")
 
 
+def test_reshard_on_a_full_disk_asks_for_room_there_and_leaves_the_folder_usable(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_files: object, output: Path, _num_shards: int) -> None:
+        output.mkdir()
+        (output / "half.table").write_bytes(b"half")
+        raise table_files.TableFileError(f"cannot write {output}/users.table: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(table_files, "reshard", fill)
+        with pytest.raises(UserError, match=r"--output=.*two: .*No space left on device; free space there, or name an"):
+            _run("reshard", folder, "--num-shards", "2", "--output", tmp_path / "two")
+    assert _run("reshard", folder, "--num-shards", "2", "--output", tmp_path / "two") == 0
+
+
 def test_export_prints_json_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "1200" / "tables" / ITEMS
     assert _run("export", path) == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from millrace.examples.feed_ranking import FeedRanking
 from millrace.runtime.errors import UserError
@@ -25,6 +26,7 @@ from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Passed, Position
+from millrace.training.task import Task
 from millrace.transforms.batch.fid import audit_fid
 from tests.conformance.covers import covers
 from tests.fakes.train_blocks import make_batch
@@ -36,10 +38,10 @@ BATCHES = [make_batch(TASK, i * 8, 8) for i in range(6)]
 class Trainer:
     """A step and a position that learn given batches."""
 
-    def __init__(self) -> None:
-        self.queue = BatchQueue(TrainLayout.of(TASK, audit=True), "test-checkpoint")
-        store, audit = new_stores(TASK, self.queue.name, audit=True)
-        self.step, self.position = TrainStep(TASK, store, self.queue, audit), Position()
+    def __init__(self, task: Task = TASK) -> None:
+        self.queue = BatchQueue(TrainLayout.of(task, audit=True), "test-checkpoint")
+        store, audit = new_stores(task, self.queue.name, audit=True)
+        self.step, self.position = TrainStep(task, store, self.queue, audit), Position()
 
     def learn(self, index: int) -> None:
         batch = BATCHES[index]
@@ -147,7 +149,7 @@ def two_saved(tmp_path: Path) -> tuple[Path, Path, Checkpoints]:
     "damaged",
     [
         "tables/user.shard-00000-of-00001.part-00000-of-00001.table",
-        "dense/variables.index",
+        "dense.npz",
         "offsets.json",
         "seen.arrow",
         "manifest.json",
@@ -234,3 +236,132 @@ def test_a_manifest_of_another_format_is_refused(two_saved: tuple[Path, Path, Ch
     (newer / "manifest.json").write_text(json.dumps(manifest | {"format_version": 9}))
     with pytest.raises(CheckpointError, match="format version 9"):
         verify_checkpoint(newer)
+
+
+class Layers(FeedRanking):
+    """The task with dense layers of given names and widths, in this order; all are added up to the logit."""
+
+    def __init__(self, **units: int) -> None:
+        self._units = units
+
+    def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+        import keras
+
+        whole = keras.layers.Concatenate()(list(embeddings.values()))
+        made = [keras.layers.Dense(units, name=name)(whole) for name, units in self._units.items()]
+        return {"click": keras.layers.Dense(1, name="logit")(keras.layers.Concatenate()(made))}
+
+
+def trained(task: Task, model_dir: Path) -> Trainer:
+    """A trainer of `task` that has learned one batch and saved it."""
+    trainer = Trainer(task)
+    trainer.learn(0)
+    trainer.save(checkpoints_in(model_dir))
+    return trainer
+
+
+def by_name(step: TrainStep) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in zip(step.dense.names, step.dense.variables, strict=True)}
+
+
+def test_layers_that_changed_places_get_their_own_weights_and_slots_back(tmp_path: Path) -> None:
+    before = trained(Layers(left=4, right=4), tmp_path)
+    after = Trainer(Layers(right=4, left=4))
+    checkpoints_in(tmp_path).restore(after.step)
+    old, new = by_name(before.step), by_name(after.step)
+    assert before.step.dense.names != after.step.dense.names
+    for name in ("left/kernel", "right/kernel", "left/bias", "right/bias"):
+        assert np.array_equal(old[name], new[name]), name
+    slots = {v.path: v.numpy() for v in before.step.optimizer.variables}
+    assert all(np.array_equal(slots[v.path], v.numpy()) for v in after.step.optimizer.variables)
+
+
+def test_a_dense_model_that_does_not_fit_is_refused_with_the_names_of_both_sides(tmp_path: Path) -> None:
+    trained(Layers(left=4, right=4), tmp_path)
+    with pytest.raises(UserError) as other_width:
+        checkpoints_in(tmp_path).restore(Trainer(Layers(left=4, right=5)).step)
+    assert "model/right/bias [4] there, [5] in the task" in str(other_width.value)
+    with pytest.raises(UserError) as other_name:
+        checkpoints_in(tmp_path).restore(Trainer(Layers(left=4, middle=4)).step)
+    text = str(other_name.value)
+    assert text.index("only there:") < text.index("model/right/bias") < text.index("only in the task:")
+    assert text.index("only in the task:") < text.index("model/middle/bias")
+
+
+def test_a_changed_learning_rate_holds_after_a_restart_and_the_count_of_updates_goes_on(tmp_path: Path) -> None:
+    class Slower(FeedRanking):
+        dense_learning_rate = 0.125
+
+    trained(TASK, tmp_path)
+    restarted = Trainer(Slower())
+    checkpoints_in(tmp_path).restore(restarted.step)
+    assert float(restarted.step.optimizer.learning_rate) == 0.125
+    assert int(restarted.step.optimizer.iterations) == 1
+
+
+def test_a_checkpoint_of_format_1_is_read_by_position_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trained(TASK, tmp_path)
+    folder = tmp_path / "checkpoints" / "1"
+    as_format_1(folder, trainer.step)
+    restored = Trainer()
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints_in(tmp_path).restore(restored.step).name == "1"
+    assert "format 1" in caplog.text
+    assert_equal(restored.state(), trainer.state())
+    with pytest.raises(UserError, match="only there: model/at position 1"):
+        checkpoints_in(tmp_path).restore(Trainer(Few()).step)
+
+
+class Few(FeedRanking):
+    """The task with a logit that is a sum, without any dense variable."""
+
+    def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+        import keras
+
+        whole = keras.layers.Concatenate()(list(embeddings.values()))
+        return {"click": keras.layers.Dense(1, use_bias=False, name="logit")(whole)}
+
+
+def as_format_1(folder: Path, step: TrainStep) -> None:
+    """Makes a checkpoint what the first format was: dense variables by position."""
+    state = {f"model_{i}": variable for i, variable in enumerate(step.dense.variables)}
+    state |= {f"optimizer_{i}": variable.value for i, variable in enumerate(step.optimizer.variables)}
+    (folder / "dense.npz").unlink()
+    (folder / "dense").mkdir()
+    tf.train.Checkpoint(**state, global_step=step.global_step).write(str(folder / "dense" / "variables"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = [file for file in manifest["files"] if file["path"] != "dense.npz"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1, "files": files}))
+
+
+def test_another_save_of_a_step_that_fails_leaves_its_good_checkpoint(
+    two_saved: tuple[Path, Path, Checkpoints], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, newer, checkpoints = two_saved
+    trainer = Trainer()
+    checkpoints.restore(trainer.step)
+    cut = checkpoints.cut(trainer.step, trainer.position, 0)
+    verify_checkpoint(newer)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("millrace.training.state.checkpoint.sync_tree", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.finish(cut)
+    verify_checkpoint(newer)
+
+
+def test_a_process_that_dies_while_it_replaces_a_checkpoint_leaves_one_of_them(
+    two_saved: tuple[Path, Path, Checkpoints], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, newer, checkpoints = two_saved
+    trainer = Trainer()
+    checkpoints.restore(trainer.step)
+    newer.rename(newer.with_name(f"{newer.name}.replaced"))  # where it stands between the two renames
+    restored = checkpoints.restore(Trainer().step)
+    assert (restored.name, restored.global_step) == (f"{newer.name}.replaced", 2)
+    trainer.save(checkpoints)
+    assert sorted(path.name for path in newer.parent.iterdir()) == ["1", "2"]

@@ -86,7 +86,6 @@ def test_an_exempt_file_that_holds_something_else_is_named(tmp_path: Path, conte
 
 def save(checkpoints: Checkpoints, model_dir: Path, step: int, saved_at: float | None = None) -> None:
     folder = model_dir / "checkpoints" / str(step)
-    folder.mkdir(parents=True)
     checkpoints.finish(CheckpointCut(folder, tables={}, global_step=step, position=Position(), delta_sequence=0))
     if saved_at is not None:
         os.utime(folder / "manifest.json", (saved_at, saved_at))

@@ -117,7 +117,7 @@ def test_guards_are_told_also_when_a_save_fails_and_the_trainer_goes_on(
     saver = saver_of(Disk(log, **{part: 1}), Recorder("g", log))
     assert not save(saver, 3)
     assert log[-1] == "after g"
-    assert "checkpoint failed, will be tried again: disk full" in caplog.text
+    assert "checkpoint failed and is tried again in at most 5 s: disk full" in caplog.text
 
 
 @covers("emb:K4")
@@ -158,6 +158,8 @@ def test_at_the_end_a_second_failure_is_the_last(log: list[str], caplog: pytest.
     saver.save_at_end(3)
     assert saver.saved_step is None
     assert log == ["before g", "cut", "write", "after g"] * 2
+    assert "checkpoint failed and is tried again now: disk full" in caplog.text
+    assert "checkpoint failed and is not tried again; the newest checkpoint before it stays: disk full" in caplog.text
     assert caplog.text.count("checkpoint failed") == 2
 
 
@@ -183,7 +185,7 @@ def test_steps_go_on_while_a_save_is_written(log: list[str]) -> None:
         saver = saver_of(disk, SaveTimer("test"), thread=thread)
         assert saver.start_if_due(3)
         assert saver.saving and saver.saved_step is None
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match="checkpoint of step 3 is not written after 0 s"):
             saver.wait(0.0)
         disk.go_on.set()
         saver.wait(30)
