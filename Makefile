@@ -60,7 +60,7 @@ $(stamps)/installed: setup.py pyproject.toml $(library) $(stamps)/protos
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(stamps)/servers: runtime/artifacts.py $(wildcard runtime/poms/*.xml) $(stamps)/installed
+$(stamps)/servers: runtime/servers/artifacts.py $(wildcard runtime/servers/poms/*.xml) $(stamps)/installed
 	@echo "setup: fetching Kafka, ZooKeeper, Prism and Flink into the cache"
 	@$(bin)/millrace dev fetch kafka zookeeper prism flink
 	@touch $@

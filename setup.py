@@ -113,7 +113,7 @@ setup(
         "millrace.examples": ["recipes/*.yaml"],
         "millrace.pipelines": ["*.yaml"],
         "millrace.protos": ["*.proto", "*.pyi"],
-        "millrace.runtime": ["poms/*.xml", "patches/*/*.java"],
+        "millrace.runtime.servers": ["poms/*.xml", "patches/*/*.java"],
     },
     ext_modules=[
         Extension(f"{_PACKAGE}{target}", sources=[])

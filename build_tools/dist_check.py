@@ -25,8 +25,8 @@ _IN_WHEEL = (
     "protos/record.proto",
     "protos/record_pb2.py",
     "protos/record_pb2.pyi",
-    "runtime/poms/kafka.xml",
-    "runtime/patches/flink/BundleCheckpointHandlers.java",
+    "runtime/servers/poms/kafka.xml",
+    "runtime/servers/patches/flink/BundleCheckpointHandlers.java",
 )
 
 _IMPORT_ALL = """

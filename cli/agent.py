@@ -31,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from millrace.runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
+    from millrace.runtime.telemetry import Heartbeat, setup_logging
     from millrace.serving.agent.agent import AgentConfig
     from millrace.serving.agent.registry import check_name
 
@@ -43,12 +43,12 @@ def _run(arguments: argparse.Namespace) -> int:
         replica_id=check_name("--replica-id", arguments.replica_id),
         bzid=check_name("--bzid", arguments.bzid),
     )
-    connection, zookeeper = common.kafka_connection(arguments), common.zookeeper_address(arguments)
+    connection, zookeeper = common.kafka_connection(arguments, check=False), common.zookeeper_address(arguments)
     with common.tensorflow_import():
         from millrace.serving.agent.agent_process import run_agent
 
     heartbeat = Heartbeat("reconciling")
-    metrics = MetricsEndpoint(arguments.metrics_port, heartbeat.reason)
+    metrics = common.metrics_endpoint(arguments, heartbeat.reason)
     ready: Callable[[], None] = lambda: common.announce_ready(  # noqa: E731
         arguments, server=config.server, metrics=metrics.address
     )

@@ -19,6 +19,7 @@ from millrace.runtime.kafka_client import KafkaConnection, check_broker
 from millrace.runtime.topics import Topics
 
 if TYPE_CHECKING:
+    from millrace.runtime.telemetry import MetricsEndpoint
     from millrace.transforms.frames.framing import FrameOptions
 
 # Help texts name the example recipes by their whole path, so that their commands work without a checkout.
@@ -137,7 +138,13 @@ def add_zookeeper_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
-    """--metrics-port, --ready-file and --log-level, for every long-running process."""
+    """--metrics-host, --metrics-port, --ready-file and --log-level, for every long-running process."""
+    parser.add_argument(
+        "--metrics-host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="interface of /metrics and /healthz, which answer anybody; 0.0.0.0: all (default: %(default)s)",
+    )
     parser.add_argument(
         "--metrics-port",
         type=port_number,
@@ -149,9 +156,18 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 
 
+def metrics_endpoint(
+    arguments: argparse.Namespace, health: Callable[[], str | None] = lambda: None
+) -> "MetricsEndpoint":
+    """The endpoint of --metrics-host and --metrics-port; `health` as of `MetricsEndpoint`."""
+    from millrace.runtime.telemetry import MetricsEndpoint
+
+    return MetricsEndpoint(arguments.metrics_port, health, arguments.metrics_host)
+
+
 def _address(arguments: argparse.Namespace, name: str) -> str:
     """Address of server `name` from the flag, the environment or the development servers."""
-    from millrace.runtime.dev_servers import running_address
+    from millrace.runtime.servers.dev_servers import running_address
 
     variable = f"MILLRACE_{name.upper()}"
     given = getattr(arguments, name) or os.environ.get(variable) or running_address(name)
@@ -165,14 +181,21 @@ def _address(arguments: argparse.Namespace, name: str) -> str:
         raise UserError(variable, given, "this is not an address", "give HOST:PORT[,HOST:PORT]") from error
 
 
-def kafka_connection(arguments: argparse.Namespace, check: bool = True) -> KafkaConnection:
+def kafka_connection(
+    arguments: argparse.Namespace, check: bool = True, stop: threading.Event | None = None
+) -> KafkaConnection:
     """The brokers of --kafka, $MILLRACE_KAFKA or `millrace dev`.
 
     Args:
       check: ask a broker for metadata first, so that an unreachable one is a UserError at once.
+      stop: of a command that runs until it is stopped: it waits for an unreachable broker instead, without limit.
     """
     connection = KafkaConnection(_address(arguments, "kafka"), arguments.kafka_properties)
-    if check:
+    if check and stop is not None:
+        from millrace.runtime.outage import wait_for_kafka
+
+        wait_for_kafka(connection, stop)
+    elif check:
         check_broker(connection)
     return connection
 

@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _fetch(runner: str) -> None:
     """Fetches what the cache lacks before anything starts: a first build takes minutes, a feed has 90 s to start."""
-    from millrace.runtime.artifacts import maven_jars, prism_binary
+    from millrace.runtime.servers.artifacts import maven_jars, prism_binary
 
     for name in ("kafka", "zookeeper", *(("flink",) if runner == "flink" else ())):
         maven_jars(name, _say)

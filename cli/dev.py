@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from millrace.cli.common import add_command, stop_on_signals
-from millrace.runtime.artifacts import maven_jars, prism_binary
-from millrace.runtime.dev_servers import DevServers, ServerStatus, default_state_folder
 from millrace.runtime.errors import UserError
+from millrace.runtime.servers.artifacts import maven_jars, prism_binary
+from millrace.runtime.servers.dev_servers import DevServers, ServerStatus, default_state_folder
 
 _EXAMPLE = """\
 millrace dev up

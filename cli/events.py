@@ -145,7 +145,7 @@ def _run_ratings(arguments: argparse.Namespace) -> int:
 
 def _send(arguments: argparse.Namespace, source: "TrafficSource") -> int:
     from millrace.pipelines.traffic.producer import EventProducer, ProducerConfig, describe, to_json
-    from millrace.runtime.telemetry import MetricsEndpoint, setup_logging
+    from millrace.runtime.telemetry import setup_logging
 
     stop = common.stop_on_signals()
     setup_logging("events", arguments.log_level)
@@ -157,10 +157,11 @@ def _send(arguments: argparse.Namespace, source: "TrafficSource") -> int:
         ledger=arguments.ledger,
         seed=arguments.seed,
     )
-    producer = EventProducer(common.kafka_connection(arguments), common.topics(arguments), source, config)
-    endpoint = MetricsEndpoint(arguments.metrics_port)
-    common.announce_ready(arguments, metrics=endpoint.address)
+    endpoint = common.metrics_endpoint(arguments)
     try:
+        connection = common.kafka_connection(arguments, stop=stop)
+        producer = EventProducer(connection, common.topics(arguments), source, config)
+        common.announce_ready(arguments, metrics=endpoint.address)
         summary = producer.run(stop)
     finally:
         endpoint.close()

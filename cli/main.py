@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from millrace.runtime.errors import UserError
+from millrace.runtime.errors import StoppedError, UserError
 
 # Sub-command -> one-line summary. The command lives in cli/<name>.py or cli/<name>/command.py; a second word names
 # another module of cli/<name>/. Only the chosen command is imported: `--help` and `millrace dev` need neither
@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         return _report(error, arguments)
+    except StoppedError:
+        return 0
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:

@@ -68,14 +68,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threading.Event) -> int:
-    from millrace.runtime.telemetry import MetricsEndpoint
     from millrace.serving.server.model_server import ModelServer
 
     server = ModelServer(config)
     server.start()
     model = config.model_name
-    metrics = MetricsEndpoint(
-        arguments.metrics_port, lambda: None if server.available(model) else f"no version of {model} is loaded"
+    metrics = common.metrics_endpoint(
+        arguments, lambda: None if server.available(model) else f"no version of {model} is loaded"
     )
     try:
         common.announce_ready(arguments, address=server.address, metrics=metrics.address)

@@ -19,6 +19,7 @@ from millrace.cli.common import (
     at_least_one,
     at_least_zero,
     kafka_connection,
+    metrics_endpoint,
     stop_on_signals,
     tensorflow_import,
     topics,
@@ -156,24 +157,25 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     from millrace.runtime.kafka_client import partitions_of
-    from millrace.runtime.telemetry import Heartbeat, MetricsEndpoint, setup_logging
+    from millrace.runtime.outage import while_away
+    from millrace.runtime.telemetry import Heartbeat, setup_logging
 
     options = _online_options(arguments)
-    connection, names = kafka_connection(arguments), topics(arguments)
-    if not arguments.create_topics:
-        partitions_of(connection, names.train(task.name), "--topic-prefix")
     setup_logging("trainer", arguments.log_level)
     stop, save_now = stop_on_signals(), threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: save_now.set())
-
-    with tensorflow_import():
-        from millrace.training.online.trainer import train_online
-        from millrace.training.step.train_step import limit_threads
-
-    limit_threads()
     heartbeat = Heartbeat("the training loop")
-    endpoint = MetricsEndpoint(arguments.metrics_port, heartbeat.reason)
+    endpoint = metrics_endpoint(arguments, heartbeat.reason)
     try:
+        connection, names = kafka_connection(arguments, stop=stop), topics(arguments)
+        if not arguments.create_topics:
+            train_topic, kafka = names.train(task.name), f"Kafka at {connection.bootstrap_servers}"
+            while_away(lambda: partitions_of(connection, train_topic, "--topic-prefix"), kafka, stop)
+        with tensorflow_import():
+            from millrace.training.online.trainer import train_online
+            from millrace.training.step.train_step import limit_threads
+
+        limit_threads()
         train_online(
             task, connection, names, options, stop,
             ready=lambda: announce_ready(arguments, metrics=endpoint.address, model=task.name),

@@ -14,3 +14,11 @@ class UserError(Exception):
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         super().__init__(f"{field}={value}: {problem}; {remedy}")
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+
+
+class UnreachableError(UserError):
+    """No server answers at an address that may be right: a process that runs for ever waits for it."""
+
+
+class StoppedError(Exception):
+    """The process was told to stop while it waited for a server: its command ends with exit code 0."""

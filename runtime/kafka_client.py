@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from millrace.runtime.deadline import Deadline, wait_until
-from millrace.runtime.errors import UserError
+from millrace.runtime.errors import UnreachableError, UserError
 
 MAX_MESSAGE_BYTES = 8_000_000
 """The largest message that a producer sends, before compression: eight times what brokers take by default.
@@ -150,12 +150,20 @@ def make_admin(connection: KafkaConnection) -> AdminClient:
 
 
 def check_broker(connection: KafkaConnection, field_name: str = "--kafka", seconds: float = _CHECK_SECONDS) -> None:
-    """Raises UserError unless a broker answers a metadata request."""
+    """Raises unless a broker answers a metadata request.
+
+    Raises:
+      UnreachableError: none answers; a process that runs for ever waits (`millrace.runtime.outage`).
+      UserError: the brokers refuse the credentials, or a client setting is wrong.
+    """
     refusals: list[KafkaError] = []
+    troubles: list[str] = []
 
     def on_error(error: KafkaError) -> None:
         if error.code() in _REFUSALS:
             refusals.append(error)
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN:  # that says less than what went before it
+            troubles.append(_without_secrets(error.str(), connection.client_config()))
 
     # log_level 0: the client would log at every attempt what the error below says once.
     admin = _client(AdminClient, connection, connection.client_config() | {"log_level": 0, "error_cb": on_error})
@@ -165,10 +173,11 @@ def check_broker(connection: KafkaConnection, field_name: str = "--kafka", secon
         admin.poll(0)  # calls on_error with what the client noticed in the background
         if refusals:
             raise _refused(connection, refusals[-1], field_name) from error
-        raise UserError(
+        reason = troubles[-1] if troubles else error.args[0].str()
+        raise UnreachableError(
             field_name,
             connection.bootstrap_servers,
-            f"no Kafka broker answers ({error.args[0].str()})",
+            f"no Kafka broker answers ({reason})",
             "start one with `millrace dev up` or name another address",
         ) from error
 
@@ -188,7 +197,11 @@ def _refused(connection: KafkaConnection, error: KafkaError, field_name: str) ->
 def partitions_of(connection: KafkaConnection, topic: str, field_name: str = "topic") -> list[int]:
     """Partition numbers of `topic`, ascending; UserError when it does not exist."""
     metadata = make_admin(connection).list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic]
-    if metadata.error is not None or not metadata.partitions:
+    if metadata.error is not None and metadata.error.code() in _FORBIDDEN:
+        raise UserError(field_name, topic, "the user may not look at it", "grant DESCRIBE on the topic")
+    if metadata.error is not None and metadata.error.code() not in _UNKNOWN:
+        raise KafkaException(metadata.error)
+    if not metadata.partitions:
         raise UserError(
             field_name,
             topic,
@@ -201,17 +214,62 @@ def partitions_of(connection: KafkaConnection, topic: str, field_name: str = "to
 def ensure_topic(
     connection: KafkaConnection, topic: str, partitions: int = 1, config: dict[str, str] | None = None
 ) -> None:
-    """Creates `topic` unless it exists, and waits until its partitions have leaders."""
-    new_topic = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {})
-    admin = make_admin(connection)  # a variable: the future is cancelled when its client is collected as garbage
-    future = admin.create_topics([new_topic], request_timeout=_REQUEST_SECONDS)[topic]
+    """Creates `topic` unless it exists, and waits until its partitions have leaders.
+
+    An existing topic is left as it is, and needs no right to create.
+
+    Raises:
+      UserError: a right is missing, or the brokers refuse the topic.
+      UnreachableError: its partitions have no leaders.
+    """
+    admin = make_admin(connection)  # a variable: a future is cancelled when its client is collected as garbage
+    if not _topic_exists(admin, topic):
+        _create_topic(admin, NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {}))
+    # Another broker, which may answer the next request, may not know a new topic yet.
+    try:
+        wait_until(lambda: _has_leaders(admin, topic), _REQUEST_SECONDS, f"topic {topic} is ready")
+    except TimeoutError as error:
+        raise UnreachableError(
+            "topic", topic, f"its partitions have no leaders after {_REQUEST_SECONDS:g} s", "look at the brokers"
+        ) from error
+
+
+def _topic_exists(admin: AdminClient, topic: str) -> bool:
+    # Not list_topics: where brokers create topics by themselves, its question alone would make one.
+    future = admin.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_SECONDS)[topic]
     try:
         future.result()
     except KafkaException as error:
-        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+        if error.args[0].code() in _UNKNOWN:
+            return False
+        if error.args[0].code() in _FORBIDDEN:
+            raise UserError("topic", topic, "the user may not look at it", "grant DESCRIBE on the topic") from error
+        raise
+    return True
+
+
+def _create_topic(admin: AdminClient, topic: NewTopic) -> None:
+    future = admin.create_topics([topic], request_timeout=_REQUEST_SECONDS)[topic.topic]
+    try:
+        future.result()
+    except KafkaException as error:
+        code = error.args[0].code()
+        if code == KafkaError.TOPIC_ALREADY_EXISTS:  # another process was faster
+            return
+        if code in _FORBIDDEN:
+            raise UserError(
+                "topic", topic.topic, "it does not exist, and the user may not create it",
+                "create it, or grant CREATE on the topic or on the cluster",
+            ) from error  # fmt: skip
+        if is_passing(error.args[0]):
             raise
-    # Another broker, which may answer the next request, may not know the new topic yet.
-    wait_until(lambda: _has_leaders(admin, topic), _REQUEST_SECONDS, f"topic {topic} is ready")
+        raise UserError(
+            "topic", topic.topic, f"the brokers refuse to create it ({error.args[0].str()})", "create it yourself"
+        ) from error
+
+
+_UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
+_FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
 
 
 def _has_leaders(admin: AdminClient, topic: str) -> bool:
@@ -219,20 +277,23 @@ def _has_leaders(admin: AdminClient, topic: str) -> bool:
     return bool(metadata.partitions) and all(each.leader >= 0 for each in metadata.partitions.values())
 
 
-def max_record_bytes(connection: KafkaConnection, topic: str, seconds: float = _REQUEST_SECONDS) -> int:
-    """`max.message.bytes` of `topic`; `MAX_MESSAGE_BYTES` where the user may not ask."""
+def topic_settings(connection: KafkaConnection, topic: str, seconds: float = _REQUEST_SECONDS) -> dict[str, str] | None:
+    """{name: value} of the settings of `topic`; None where the user may not ask for them."""
     admin = make_admin(connection)
     future = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)], request_timeout=seconds)
     try:
         settings = next(iter(future.values())).result()
     except KafkaException as error:
-        if error.args[0].code() not in (
-            KafkaError.TOPIC_AUTHORIZATION_FAILED,
-            KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        ):
-            raise
-        return MAX_MESSAGE_BYTES
-    return int(settings["max.message.bytes"].value)
+        if error.args[0].code() in _FORBIDDEN:
+            return None
+        raise
+    return {name: str(entry.value) for name, entry in settings.items()}
+
+
+def max_record_bytes(connection: KafkaConnection, topic: str, seconds: float = _REQUEST_SECONDS) -> int:
+    """`max.message.bytes` of `topic`; `MAX_MESSAGE_BYTES` where the user may not ask."""
+    settings = topic_settings(connection, topic, seconds)
+    return MAX_MESSAGE_BYTES if settings is None else int(settings["max.message.bytes"])
 
 
 def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, int]]:
@@ -288,6 +349,7 @@ __all__ = [
     "make_producer",
     "max_record_bytes",
     "partitions_of",
+    "topic_settings",
     "watermark_offsets",
     "watermarks",
 ]

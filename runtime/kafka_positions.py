@@ -6,8 +6,14 @@ from collections.abc import Collection, Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_client import KafkaConnection, make_consumer, partitions_of, watermark_offsets
+from millrace.runtime.errors import UnreachableError, UserError
+from millrace.runtime.kafka_client import (
+    KafkaConnection,
+    is_passing,
+    make_consumer,
+    partitions_of,
+    watermark_offsets,
+)
 
 # A broker that has just started answers within this time.
 _REQUEST_SECONDS = 10.0
@@ -32,7 +38,9 @@ def resolve_start(
       field_name: setting that an error names.
 
     Returns: {partition: offset}; an offset that retention has removed becomes the earliest.
-    Raises: UserError for a topic or partition that does not exist, a wrong position, or a broker that refuses.
+    Raises:
+      UserError: a topic or partition does not exist, the position is wrong, or a broker refuses.
+      UnreachableError: the brokers are away.
     """
     partitions = partitions_of(connection, topic)
     consumer = make_consumer(connection, group_id)
@@ -50,6 +58,10 @@ def resolve_start(
         else:
             chosen = _explicit(start, partitions, field_name)
     except KafkaException as error:
+        if is_passing(error.args[0]):
+            raise UnreachableError(
+                "--kafka", connection.bootstrap_servers, error.args[0].str(), "see the broker's log"
+            ) from error
         raise UserError("--kafka", connection.bootstrap_servers, error.args[0].str(), "see the broker's log") from error
     finally:
         consumer.close()

@@ -1,10 +1,13 @@
 """Metric names, the `/metrics` and `/healthz` endpoint, and one-line logs."""
 
+import errno
 import logging
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import prometheus_client
@@ -78,8 +81,56 @@ class Heartbeat:
         return f"{self._what} has stood still for {idle:.0f} s" if idle > self._seconds else None
 
 
+class Waits:
+    """What this process waits for: servers that are away, each with the time since when.
+
+    Args:
+      clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._since: list[tuple[str, float]] = []
+
+    @contextmanager
+    def entry(self, what: str) -> Iterator[None]:
+        """Around a wait for `what`; several threads may wait for the same."""
+        entry = (what, self._clock())
+        with self._lock:
+            self._since.append(entry)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._since.remove(entry)
+
+    def seconds(self) -> float:
+        """How long the oldest wait has lasted; 0 without one."""
+        with self._lock:
+            return max((self._clock() - since for _, since in self._since), default=0.0)
+
+    def words(self) -> str | None:
+        """What is waited for and for how long, in one line; None when nothing is."""
+        with self._lock:
+            oldest: dict[str, float] = {}
+            for what, since in self._since:
+                oldest[what] = min(since, oldest.get(what, since))
+            now = self._clock()
+        return ", ".join(f"waiting for {what} for {now - since:.0f} s" for what, since in oldest.items()) or None
+
+
+WAITS = Waits()
+"""The waits of this process (`millrace.runtime.outage`)."""
+
+gauge(
+    "waiting_seconds", "How long this process has waited for a server that is away; 0: it waits for none."
+).set_function(WAITS.seconds)
+
+
 class MetricsEndpoint:
-    """Serves `/metrics` (Prometheus text) and `/healthz` (200 `ok`, or 503 with the reason).
+    """Serves `/metrics` (Prometheus text) and `/healthz`.
+
+    `/healthz` answers 503 with the reason where a restart may help, and 200 otherwise: `ok`, or what is waited for.
 
     Args:
       port: TCP port, 0 for a free one; `address` tells which.
@@ -87,7 +138,7 @@ class MetricsEndpoint:
       host: interface; loopback unless told otherwise.
 
     Raises:
-      UserError: the port is in use.
+      UserError: the port is in use, or the interface is not of this machine.
     """
 
     def __init__(self, port: int = 0, health: Callable[[], str | None] = lambda: None, host: str = "127.0.0.1") -> None:
@@ -99,7 +150,8 @@ class MetricsEndpoint:
                     self._reply(200, prometheus_client.generate_latest(), CONTENT_TYPE_LATEST)
                 elif self.path == "/healthz":
                     reason = endpoint_health()
-                    self._reply(503 if reason else 200, (reason or "ok").encode(), "text/plain")
+                    words = "; ".join(filter(None, (reason, WAITS.words()))) or "ok"
+                    self._reply(503 if reason else 200, words.encode(), "text/plain")
                 else:
                     self._reply(404, b"try /metrics or /healthz", "text/plain")
 
@@ -113,16 +165,24 @@ class MetricsEndpoint:
             def log_message(self, *_: object) -> None:
                 pass
 
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = Server((host, port), Handler)
         except OSError as error:
+            if not isinstance(error, PermissionError) and error.errno != errno.EADDRINUSE:
+                raise UserError(
+                    "--metrics-host", host, f"cannot listen on it ({error.strerror})", "give an address of this machine"
+                ) from error
             raise UserError(
                 "--metrics-port",
                 port,
                 f"cannot listen on it ({error.strerror})",
                 "give another port, or 0 for a free one",
             ) from error
-        self.address = f"{host}:{self._server.server_address[1]}"
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{shown}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from kazoo.exceptions import KazooException, NodeExistsError, NoNodeError
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.retry import KazooRetry
 
-from millrace.runtime.errors import UserError
+from millrace.runtime.errors import UnreachableError
 
 _LOG = logging.getLogger(__name__)
 # Watches wake the session at once; it also looks this often, in case an event of a watch was lost.
@@ -39,7 +39,8 @@ class ZooKeeperSession:
       field_name: the flag that an error names.
 
     Raises:
-      UserError: no server answers within `connect_seconds`.
+      UnreachableError: no server answers within `connect_seconds`; a process that runs for ever waits
+        (`millrace.runtime.outage`).
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ZooKeeperSession:
             self._client.start(connect_seconds)
         except KazooTimeoutError as error:
             self._client.close()
-            raise UserError(
+            raise UnreachableError(
                 field_name,
                 address,
                 f"no ZooKeeper answers within {connect_seconds:g} s",

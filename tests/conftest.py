@@ -13,10 +13,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from millrace.runtime.artifacts import cache_folder
 from millrace.runtime.child_process import ChildProcess
-from millrace.runtime.dev_servers import DevServers
 from millrace.runtime.kafka_client import KafkaConnection, make_admin
+from millrace.runtime.servers.artifacts import cache_folder
+from millrace.runtime.servers.dev_servers import DevServers
 from millrace.runtime.topics import Topics
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from millrace.runtime.artifacts import PRISM_VERSION
+from millrace.runtime.servers.artifacts import PRISM_VERSION
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DOCKERFILE = (_ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")

@@ -2,10 +2,19 @@
 
 import argparse
 import logging
+import threading
 import time
 from pathlib import Path
 
-from millrace.cli.common import RECIPES, add_command, announce_ready, kafka_connection, stop_on_signals, topics
+from millrace.cli.common import (
+    RECIPES,
+    add_command,
+    announce_ready,
+    kafka_connection,
+    metrics_endpoint,
+    stop_on_signals,
+    topics,
+)
 from millrace.cli.feed.flags import add_common_flags, add_row_flags, add_source_flags, feed_options
 
 _EXAMPLE = f"""\
@@ -65,15 +74,16 @@ def _run(arguments: argparse.Namespace) -> int:
     stop = stop_on_signals()
     from millrace.pipelines.feed.launch import FeedFailedError, run_feed
     from millrace.pipelines.kafka.process import HEARTBEAT
-    from millrace.runtime.telemetry import MetricsEndpoint, setup_logging
+    from millrace.runtime.telemetry import WAITS, setup_logging
 
     setup_logging("feed", arguments.log_level)
     logger = logging.getLogger("millrace.feed")
-    endpoint = MetricsEndpoint(arguments.metrics_port, HEARTBEAT.reason)
+    # A reader that stands still while brokers are away would not be helped by a new start.
+    endpoint = metrics_endpoint(arguments, lambda: None if WAITS.words() else HEARTBEAT.reason())
     began = time.monotonic()
-    if arguments.create_topics:
-        _create_event_topics(arguments)
     try:
+        if arguments.create_topics:
+            _create_event_topics(arguments, stop)
         counters = run_feed(
             options,
             stop,
@@ -90,9 +100,14 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _create_event_topics(arguments: argparse.Namespace) -> None:
+def _create_event_topics(arguments: argparse.Namespace, stop: threading.Event) -> None:
     from millrace.runtime.kafka_client import ensure_topic
+    from millrace.runtime.outage import while_away
 
-    connection, names = kafka_connection(arguments), topics(arguments)
-    for topic in (names.impressions, names.actions):
-        ensure_topic(connection, topic, partitions=arguments.feed_shards)
+    connection, names = kafka_connection(arguments, stop=stop), topics(arguments)
+
+    def ensure() -> None:
+        for topic in (names.impressions, names.actions):
+            ensure_topic(connection, topic, partitions=arguments.feed_shards)
+
+    while_away(ensure, f"Kafka at {connection.bootstrap_servers}", stop)

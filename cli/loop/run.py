@@ -22,8 +22,9 @@ from millrace.cli.loop.sampler import Sampler
 from millrace.cli.loop.scenario import Scenario
 from millrace.cli.loop.screen import Screen
 from millrace.runtime.child_process import ChildProcessError
-from millrace.runtime.dev_servers import DevServers
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
+from millrace.runtime.servers.dev_servers import DevServers
+from millrace.runtime.topic_setup import ensure_deltas, ensure_model_events
 from millrace.runtime.topics import Topics
 
 
@@ -124,9 +125,10 @@ class LoopRun:
 def _create_topics(kafka: KafkaConnection, names: Topics, model: str) -> None:
     for topic in (names.impressions, names.actions, names.train(model)):
         ensure_topic(kafka, topic, partitions=4)
-    for topic in (names.dead_letter, names.deltas(model), names.serving_status):
+    for topic in (names.dead_letter, names.serving_status):
         ensure_topic(kafka, topic)
-    ensure_topic(kafka, names.model_events, config={"cleanup.policy": "compact"})
+    ensure_deltas(kafka, names.deltas(model))
+    ensure_model_events(kafka, names.model_events)
 
 
 def print_summary(summary: dict[str, object], folder: Path, as_json: bool) -> None:

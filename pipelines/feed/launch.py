@@ -16,12 +16,13 @@ from apache_beam.runners.runner import PipelineState
 from millrace.pipelines.feed import runners
 from millrace.pipelines.feed.folder import mark_success, prepare_folder
 from millrace.pipelines.feed.graph import build_feed
-from millrace.pipelines.feed.options import FeedOptions
-from millrace.pipelines.feed.read_plan import plan_reads
+from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
+from millrace.pipelines.feed.read_plan import ReadPlan, plan_reads
 from millrace.pipelines.kafka.process import FIRST_POLL, begin_feed
-from millrace.runtime.artifacts import Progress
 from millrace.runtime.errors import UserError
 from millrace.runtime.memory import share_heaps, trim_heaps
+from millrace.runtime.outage import while_away
+from millrace.runtime.servers.artifacts import Progress
 
 __all__ = ["FeedFailedError", "run_feed"]
 
@@ -49,11 +50,12 @@ def run_feed(
 
     Returns: {counter: value} of the pipeline; {} where the runner does not tell.
     Raises:
-      UserError: a setting is wrong, or a broker or a runner cannot be reached.
+      UserError: a setting is wrong, or a runner cannot be reached.
+      StoppedError: `stop` was set while brokers were away.
       FeedFailedError: the pipeline failed.
     """
     share_heaps()
-    plan = plan_reads(options)
+    plan = _plan(options, stop)
     if options.parquet is not None:
         prepare_folder(options.parquet, "--output-parquet")
     begin_feed()
@@ -71,6 +73,13 @@ def run_feed(
     if options.parquet is not None and not stop.is_set():
         mark_success(options.parquet, {"counters": counters, "config": options.config.to_json()})
     return counters
+
+
+def _plan(options: FeedOptions, stop: threading.Event) -> ReadPlan:
+    """Where to read; waits for brokers that are away."""
+    if not isinstance(options.source, KafkaSettings):
+        return plan_reads(options)
+    return while_away(lambda: plan_reads(options), f"Kafka at {options.source.connection.bootstrap_servers}", stop)
 
 
 def _wait(job: "_Job", stop: threading.Event, on_ready: Callable[[], None]) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from millrace.runtime.artifacts import Progress, prism_binary
 from millrace.runtime.child_process import ChildProcess
-from millrace.runtime.daemon import free_port
 from millrace.runtime.errors import UserError
-from millrace.runtime.flink_server import FlinkJobServer
+from millrace.runtime.servers.artifacts import Progress, prism_binary
+from millrace.runtime.servers.daemon import free_port
+from millrace.runtime.servers.flink_server import FlinkJobServer
 
 _PRISM_SECONDS = 30.0  # Prism listens within a second; a busy machine may take longer
 _SETUP_FILE = Path(__file__).resolve().parents[2] / "setup.py"  # of a checkout; an installed package has none

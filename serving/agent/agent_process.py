@@ -4,9 +4,11 @@ import logging
 import threading
 from collections.abc import Callable
 
-from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, make_producer
+from millrace.runtime.kafka_client import KafkaConnection, check_broker, ensure_topic, make_producer
+from millrace.runtime.outage import while_away
 from millrace.runtime.telemetry import Heartbeat
 from millrace.runtime.topic_reader import TopicReader
+from millrace.runtime.topic_setup import ensure_model_events
 from millrace.runtime.topics import Topics
 from millrace.runtime.zookeeper import ZooKeeperSession
 from millrace.serving.agent.agent import Agent, AgentConfig
@@ -49,14 +51,17 @@ def run_agent(
     heartbeat: Heartbeat,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs an agent until `stop` is set.
+    """Runs an agent until `stop` is set; waits for ZooKeeper and Kafka that are away.
 
     Raises:
-      UserError: no ZooKeeper answers at the start.
+      UserError: a server refuses the credentials, or `model.events` is not fit for its events.
+      StoppedError: `stop` was set while it waited.
     """
-    session = ZooKeeperSession(zookeeper)
-    ensure_topic(connection, topics.model_events, partitions=1, config={"cleanup.policy": "compact"})
-    ensure_topic(connection, topics.serving_status, partitions=1)
+    session = while_away(lambda: ZooKeeperSession(zookeeper), f"ZooKeeper at {zookeeper}", stop)
+    kafka = f"Kafka at {connection.bootstrap_servers}"
+    while_away(lambda: check_broker(connection), kafka, stop)
+    while_away(lambda: ensure_model_events(connection, topics.model_events), kafka, stop)
+    while_away(lambda: ensure_topic(connection, topics.serving_status, partitions=1), kafka, stop)
     statuses = StatusProducer(connection, topics.serving_status, f"{config.bzid}/{config.model}/{config.replica_id}")
     events = TopicReader(connection, topics.model_events, {0: 0})
     server = ServerControl(config.server, config.model)

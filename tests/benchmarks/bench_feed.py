@@ -24,9 +24,9 @@ from millrace.pipelines.feed.launch import run_feed
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import Deadline
-from millrace.runtime.dev_servers import DevServers
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, watermarks
 from millrace.runtime.kafka_records import PartitionReader
+from millrace.runtime.servers.dev_servers import DevServers
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.sampling import positive_rows

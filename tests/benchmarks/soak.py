@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from millrace.runtime.deadline import Deadline
-from millrace.runtime.dev_servers import DevServers
 from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.servers.dev_servers import DevServers
 from tests.benchmarks.bench_feed import LiveFeed, MillraceFeed, find_peak
 
 _SHARE = 0.7

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.flink_server import FlinkJobServer
 from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.servers.flink_server import FlinkJobServer
 from millrace.runtime.topics import Topics
 from tests.chaos.scenario import Runner
 from tests.fakes.worker_pool import WorkerPool

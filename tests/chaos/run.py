@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millrace.runtime.deadline import Deadline, wait_until
-from millrace.runtime.dev_servers import KafkaServer
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
+from millrace.runtime.servers.dev_servers import KafkaServer
 from millrace.runtime.topics import Topics
 from tests.chaos.audit import Audit, TrainTopicAudit, count_dead_letters, ledger_rows
 from tests.chaos.feeds import FEEDS, Feed, millrace

@@ -25,7 +25,6 @@ AssertUserError = Callable[..., str]
         (["serve", "--model-name", "m", "--no-deltas", "--base-path", "absent"], ["--base-path=absent", "no such"]),
         (["agent", "--model", "m"], ["--server"]),
         (["agent", "--model", "a:b", "--server", "h:1"], ["--model=a:b", "use letters"]),
-        (["agent", "--model", "m", "--server", "h:1", "--kafka", "127.0.0.1:1"], ["--kafka=127.0.0.1:1", "no Kafka"]),
         (["predict", "--server", "h", "--model", "m"], ["--server", "HOST:PORT"]),
         (
             ["predict", "--server", "127.0.0.1:1", "--model", "m", "--input", "a=1"],

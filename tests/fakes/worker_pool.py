@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from millrace.runtime.child_process import ChildProcess
-from millrace.runtime.daemon import free_port
 from millrace.runtime.memory import WORKER_ENVIRONMENT
+from millrace.runtime.servers.daemon import free_port
 
 _START_SECONDS = 120.0  # as long as the Flink beside it may take to start
 

@@ -17,9 +17,9 @@ from cryptography.x509.oid import NameOID
 
 from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafka
 from millrace.pipelines.kafka.source import ReadFromKafka
-from millrace.runtime.dev_servers import KafkaServer
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection, check_broker, ensure_topic, make_admin, make_consumer
+from millrace.runtime.servers.dev_servers import KafkaServer
 
 pytestmark = pytest.mark.service
 

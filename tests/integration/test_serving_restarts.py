@@ -12,10 +12,10 @@ import pytest
 
 from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.runtime.child_process import ChildProcess
-from millrace.runtime.daemon import free_port
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.dev_servers import DevServers
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.servers.daemon import free_port
+from millrace.runtime.servers.dev_servers import DevServers
 from millrace.runtime.topic_reader import Record, TopicReader
 from millrace.runtime.topics import Topics
 from millrace.runtime.zookeeper import ZooKeeperError, ZooKeeperSession

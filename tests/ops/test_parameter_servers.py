@@ -17,7 +17,7 @@ from millrace.ops import library
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Adagrad, Adam, PooledFeature, RandomUniform, Segment, Sgd, TableConfig
 from millrace.runtime.child_process import ChildProcess
-from millrace.runtime.daemon import free_port
+from millrace.runtime.servers.daemon import free_port
 
 TABLES = [
     TableConfig("movies", 4, Adagrad(0.1), RandomUniform(), seed=1),

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from millrace.runtime.child_process import ChildProcess, ChildProcessError
-from millrace.runtime.daemon import free_port, start_time
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
+from millrace.runtime.servers.daemon import free_port, start_time
 
 _READY = """
 import json, os, signal, sys, time

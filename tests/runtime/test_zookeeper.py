@@ -6,8 +6,8 @@ import uuid
 import pytest
 
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.dev_servers import DevServers
 from millrace.runtime.errors import UserError
+from millrace.runtime.servers.dev_servers import DevServers
 from millrace.runtime.zookeeper import ZooKeeperError, ZooKeeperSession
 
 _SECONDS = 20.0

@@ -12,12 +12,12 @@ from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.runtime.kafka_client import (
     KafkaConnection,
     UndeliveredError,
-    ensure_topic,
     make_producer,
     watermarks,
 )
 from millrace.runtime.telemetry import counter
 from millrace.runtime.topic_reader import TopicReader
+from millrace.runtime.topic_setup import ensure_deltas
 from millrace.training.task.heads import DenseModel
 
 _LOG = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class DeltaPublisher:
         self._retry_at = 0.0
         self._last_dense: list[bytes] = []
         self._lost_ids = False
-        ensure_topic(connection, topic)
+        ensure_deltas(connection, topic)
         self._resume()
 
     @property

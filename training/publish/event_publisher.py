@@ -11,10 +11,10 @@ from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.kafka_client import (
     KafkaConnection,
     UndeliveredError,
-    ensure_topic,
     flush_or_raise,
     make_producer,
 )
+from millrace.runtime.topic_setup import ensure_model_events
 from millrace.runtime.topics import Topics
 from millrace.training.publish.delta_publisher import PUBLISH_FAILURES
 from millrace.training.publish.exporter import Export
@@ -32,7 +32,7 @@ class EventPublisher:
 
     def __init__(self, connection: KafkaConnection, topics: Topics, model_name: str, bzid: str = "default") -> None:
         self._topic, self._model_name, self._bzid = topics.model_events, model_name, bzid
-        ensure_topic(connection, self._topic, config={"cleanup.policy": "compact"})
+        ensure_model_events(connection, self._topic)
         self._producer = make_producer(connection)
 
     def export(self, export: Export, ckpt_name: str) -> None:

@@ -239,11 +239,10 @@ def test_a_folder_that_holds_something_is_not_written_to(world: World, tmp_path:
     [
         (("--runner", "direct"), ("--runner=direct", "use --runner prism or flink", "--until end")),
         (("--runner", "spark"), ("--runner=spark", "unknown", "prism, flink, direct, dataflow")),
-        ((), ("--kafka=127.0.0.1:9", "no Kafka broker answers", "millrace dev up")),
         (("--join-shards", "0"), ("--join-shards=0", "1..1024")),
         (("--output-parquet", "rows"), ("--output-parquet=rows", "unbounded", "--until end")),
     ],
-    ids=["streaming on direct", "unknown runner", "no broker", "no shards", "endless Parquet"],
+    ids=["streaming on direct", "unknown runner", "no shards", "endless Parquet"],
 )
 def test_a_wrong_setting_gets_one_line(
     flags: tuple[str, ...], mentions: tuple[str, ...], assert_user_error: Callable[..., str]

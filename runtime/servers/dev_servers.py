@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from millrace.runtime.artifacts import Progress, java_program, maven_jars
 from millrace.runtime.atomic_file import write_text
-from millrace.runtime.daemon import Daemon, free_port, port_is_free
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
+from millrace.runtime.servers.artifacts import Progress, java_program, maven_jars
+from millrace.runtime.servers.daemon import Daemon, free_port, port_is_free
 
 _START_SECONDS = 90.0  # a quiet machine takes 5 s, a busy one tens: only a server that hangs takes longer
 _START_ATTEMPTS = 3  # each with other ports, where another process has taken one

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.runtime.daemon import port_is_free, start_time
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.dev_servers import DevServers, KafkaServer, running_address
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import (
     KafkaConnection,
@@ -24,6 +22,8 @@ from millrace.runtime.kafka_client import (
     make_producer,
     watermarks,
 )
+from millrace.runtime.servers.daemon import port_is_free, start_time
+from millrace.runtime.servers.dev_servers import DevServers, KafkaServer, running_address
 
 _TOPIC = "things"
 
@@ -188,6 +188,7 @@ def test_a_missing_java_names_the_debian_package(tmp_path: Path, monkeypatch: py
 
 def test_an_address_is_found_without_heavy_imports() -> None:
     """`--kafka` defaults to the running server in every command: that must not cost a second."""
-    code = "import sys, millrace.runtime.dev_servers; print({'confluent_kafka', 'kazoo', 'numpy'} & set(sys.modules))"
+    heavy = "{'confluent_kafka', 'kazoo', 'numpy'}"
+    code = f"import sys, millrace.runtime.servers.dev_servers; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"

@@ -10,14 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from millrace.runtime import artifacts
 from millrace.runtime.errors import UserError
+from millrace.runtime.servers import artifacts
 
 _MAVEN = """#!/bin/sh
 for argument in "$@"; do case $argument in -DoutputDirectory=*) folder=${argument#-DoutputDirectory=};; esac; done
 echo run >>"$CALLS"
 touch "$folder/a.jar"
 """
+# Downloads to the folder `module` beside the calls; what it "builds" is the line that Prism listens with.
+_GO = """#!/bin/sh
+echo "$@" >>"$CALLS"
+case $1 in
+  mod) echo "{"; echo "  \\"Dir\\": \\"$(dirname "$CALLS")/module\\""; echo "}" ;;
+  build)
+    echo golang.org/x/text; sleep "${BUILD_SECONDS:-0}"
+    cp "$3/go/pkg/beam/runners/prism/internal/jobservices/server.go" "$7" ;;
+esac
+"""
+_PRISM_SERVER = "go/pkg/beam/runners/prism/internal/jobservices/server.go"
 _FAILING = """#!/bin/sh
 echo run >>"$CALLS"
 echo "[INFO] trying"
@@ -41,6 +52,18 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
 
     write("java", "#!/bin/sh\n")
     return write
+
+
+def _beam_module(folder: Path, listen: str) -> Path:
+    """Beam's module as Go's cache holds it, with this line in the server of Prism; not writable."""
+    module = folder / "module"
+    server = module / _PRISM_SERVER
+    server.parent.mkdir(parents=True)
+    server.write_text(f"{listen}\n")
+    for name in ("go.mod", "go.sum"):
+        (module / name).touch(0o444)
+    server.chmod(0o444)
+    return module
 
 
 def _calls(tmp_path: Path) -> int:
@@ -87,7 +110,7 @@ def test_a_patch_that_does_not_compile_leaves_nothing(tool: Callable[[str, str],
 def test_an_interrupted_download_is_never_half_used(tool: Callable[[str, str], None], tmp_path: Path) -> None:
     """SIGKILL in the middle: the partial folder has another name, and the next call fetches again."""
     tool("mvn", _MAVEN + "kill -9 $PPID\nsleep 0.2\n")
-    code = "from millrace.runtime.artifacts import maven_jars; maven_jars('kafka')"
+    code = "from millrace.runtime.servers.artifacts import maven_jars; maven_jars('kafka')"
     killed = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
     assert killed.returncode == -9
     tool("mvn", _MAVEN)
@@ -107,11 +130,23 @@ def test_two_at_once_fetch_once(tool: Callable[[str, str], None], tmp_path: Path
 
 
 def test_prism_is_built_from_its_module_in_the_pinned_version(tool: Callable[[str, str], None], tmp_path: Path) -> None:
-    tool("go", '#!/bin/sh\necho "$@" >>"$CALLS"\ntouch "$GOBIN/prism"\n')
+    tool("go", _GO)
+    module = _beam_module(tmp_path, 'net.Listen("tcp", fmt.Sprintf(":%d", port))')
     binary = artifacts.prism_binary(lambda _: None)
-    assert binary.exists() and binary.name == "prism"
-    arguments = (tmp_path / "calls").read_text().strip()
-    assert arguments == f"install -v github.com/apache/beam/sdks/v2/go/cmd/prism@v{artifacts.PRISM_VERSION}"
+    assert binary.name == "prism" and binary.read_text() == 'net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))\n'
+    assert [path.name for path in binary.parent.iterdir()] == ["prism"]
+    download, build = (tmp_path / "calls").read_text().splitlines()
+    assert download.endswith(f"github.com/apache/beam/sdks/v2@v{artifacts.PRISM_VERSION}")
+    assert build.startswith("build ") and build.endswith("./go/cmd/prism")
+    assert '":%d"' in (module / _PRISM_SERVER).read_text()
+
+
+def test_a_prism_whose_listener_is_not_known_is_not_built(tool: Callable[[str, str], None], tmp_path: Path) -> None:
+    tool("go", _GO)
+    _beam_module(tmp_path, 'net.Listen("tcp", address)')
+    with pytest.raises(UserError, match="server.go is not the one that is known"):
+        artifacts.prism_binary(lambda _: None)
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -141,9 +176,11 @@ def test_an_unwritable_cache_is_a_user_error(tool: Callable[[str, str], None], t
 
 
 def test_a_slow_build_says_how_long_it_runs_and_what_it_does(
-    tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    tool: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool("go", '#!/bin/sh\necho golang.org/x/text\nsleep 0.5\ntouch "$GOBIN/prism"\n')
+    tool("go", _GO)
+    _beam_module(tmp_path, 'fmt.Sprintf(":%d", port)')
+    monkeypatch.setenv("BUILD_SECONDS", "0.5")
     monkeypatch.setattr(artifacts, "_LOG_SECONDS", 0.1)
     monkeypatch.setattr(artifacts, "_TERMINAL_SECONDS", 0.1)
     said: list[str] = []

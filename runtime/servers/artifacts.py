@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,11 @@ from millrace.runtime.errors import UserError
 
 # Equal to the apache-beam of constraints.txt: runner and SDK are released together.
 PRISM_VERSION = "2.77.0"
+
+_PRISM_MODULE = "github.com/apache/beam/sdks/v2"
+_PRISM_SERVER = "go/pkg/beam/runners/prism/internal/jobservices/server.go"
+# What Prism's job port listens on, as released and as built here.
+_ANY_INTERFACE, _LOOPBACK = 'fmt.Sprintf(":%d", port)', 'fmt.Sprintf("127.0.0.1:%d", port)'
 
 _COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 _FETCH_SECONDS = 1800.0  # several times what a slow line or a busy machine takes: only what hangs is given up
@@ -68,7 +74,7 @@ def java_program() -> str:
 
 
 def maven_jars(name: str, progress: Progress = print) -> Path:
-    """Folder with the jars of runtime/poms/<name>.xml, fetched on first use.
+    """Folder with the jars of runtime/servers/poms/<name>.xml, fetched on first use.
 
     Its folder `classes` holds what patches/<name> compiles to.
 
@@ -99,6 +105,8 @@ def maven_jars(name: str, progress: Progress = print) -> Path:
 def prism_binary(progress: Progress = print) -> Path:
     """Path of Beam's Prism runner, built from its Go module on first use: 4 minutes, or 8 on a busy machine.
 
+    Its job port listens on 127.0.0.1: whoever reaches that port can have any command run.
+
     Args:
       progress: told in one line that it is built, then now and then which of Go's packages is done.
 
@@ -108,11 +116,34 @@ def prism_binary(progress: Progress = print) -> Path:
     what = f"Prism {PRISM_VERSION} from its Go module (4 to 8 minutes)"
 
     def fetch(folder: Path) -> None:
-        module = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{PRISM_VERSION}"
-        # -v: Go names each module that it downloads and each package that it compiles.
-        _run([_find(_GO), "install", "-v", module], "go", what, {"GOBIN": str(folder)}, progress)
+        source = folder / "source"
+        _copy_prism_source(source, what, progress)
+        # -v: Go names each module that it downloads and each package that it compiles. -trimpath: the result does not
+        # depend on the folder, so a build that was interrupted goes on where it was.
+        command = [_find(_GO), "build", "-C", str(source), "-v", "-trimpath", "-o", str(folder / "prism")]
+        _run([*command, "./go/cmd/prism"], "go", what, {}, progress)
+        shutil.rmtree(source)
 
-    return _cached(f"prism-{PRISM_VERSION}", what, fetch, progress) / "prism"
+    return _cached(f"prism-{PRISM_VERSION}-loopback", what, fetch, progress) / "prism"
+
+
+def _copy_prism_source(folder: Path, what: str, progress: Progress) -> None:
+    """The Go part of Beam's module in `folder`, with a job port on loopback; Go refuses to overlay its own cache."""
+    with tempfile.TemporaryDirectory(prefix="millrace-go-") as empty:
+        command = [_find(_GO), "mod", "download", "-C", empty, "-json", f"{_PRISM_MODULE}@v{PRISM_VERSION}"]
+        lines = _run(command, "go", what, {"GOWORK": "off"}, progress)
+    module = Path(json.loads("".join(lines))["Dir"])
+    folder.mkdir()
+    for name in ("go.mod", "go.sum"):
+        shutil.copyfile(module / name, folder / name)
+    shutil.copytree(module / "go", folder / "go", copy_function=shutil.copyfile)
+    for path in (folder, *folder.rglob("*")):  # those of Go's cache may not be written
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    server = folder / _PRISM_SERVER
+    text = server.read_text("utf-8")
+    if text.count(_ANY_INTERFACE) != 1:
+        raise UserError("go", what, f"{_PRISM_SERVER} is not the one that is known", "report it with the version")
+    server.write_text(text.replace(_ANY_INTERFACE, _LOOPBACK), "utf-8")
 
 
 def _find(tool: _Tool) -> str:
@@ -122,8 +153,8 @@ def _find(tool: _Tool) -> str:
     return path
 
 
-def _run(command: list[str], field: str, what: str, env: dict[str, str], progress: Progress) -> None:
-    """Runs `command` to its end; UserError with the line of its output that says most, when it fails."""
+def _run(command: list[str], field: str, what: str, env: dict[str, str], progress: Progress) -> list[str]:
+    """Runs `command` to its end, and returns its output; UserError with the line that says most, when it fails."""
     lines: deque[str] = deque(maxlen=_KEPT_LINES)
     with subprocess.Popen(
         command,
@@ -147,6 +178,7 @@ def _run(command: list[str], field: str, what: str, env: dict[str, str], progres
         reader.join()
     if process.returncode:
         raise UserError(field, what, *_failure(list(lines)))
+    return list(lines)
 
 
 def _read_lines(process: "subprocess.Popen[str]", lines: deque[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.flink_server import FlinkJobServer
+from millrace.runtime.servers.flink_server import FlinkJobServer
 from tests.fakes.worker_pool import WorkerPool
 
 pytestmark = pytest.mark.service

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from millrace.runtime.artifacts import Progress, java_program, maven_jars
 from millrace.runtime.child_process import ChildProcess
-from millrace.runtime.daemon import free_port
+from millrace.runtime.servers.artifacts import Progress, java_program, maven_jars
+from millrace.runtime.servers.daemon import free_port
 
 _START_SECONDS = 120.0  # a JVM with all of Flink, on a busy machine
 # Flink's serialisers reach into these packages by reflection, which Java forbids unless told otherwise.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from millrace.runtime.daemon import Daemon, free_port, port_is_free, start_time
 from millrace.runtime.deadline import wait_until
+from millrace.runtime.servers.daemon import Daemon, free_port, port_is_free, start_time
 
 _IGNORE_SIGTERM = (
     "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
