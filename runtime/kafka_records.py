@@ -13,6 +13,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 
 from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer
 from millrace.runtime.kafka_positions import Positions
+from millrace.runtime.kafka_topics import KafkaTopic, TopicDescriber
 
 
 class KafkaReadError(RuntimeError):
@@ -112,6 +113,7 @@ class PartitionReader:
             fetch_queue_backoff_ms=10,
             reconnect_backoff_max_ms=1000,  # back within a second after a broker restarts; the default is 10 s
         )
+        self._describer = TopicDescriber(connection)
         self._next: Positions = {}
         self.assign(start)
 
@@ -170,23 +172,17 @@ class PartitionReader:
             lags[key] = max(0, high - position) if high >= 0 else None
         return lags
 
-    def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
-        """{topic: its partition numbers, ascending}, [] for a topic that does not exist.
-
-        Topics are asked about one by one. {} if one question fails or has no answer within `seconds`.
-        """
-        found = {}
+    def describe(self, topics: Collection[str], seconds: float) -> dict[str, KafkaTopic] | None:
+        """{topic: what it is now}, without topics that do not exist; None if nobody answers within `seconds`."""
         try:
-            for topic in topics:
-                metadata = self._consumer.list_topics(topic, timeout=seconds).topics[topic]
-                found[topic] = sorted(metadata.partitions)
+            return self._describer.describe(topics, seconds)
         except KafkaException:
-            return {}
-        return found
+            return None
 
     def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
         """The oldest offset that exists; None if the question fails or has no answer within `seconds`."""
         try:
+            self._consumer.list_topics(topic, timeout=seconds)  # it looks for partitions by itself only after minutes
             low, _ = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=seconds)
         except KafkaException:
             return None

@@ -124,7 +124,7 @@ def read_movielens(path: Path, task: Task) -> pa.RecordBatch:
         record_batch.REQ_TIME: ratings.seconds,
         record_batch.EVENT_TIME_MS: ratings.seconds * 1000,
         record_batch.ACTIONS: _one_each(pa.array([_RATE] * rows)),
-        record_batch.SOURCE_PARTITION: np.zeros(rows, np.int32),
+        record_batch.SOURCE_PARTITION: np.zeros(rows, np.int64),
         record_batch.SOURCE_OFFSET: np.arange(rows),
         record_batch.SOURCE_ROW: np.zeros(rows, np.int32),
     }

@@ -15,7 +15,7 @@ from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafkaDoFn
 from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.batch.hashes import siphash24
-from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.batch.provenance import provenance_of, split_source_partition
 from millrace.transforms.feed import shards as fid_sharding
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
@@ -121,6 +121,7 @@ class _NameBySourceDoFn(beam.DoFn):
 
     def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[tuple[str, pa.RecordBatch]]:
         partition, offset, row = (int(part[0]) for part in provenance_of(element[1].slice(0, 1)))
+        _, partition = split_source_partition(partition)
         yield f"rows-{partition:05d}-{offset:012d}-{row:05d}", element[1]
 
 

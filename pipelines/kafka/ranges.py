@@ -11,6 +11,7 @@ from millrace.pipelines.kafka.process import HEARTBEAT
 from millrace.pipelines.kafka.reader import counted_block
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
+from millrace.transforms.batch.provenance import source_number
 
 # A bounded read fails when an offset of its range has not come for this long: longer than a broker takes to restart.
 _QUIET_SECONDS = 30.0
@@ -46,6 +47,7 @@ class ReadRangesDoFn(beam.DoFn):
     def __init__(self, connection: KafkaConnection, max_records: int) -> None:
         self._connection, self._max_records = connection, max_records
         self._reader: PartitionReader | None = None
+        self._sources: dict[str, int] = {}
 
     def process(self, wanted: OffsetRange) -> Iterator[pa.RecordBatch]:
         key = (wanted.topic, wanted.partition)
@@ -53,18 +55,27 @@ class ReadRangesDoFn(beam.DoFn):
             self._reader = PartitionReader(self._connection, {key: wanted.start})
         else:
             self._reader.assign({key: wanted.start})
+        source = self._source(self._reader, wanted.topic)
         give_up = time.monotonic() + _QUIET_SECONDS
         while (left := wanted.end - self._reader.positions()[key]) > 0:
             HEARTBEAT.beat()
             # The client waits until it has as many as it is asked for: asked for more than come, it waits in vain.
             for records in self._reader.read(min(self._max_records, left), 0.2):
                 give_up = time.monotonic() + _QUIET_SECONDS
-                yield _up_to(counted_block(records), wanted.end)
+                yield _up_to(counted_block(records, source), wanted.end)
             if time.monotonic() > give_up:
                 raise KafkaReadError(
                     f"{key[0]}[{key[1]}]: offset {wanted.end - 1} has not come for {_QUIET_SECONDS:g} s; does the "
                     "range end in an open transaction, or beyond the end of the partition?"
                 )
+
+    def _source(self, reader: PartitionReader, topic: str) -> int:
+        if topic not in self._sources:
+            found = reader.describe([topic], _QUIET_SECONDS)
+            if not found:
+                raise KafkaReadError(f"{topic}: no broker says what this topic is, after {_QUIET_SECONDS:g} s")
+            self._sources[topic] = source_number(found[topic].cluster, found[topic].id)
+        return self._sources[topic]
 
     def teardown(self) -> None:
         if self._reader is not None:

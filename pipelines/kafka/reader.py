@@ -22,6 +22,7 @@ from millrace.pipelines.kafka.watermark import PartitionWatermarks, TimestampPol
 from millrace.runtime import telemetry
 from millrace.runtime.kafka_positions import Positions
 from millrace.runtime.kafka_records import KafkaReadError, PartitionReader, TopicRecords
+from millrace.transforms.batch.provenance import source_number
 from millrace.transforms.batch.raw_block import raw_block
 
 __all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "counted_block"]
@@ -46,9 +47,9 @@ _SILENT = telemetry.counter(
 )
 
 
-def counted_block(records: TopicRecords) -> pa.RecordBatch:
-    """The raw block (`millrace.transforms.batch.raw_block`) of these records; counts them as read."""
-    raw = raw_block(records.topic, records.values, records.partitions, records.offsets, records.timestamps_ms)
+def counted_block(records: TopicRecords, source: int) -> pa.RecordBatch:
+    """The raw block (`millrace.transforms.batch.raw_block`) of these records of a source; counts them as read."""
+    raw = raw_block(records.topic, records.values, records.partitions, records.offsets, records.timestamps_ms, source)
     Metrics.counter(_NAMESPACE, "records_read").inc(len(records.values))
     Metrics.counter(_NAMESPACE, "bytes_read").inc(raw.column("value").nbytes)
     Metrics.counter(_NAMESPACE, "blocks_read").inc()
@@ -151,6 +152,7 @@ class KafkaBlockReader(UnboundedReader):
         self._bundle_done = False
         self._next_lag = self._next_metadata = 0.0
         self._missing: set[tuple[str, int]] = set()
+        self._sources: dict[str, int] = {}  # {topic: number}; empty until the brokers have told
         self._under_way: UnderWay | None = None
         if settings.feed_id is not None:
             self._under_way = UnderWay(progress_of(settings.feed_id), WRITES.none)
@@ -183,6 +185,8 @@ class KafkaBlockReader(UnboundedReader):
         if self._reader is None:
             self._open()
         assert self._reader is not None
+        if not self._sources and not self._identify(self._reader):
+            return False
         if not self._read and not self._bundle_done:
             if self._under_way is not None and self._under_way.records() >= _MAX_UNDER_WAY:
                 return False
@@ -190,6 +194,14 @@ class KafkaBlockReader(UnboundedReader):
         if not self._read:
             return False
         self._give(self._read.popleft())
+        return True
+
+    def _identify(self, reader: PartitionReader) -> bool:
+        """Finds the numbers of the sources; whether they are known now."""
+        found = reader.describe(self._topics, _METADATA_SECONDS)
+        if found is None or not set(self._topics) <= set(found):
+            return False
+        self._sources = {topic: source_number(each.cluster, each.id) for topic, each in found.items()}
         return True
 
     def _fill(self, reader: PartitionReader) -> None:
@@ -227,7 +239,7 @@ class KafkaBlockReader(UnboundedReader):
         if self._under_way is not None:
             self._under_way.given(self._timestamp, len(records.values))
         self._watermarks.read(records.topic, times)
-        self._block = counted_block(records)
+        self._block = counted_block(records, self._sources[records.topic])
 
     def _inspect(self, reader: PartitionReader) -> None:
         """Measures lags and looks for new partitions, when the time for either has come."""
@@ -251,12 +263,12 @@ class KafkaBlockReader(UnboundedReader):
         Metrics.gauge(_NAMESPACE, "lag_records").set(sum(lag or 0 for lag in lags.values()))
 
     def _find_partitions(self, reader: PartitionReader) -> None:
-        found = reader.partitions(self._topics, _METADATA_SECONDS)
-        if not found:
+        found = reader.describe(self._topics, _METADATA_SECONDS)
+        if found is None:
             return
-        self._notice_missing({(topic, number) for topic, numbers in found.items() for number in numbers})
-        for topic, numbers in found.items():
-            for number in numbers:
+        self._notice_missing({(topic, number) for topic, each in found.items() for number in each.partitions})
+        for topic, each in found.items():
+            for number in each.partitions:
                 mine = number % self._settings.splits == self._settings.index
                 if mine and (topic, number) not in self._given:
                     self._take_over(reader, topic, number)

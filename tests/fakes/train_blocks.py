@@ -31,7 +31,7 @@ def make_batch(
         "item_id": item,
         "context.device": pa.array(np.array(["phone", "desk"])[rng.integers(0, 2, rows)]),
         "context.hour": rng.integers(0, 24, rows),
-        record_batch.SOURCE_PARTITION: pa.array(np.full(rows, partition), pa.int32()),
+        record_batch.SOURCE_PARTITION: pa.array(np.full(rows, partition), pa.int64()),
         record_batch.SOURCE_OFFSET: offsets,
         record_batch.SOURCE_ROW: pa.array(np.tile(np.arange(ROWS_PER_RECORD), records), pa.int32()),
     }

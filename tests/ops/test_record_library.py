@@ -57,7 +57,7 @@ def test_a_format_that_does_not_exist_is_refused() -> None:
     raw = pa.schema(
         [
             ("value", pa.binary()),
-            ("partition", pa.int32()),
+            ("partition", pa.int64()),
             ("offset", pa.int64()),
             ("index", pa.int32()),
             ("key", pa.uint32()),

@@ -79,7 +79,11 @@ def check_v2(fids: np.ndarray) -> None:
 
 
 def audit_fid(partition: np.ndarray | int, offset: np.ndarray | int, row: np.ndarray | int) -> np.ndarray:
-    """int64 fids that name source rows: slot 32767, signature = partition (6 bits), offset (28 bits), row (14 bits)."""
+    """int64 fids that name source rows: slot 32767, signature = partition (6 bits), offset (28 bits), row (14 bits).
+
+    `partition` may be a source partition. There is no room for the number of the source: an audit is about one source,
+    and equal rows of two count as one row that was applied twice.
+    """
     partitions, offsets, rows = (np.asarray(part).astype(np.int64) for part in (partition, offset, row))
     return fid_v2(AUDIT_SLOT, ((partitions & 0x3F) << 42) | ((offsets & 0xFFFFFFF) << 14) | (rows & 0x3FFF))
 

@@ -1,7 +1,12 @@
 """Provenance: the three columns that say where a row came from. Together they are unique among the rows of a topic.
 
-`__SOURCE_PARTITION__` and `__SOURCE_OFFSET__` name the source record, `__SOURCE_ROW__` the row within the record.
+`__SOURCE_PARTITION__` and `__SOURCE_OFFSET__` name the source record, `__SOURCE_ROW__` the row within the record. A
+source partition is the number of a source and a partition of it. A topic that is made anew, another topic and a topic
+of another cluster are other sources, so their rows are never taken for each other's. Files are source 0.
 """
+
+import hashlib
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +29,20 @@ MAX_COPIES = 256
 `__SOURCE_ROW__` stays below 64 x 256 = 2^14, so that it fits the 14 bits that an audit fid has for it.
 """
 
+PARTITIONS_PER_SOURCE = 1 << 16
+"""Source partition = number of the source x 65,536 + partition; brokers have far fewer partitions per topic."""
+
+SOURCE_BITS = 37
+"""Bits of the number of a source. Ten sources share one with a probability below 10^-9.
+
+A source partition stays below 2^53, so that a float64 holds it exactly, and times `MAX_COPIES` below 2^61, so that
+a row's partition and copy fit an int64 together.
+"""
+
+_Numbers = TypeVar("_Numbers", int, np.ndarray)
+
 PROVENANCE: dict[str, pa.DataType] = {
-    SOURCE_PARTITION: pa.int32(),
+    SOURCE_PARTITION: pa.int64(),
     SOURCE_OFFSET: pa.int64(),
     SOURCE_ROW: pa.int32(),
 }
@@ -42,6 +59,25 @@ def provenance_of(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.nda
         )
     partition, offset, row = (numpy_column(batch, name).astype(np.int64, copy=False) for name in PROVENANCE)
     return partition, offset, row
+
+
+def source_number(cluster: str, topic: str) -> int:
+    """The number of a source, in [1, 2^37): a hash of the ids of a cluster and of a topic in it."""
+    text = f"{len(cluster)}:{cluster}{topic}".encode()
+    digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return 1 + digest % ((1 << SOURCE_BITS) - 1)
+
+
+def source_partition(source: int, partition: _Numbers) -> _Numbers:
+    """The source partition of partition 0..65535 of a source; of integers [n] it makes int64 [n]."""
+    if isinstance(partition, np.ndarray):
+        return source * PARTITIONS_PER_SOURCE + partition.astype(np.int64, copy=False)
+    return source * PARTITIONS_PER_SOURCE + partition
+
+
+def split_source_partition(number: _Numbers) -> tuple[_Numbers, _Numbers]:
+    """(source, partition) of a source partition, or of an int64 array of them."""
+    return number // PARTITIONS_PER_SOURCE, number % PARTITIONS_PER_SOURCE
 
 
 def with_provenance(batch: pa.RecordBatch, partition: int = 0, first_offset: int = 0) -> pa.RecordBatch:
@@ -61,9 +97,14 @@ def set_provenance(
 
 
 def ensure_provenance(batch: pa.RecordBatch, partition: int, first_offset: int) -> pa.RecordBatch:
-    """`batch` as it is where all three columns are there, else as `with_provenance` makes it."""
-    has_all = all(column_of(batch, name) is not None for name in PROVENANCE)
-    return batch if has_all else with_provenance(batch, partition, first_offset)
+    """`batch` with its three columns, of the types of `PROVENANCE`, where all are there; else as `with_provenance`
+    makes it."""
+    columns = [column for name in PROVENANCE if (column := column_of(batch, name)) is not None]
+    if len(columns) < len(PROVENANCE):
+        return with_provenance(batch, partition, first_offset)
+    if all(column.type == kind for column, kind in zip(columns, PROVENANCE.values(), strict=True)):
+        return batch
+    return set_provenance(batch, *columns)
 
 
 def derived_rows(row: np.ndarray, copy: np.ndarray, fanout: int) -> np.ndarray:

@@ -62,7 +62,7 @@ METADATA_FIELDS: tuple[pa.Field, ...] = (
     pa.field(REQ_TIME, pa.int64()),
     pa.field(EVENT_TIME_MS, pa.int64()),
     pa.field(ACTIONS, pa.list_(pa.string())),
-    pa.field(SOURCE_PARTITION, pa.int32()),
+    pa.field(SOURCE_PARTITION, pa.int64()),
     pa.field(SOURCE_OFFSET, pa.int64()),
     pa.field(SOURCE_ROW, pa.int32()),
 )

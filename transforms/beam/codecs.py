@@ -13,7 +13,7 @@ from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.runtime.schema_registry import RegistrySettings, SchemaRegistry
 from millrace.transforms.batch import dead_letter, record_batch  # noqa: F401 (the coder is registered)
-from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.batch.provenance import provenance_of, split_source_partition
 from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam.dead_letters import DEAD_LETTERS, DeadLetters, count_dead_letters
@@ -212,4 +212,4 @@ def encode_block(rows: pa.RecordBatch, format: str) -> pa.RecordBatch:
     if len(values) != rows.num_rows:
         raise ValueError(f"{format} puts several rows into one record: choose example or instance")
     partition, offset, _ = provenance_of(rows)
-    return raw_block(RECORDS_TOPIC, values, partition, offset)
+    return raw_block(RECORDS_TOPIC, values, split_source_partition(partition)[1], offset)

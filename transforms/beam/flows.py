@@ -6,12 +6,14 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.batch.provenance import PARTITIONS_PER_SOURCE
 from millrace.transforms.beam.dead_letters import DEAD_LETTERS
 from millrace.transforms.steps.filters.flows import flow_keys, named_flow, source_keys, split_flows
 
@@ -97,13 +99,19 @@ def unknown_source_letters(rows: pa.RecordBatch) -> pa.RecordBatch:
     columns = [
         pa.array([value[: dead_letter.MAX_VALUE_BYTES] for value in values], pa.binary()),
         pa.nulls(rows.num_rows, pa.string()),
-        _column_or_nulls(rows, record_batch.SOURCE_PARTITION, pa.int32()),
+        _plain_partitions(rows),
         _column_or_nulls(rows, record_batch.SOURCE_OFFSET, pa.int64()),
         pa.repeat(pa.scalar(dead_letter.Reason.UNKNOWN_DATA_SOURCE.value), rows.num_rows),
         pa.array([f"data source key {key}" for key in source_keys(rows).tolist()], pa.string()),
         pa.array(lengths, mask=lengths <= dead_letter.MAX_VALUE_BYTES),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=dead_letter.SCHEMA)
+
+
+def _plain_partitions(rows: pa.RecordBatch) -> pa.Array:
+    """int32: the partition of each row without the number of its source."""
+    numbers = _column_or_nulls(rows, record_batch.SOURCE_PARTITION, pa.int64())
+    return pc.bit_wise_and(numbers, PARTITIONS_PER_SOURCE - 1).cast(pa.int32())
 
 
 def _column_or_nulls(rows: pa.RecordBatch, name: str, type: pa.DataType) -> pa.Array:

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.dead_letter import Reason, Refusals
-from millrace.transforms.batch.provenance import PROVENANCE, ROWS_PER_RECORD, set_provenance
+from millrace.transforms.batch.provenance import PROVENANCE, ROWS_PER_RECORD, ensure_provenance, set_provenance
+from millrace.transforms.batch.raw_block import source_partitions
 
 _Types = dict[str, tuple[pa.DataType, bytes | None]]
 
@@ -24,7 +25,7 @@ def decode_arrow(
     refusals = Refusals(block)
     types = _types(features) if isinstance(features, pa.Schema) else {}
     batches = []
-    partitions, offsets = block.column("partition").to_pylist(), block.column("offset").to_pylist()
+    partitions, offsets = source_partitions(block).to_pylist(), block.column("offset").to_pylist()
     for row, value in enumerate(block.column("value")):
         try:
             batch = _project(_read(value.as_buffer()), features)
@@ -73,7 +74,7 @@ def _project(batch: pa.RecordBatch, features: Sequence[str] | pa.Schema | None) 
 
 def _with_provenance(batch: pa.RecordBatch, partition: int, offset: int, row_stride: int) -> pa.RecordBatch:
     if all(name in batch.schema.names for name in PROVENANCE):
-        return batch
+        return ensure_provenance(batch, partition, offset)
     room = ROWS_PER_RECORD * row_stride
     if batch.num_rows > room:
         raise _RefusedError(Reason.TOO_MANY_ROWS, f"{batch.num_rows} rows of one source record, at most {room}")

@@ -26,6 +26,7 @@ from millrace.runtime.errors import UserError
 from millrace.transforms.batch import line_id, record_batch
 from millrace.transforms.batch.dead_letter import Refusals
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD
+from millrace.transforms.batch.raw_block import source_partitions
 from millrace.transforms.codecs import record_schema
 from millrace.transforms.codecs.arrow import decode_arrow, encode_arrow
 from millrace.transforms.codecs.json_decoder import decode_json
@@ -133,7 +134,7 @@ def _proto_codec(kind: int) -> RecordCodec:
 
 def _source(block: pa.RecordBatch) -> pa.RecordBatch:
     """The columns of a raw block that the decoder takes; those that only a deframed block has are null in others."""
-    columns = [block.column(name) for name in ("value", "partition", "offset")]
+    columns = [block.column("value"), source_partitions(block), block.column("offset")]
     for name, type in ((RECORD_ROW, pa.int32()), (RECORD_SOURCE_KEY, pa.uint32())):
         column = record_batch.column_of(block, name)
         columns.append(pa.nulls(block.num_rows, type) if column is None else column)

@@ -32,7 +32,7 @@ def impression_schema(context_fields: Mapping[str, str]) -> pa.Schema:
             pa.field("item_id", pa.int64()),
             pa.field("timestamp_ms", pa.int64()),
             *(pa.field(f"{CONTEXT_PREFIX}{name}", ARROW_TYPES[dtype]) for name, dtype in context_fields.items()),
-            pa.field(record_batch.SOURCE_PARTITION, pa.int32()),
+            pa.field(record_batch.SOURCE_PARTITION, pa.int64()),
             pa.field(record_batch.SOURCE_OFFSET, pa.int64()),
             pa.field(record_batch.SOURCE_ROW, pa.int32()),
         ]

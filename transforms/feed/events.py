@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from millrace.transforms.batch.dead_letter import Reason, Refusals
 from millrace.transforms.batch.fid import SIGNATURE_MASK
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD
+from millrace.transforms.batch.raw_block import source_partitions
 from millrace.transforms.codecs.json_parser import parse_objects
 from millrace.transforms.feed.config import CONTEXT_PREFIX
 from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
@@ -70,7 +71,7 @@ def decode_impressions(
         items.flatten(),
         parsed.column("timestamp_ms").take(of_record),
         *(column.take(of_record) for column in contexts.values()),
-        block.column("partition").take(of_block),
+        source_partitions(block).take(of_block),
         block.column("offset").take(of_block),
         pa.array(index, pa.int32()),
     ]

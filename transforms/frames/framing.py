@@ -20,7 +20,7 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.data_source import header_bytes
 from millrace.transforms.batch.dead_letter import SCHEMA, Reason, Refusals
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD, set_provenance
-from millrace.transforms.batch.raw_block import RAW_FIELDS
+from millrace.transforms.batch.raw_block import RAW_FIELDS, source_partitions
 
 RECORD_SOURCE_KEY = "data_source_key"
 """Column of a raw block, uint32: the data source key from the LagrangeX header of each record."""
@@ -228,7 +228,7 @@ def with_source(rows: pa.RecordBatch, records: pa.RecordBatch) -> pa.RecordBatch
     """`rows` with the provenance of `records`, a raw block, deframed or not, with the record of each row."""
     row = record_batch.column_of(records, RECORD_ROW)
     row = np.zeros(records.num_rows, np.int32) if row is None else row
-    return set_provenance(rows, records.column("partition"), records.column("offset"), row)
+    return set_provenance(rows, source_partitions(records), records.column("offset"), row)
 
 
 def _split_values(

@@ -12,6 +12,7 @@ from millrace.pipelines.kafka.align import SILENT_SECONDS, PartitionAligner
 from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
 from millrace.runtime.kafka_positions import Positions
 from millrace.runtime.kafka_records import TopicRecords, join_records
+from millrace.runtime.kafka_topics import KafkaTopic
 
 A, B, C = ("a", 0), ("b", 0), ("a", 1)
 PARTITIONS = (A, B, C)
@@ -51,6 +52,9 @@ class _LogClient:
             if block.values:
                 blocks.setdefault(key[0], []).append(block)
         return [join_records(some) for some in blocks.values()]
+
+    def describe(self, topics: Collection[str], seconds: float) -> dict[str, KafkaTopic]:
+        return {topic: KafkaTopic("cluster", topic, ()) for topic in topics}
 
     def lags(self) -> dict[tuple[str, int], int | None]:
         return {key: len(log) - self.next[key] for key, log in self.logs.items()}

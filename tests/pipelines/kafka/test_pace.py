@@ -1,5 +1,7 @@
 """A reader waits for the join, and commits only what has left it."""
 
+from collections.abc import Collection
+
 import pytest
 from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given
@@ -10,6 +12,7 @@ from millrace.pipelines.kafka.pace import JoinProgress, UnderWay
 from millrace.pipelines.kafka.reader import KafkaBlockReader, ReaderSettings
 from millrace.runtime.kafka_positions import Positions
 from millrace.runtime.kafka_records import TopicRecords
+from millrace.runtime.kafka_topics import KafkaTopic
 
 
 class _Clock:
@@ -33,6 +36,9 @@ class _Client:
 
     def lags(self) -> dict:
         return {}
+
+    def describe(self, topics: Collection[str], seconds: float) -> dict[str, KafkaTopic]:
+        return {topic: KafkaTopic("cluster", topic, (0,)) for topic in topics}
 
     def commit(self, positions: Positions) -> None:
         self.commits.append(positions["t", 0])

@@ -23,6 +23,7 @@ from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.kafka_positions import Positions
 from millrace.runtime.kafka_records import KafkaReadError, TopicRecords
+from millrace.runtime.kafka_topics import KafkaTopic
 from millrace.transforms.batch.raw_block import raw_schema, raw_topic
 
 CONNECTION = KafkaConnection("127.0.0.1:1")
@@ -41,12 +42,13 @@ class _Clock:
 class _FakeBlockReader:
     """Gives `reads` one after the other, at the end of every partition unless `behind` says something else.
 
-    `brokers` knows what partitions there are, none when it is down.
+    `brokers` knows what partitions there are, `ids` which topics; None when all brokers are down.
     """
 
-    def __init__(self, reads: list[list[TopicRecords]], brokers: dict[str, list[int]] | None = None) -> None:
+    def __init__(self, reads: list[list[TopicRecords]]) -> None:
         self.reads, self.commits, self.closed = reads, [], False
-        self.brokers, self.added, self.behind = brokers or {}, {}, {}
+        self.brokers: dict[str, list[int]] | None = {"a": [0], "b": [0]}
+        self.added, self.behind, self.ids = {}, {}, {}
         self.start: Positions = {}
 
     def opened(self, positions: Positions) -> "_FakeBlockReader":
@@ -59,8 +61,14 @@ class _FakeBlockReader:
     def lags(self) -> dict[tuple[str, int], int | None]:
         return dict.fromkeys({**self.start, **self.added}, 0) | self.behind
 
-    def partitions(self, topics: Collection[str], seconds: float) -> dict[str, list[int]]:
-        return self.brokers
+    def describe(self, topics: Collection[str], seconds: float) -> dict[str, KafkaTopic] | None:
+        if self.brokers is None:
+            return None
+        return {
+            topic: KafkaTopic("cluster", self.ids.get(topic, topic), tuple(numbers))
+            for topic, numbers in self.brokers.items()
+            if numbers
+        }
 
     def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
         return 100 + partition
@@ -153,7 +161,9 @@ def test_the_number_of_a_new_partition_decides_which_split_reads_it() -> None:
 
 
 def test_brokers_that_do_not_answer_change_nothing() -> None:
-    reader, fake, clock = _reader([], START, LOOKING)
+    reader, fake, clock = _reader([[]], START, LOOKING)
+    reader.advance()
+    fake.brokers = None
     for _ in range(4):
         reader.advance()
         reader.get_checkpoint_mark()
@@ -163,6 +173,7 @@ def test_brokers_that_do_not_answer_change_nothing() -> None:
 
 def test_a_partition_that_is_gone_is_an_error_the_second_time() -> None:
     reader, fake, clock = _reader([], START, LOOKING)
+    reader.advance()
     fake.brokers = {"a": [0], "b": []}
     for _ in range(2):
         reader.advance()
@@ -292,10 +303,10 @@ def test_wrong_arguments_are_refused_at_construction(arguments: dict) -> None:
 
 
 def test_a_tombstone_is_a_null_value() -> None:
-    batch = counted_block(TopicRecords("t", [None, b"x"], [0, 0], [1, 2], [3, 4]))
+    batch = counted_block(TopicRecords("t", [None, b"x"], [0, 0], [1, 2], [3, 4]), 5)
     assert batch.column("value").to_pylist() == [None, b"x"]
     assert raw_topic(batch) == "t"
-    assert batch.schema.equals(raw_schema("t"))
+    assert batch.schema.equals(raw_schema("t", 5), check_metadata=True)
     assert isinstance(batch, pa.RecordBatch)
 
 

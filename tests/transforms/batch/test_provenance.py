@@ -4,7 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from millrace.transforms.batch.provenance import ensure_provenance, provenance_of, set_provenance, with_provenance
+from millrace.transforms.batch.provenance import (
+    MAX_COPIES,
+    SOURCE_BITS,
+    ensure_provenance,
+    provenance_of,
+    set_provenance,
+    source_number,
+    source_partition,
+    split_source_partition,
+    with_provenance,
+)
 
 _ROWS = pa.record_batch({"x": [1.0, 2.0]})
 
@@ -29,3 +39,26 @@ def test_provenance_that_is_there_is_kept() -> None:
 def test_rows_of_no_other_columns_can_have_provenance() -> None:
     rows = set_provenance(pa.record_batch({}), np.array([1, 2]), np.array([3, 4]), np.array([0, 0]))
     assert rows.num_rows == 2
+
+
+def test_provenance_of_another_integer_type_is_made_of_the_types_that_rows_have() -> None:
+    rows = set_provenance(_ROWS, np.array([1, 2]), np.array([3, 4]), np.array([5, 6]))
+    old = rows.set_column(1, "__SOURCE_PARTITION__", rows.column("__SOURCE_PARTITION__").cast(pa.int32()))
+    assert ensure_provenance(old, 9, 9).equals(rows)
+
+
+def test_a_topic_made_anew_another_topic_and_another_cluster_are_other_sources() -> None:
+    numbers = {source_number(*names) for names in (("c", "id"), ("c", "id2"), ("d", "id"), ("ci", "d"))}
+    assert len(numbers) == 4
+    assert all(0 < number < 1 << SOURCE_BITS for number in numbers)
+
+
+def test_a_source_partition_tells_both_and_leaves_room_for_copies_and_doubles() -> None:
+    largest = (1 << SOURCE_BITS) - 1
+    partitions = np.array([0, 7, 65535], np.int32)
+    numbers = source_partition(largest, partitions)
+    source, back = split_source_partition(numbers)
+    assert source.tolist() == [largest] * 3 and back.tolist() == [0, 7, 65535]
+    assert (numbers.astype(np.float64).astype(np.int64) == numbers).all()
+    assert ((numbers * MAX_COPIES) // MAX_COPIES == numbers).all()
+    assert source_partition(0, 3) == 3

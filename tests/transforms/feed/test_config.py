@@ -80,7 +80,7 @@ _SCHEMA = pa.schema(
         ("user_id", pa.int64()),
         ("context.device", pa.string()),
         ("context.hour", pa.int64()),
-        ("__SOURCE_PARTITION__", pa.int32()),
+        ("__SOURCE_PARTITION__", pa.int64()),
         ("__SOURCE_OFFSET__", pa.int64()),
         ("__SOURCE_ROW__", pa.int32()),
     ]

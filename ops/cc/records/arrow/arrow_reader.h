@@ -58,7 +58,7 @@ class ArrayReader {
   const uint8_t* validity_;
 };
 
-// A block of records: binary value, int32 partition, int64 offset; int32 index of the record where several come from
+// A block of records: binary value, int64 partition, int64 offset; int32 index of the record where several come from
 // one offset, and uint32 data source key of its header, both null where unknown.
 class BlockReader {
  public:
@@ -73,7 +73,7 @@ class BlockReader {
   int64_t rows() const { return rows_; }
   bool IsNull(int64_t i) const { return value_.IsNull(i); }
   Span Value(int64_t i) const { return value_.Bytes(i); }
-  int32_t Partition(int64_t i) const { return *partition_.Numbers<int32_t>(i); }
+  int64_t Partition(int64_t i) const { return *partition_.Numbers<int64_t>(i); }
   int64_t Offset(int64_t i) const { return *offset_.Numbers<int64_t>(i); }
   int32_t Index(int64_t i) const { return index_.IsNull(i) ? 0 : *index_.Numbers<int32_t>(i); }
   uint32_t DataSourceKey(int64_t i) const {

@@ -52,7 +52,7 @@ RecordRows::RecordRows(const DecodeOptions& options)
       label_(kFloats),
       weight_(kFloatType),
       data_source_key_(kInt64Type),
-      partition_(kInt32Type),
+      partition_(kInt64Type),
       offset_(kInt64Type),
       row_(kInt32Type),
       refused_(kInt64Type),

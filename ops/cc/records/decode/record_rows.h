@@ -47,7 +47,7 @@ struct DecodeOptions {
 // Where a record comes from.
 struct Source {
   Span record;
-  int32_t partition = 0;
+  int64_t partition = 0;  // with the number of its source
   int64_t offset = -1;
   int64_t index = 0;             // among records of one offset
   uint32_t data_source_key = 0;  // of its header

@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         pa.field("__ITEM_ID__", pa.int64()),
         pa.field("__REQ_ID__", pa.string()),
         pa.field("__ACTIONS__", pa.list_(pa.int32())),
-        pa.field("__SOURCE_PARTITION__", pa.int32()),
+        pa.field("__SOURCE_PARTITION__", pa.int64()),
         pa.field("__SOURCE_OFFSET__", pa.int64()),
         pa.field("__SOURCE_ROW__", pa.int32()),
     ]
