@@ -158,14 +158,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     from millrace.runtime.kafka_client import partitions_of
     from millrace.runtime.outage import while_away
-    from millrace.runtime.telemetry import Heartbeat, setup_logging
+    from millrace.runtime.telemetry import Heartbeat, RefusalStreak, setup_logging
 
     options = _online_options(arguments)
     setup_logging("trainer", arguments.log_level)
     stop, save_now = stop_on_signals(), threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: save_now.set())
-    heartbeat = Heartbeat("the training loop")
-    endpoint = metrics_endpoint(arguments, heartbeat.reason)
+    heartbeat, intake = Heartbeat("the training loop"), RefusalStreak("train blocks")
+    endpoint = metrics_endpoint(arguments, lambda: heartbeat.reason() or intake.reason())
     try:
         connection, names = kafka_connection(arguments, stop=stop), topics(arguments)
         if not arguments.create_topics:
@@ -179,7 +179,7 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
         train_online(
             task, connection, names, options, stop,
             ready=lambda: announce_ready(arguments, metrics=endpoint.address, model=task.name),
-            heartbeat=heartbeat, save_now=save_now,
+            heartbeat=heartbeat, save_now=save_now, intake=intake,
         )  # fmt: skip
     finally:
         endpoint.close()

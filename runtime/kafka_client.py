@@ -307,12 +307,14 @@ def watermarks(connection: KafkaConnection, topic: str) -> dict[int, tuple[int, 
         consumer.close()
 
 
-def watermark_offsets(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """(first offset, next offset) now; asks again while the partition has no leader."""
-    deadline = Deadline(_REQUEST_SECONDS)
+def watermark_offsets(
+    consumer: Consumer, topic: str, partition: int, seconds: float = _REQUEST_SECONDS
+) -> tuple[int, int]:
+    """(first offset, next offset) now; asks again for `seconds` while the partition has no leader."""
+    deadline = Deadline(seconds)
     while True:
         try:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_REQUEST_SECONDS)
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=seconds)
             return int(low), int(high)
         except KafkaException as error:
             if error.args[0].code() not in _NO_LEADER_YET or deadline.expired():

@@ -81,6 +81,55 @@ class Heartbeat:
         return f"{self._what} has stood still for {idle:.0f} s" if idle > self._seconds else None
 
 
+class RefusalStreak:
+    """Health of an input: unhealthy while the last `limit` things that came were all refused.
+
+    Args:
+      what: such things, as their reader calls them, in the plural.
+    """
+
+    def __init__(self, what: str, limit: int = 32) -> None:
+        self._what, self._limit = what, limit
+        self._refused, self._why = 0, ""
+
+    def taken(self) -> None:
+        """One was used, at least in part."""
+        self._refused = 0
+
+    def refused(self, why: str) -> None:
+        """One was refused."""
+        self._refused, self._why = self._refused + 1, why
+
+    def reason(self) -> str | None:
+        """What is wrong, for `MetricsEndpoint`; None when nothing is."""
+        if self._refused < self._limit:
+            return None
+        return f"the last {self._refused} {self._what} were all refused, the newest for: {self._why}"
+
+
+class LogLimit:
+    """Says which messages are logged: of each kind, one per `seconds`.
+
+    Args:
+      clock: seconds, monotonic.
+    """
+
+    def __init__(self, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._quiet_until: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def count(self, kind: str, times: int = 1) -> int:
+        """How many times `kind` happened since the last message about it; 0 while none is to be logged."""
+        count = self._counts.get(kind, 0) + times
+        now = self._clock()
+        if now < self._quiet_until.get(kind, now):
+            self._counts[kind] = count
+            return 0
+        self._quiet_until[kind], self._counts[kind] = now + self._seconds, 0
+        return count
+
+
 class Waits:
     """What this process waits for: servers that are away, each with the time since when.
 

@@ -17,7 +17,7 @@ from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.task import Task
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.record_batch import is_valid_label
 from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACTIONS_FOLDER
 
@@ -70,7 +70,7 @@ def read_input(path: Path, task: Task) -> pa.RecordBatch:
     try:
         batches = table.select(schema.names).cast(schema).to_batches()
         whole = record_batch.concat(batches, schema)
-        record_batch.validate_train_batch(whole, TrainLayout.of(task).fid_columns, len(task.heads))
+        train_check.validate_train_batch(whole, TrainLayout.of(task).fid_columns, len(task.heads))
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise UserError("--input", path, str(error), f"make it with `millrace feed` for task {task.name}") from error
     return whole

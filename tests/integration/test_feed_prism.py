@@ -17,7 +17,7 @@ from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_o
 from millrace.runtime.kafka_positions import resolve_start
 from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.provenance import provenance_of
 
 pytestmark = pytest.mark.service
@@ -98,7 +98,7 @@ class TrainTopic:
         for block in self._reader.read(1000, 0.05):
             for value, partition in zip(block.values, block.partitions, strict=True):
                 batch = record_batch.from_bytes(value or b"")
-                record_batch.validate_train_batch(batch, heads=1)
+                train_check.validate_train_batch(batch, heads=1)
                 assert {uid % 4 for uid in batch.column(record_batch.UID).to_pylist()} == {partition}
                 keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)
                 for key, (label,) in zip(keys, batch.column(record_batch.LABEL).to_pylist(), strict=True):

@@ -18,7 +18,7 @@ from millrace.runtime.deadline import wait_until
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
 from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of
 from millrace.transforms.codecs.record_codec import encode_records
 from tests.pipelines.feed.test_event_feed import config
@@ -44,7 +44,7 @@ class TrainRows:
         for block in self._reader.read(1000, 0.05):
             for value in block.values:
                 batch = record_batch.from_bytes(value or b"")
-                record_batch.validate_train_batch(batch, heads=1)
+                train_check.validate_train_batch(batch, heads=1)
                 keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)
                 for key, row in zip(keys, batch.to_pylist(), strict=True):
                     assert self.rows.setdefault(key, row) == row

@@ -57,6 +57,25 @@ def test_a_loop_is_sick_once_it_has_stood_still_too_long() -> None:
     assert heartbeat.reason() is None
 
 
+def test_an_input_is_sick_while_all_that_comes_is_refused() -> None:
+    streak = telemetry.RefusalStreak("blocks", limit=3)
+    for _ in range(2):
+        streak.refused("not_arrow")
+    assert streak.reason() is None
+    streak.refused("wrong_columns")
+    assert streak.reason() == "the last 3 blocks were all refused, the newest for: wrong_columns"
+    streak.taken()
+    assert streak.reason() is None
+
+
+def test_of_a_flood_of_messages_one_per_kind_and_period_is_logged_with_their_number() -> None:
+    now = [0.0]
+    limit = telemetry.LogLimit(seconds=10.0, clock=lambda: now[0])
+    assert [limit.count("a"), limit.count("b"), limit.count("a"), limit.count("a", 5)] == [1, 1, 0, 0]
+    now[0] = 10.0
+    assert [limit.count("a"), limit.count("a"), limit.count("b")] == [7, 0, 1]
+
+
 def test_a_port_in_use_is_a_user_error_that_names_it() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

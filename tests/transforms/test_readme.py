@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.dead_letter import Reason
 from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.feed import events
@@ -47,7 +47,7 @@ def test_the_documented_events_give_the_documented_batch() -> None:
     actions, dead_actions = events.decode_actions(_raw("a", action), _NOW)
     assert dead.num_rows == dead_actions.num_rows == 0
     batch, _ = rows_to_train_batch(join_bounded(impressions, actions, config)[0], config)
-    record_batch.validate_train_batch(batch, ["user", "device"], heads=1)
+    train_check.validate_train_batch(batch, ["user", "device"], heads=1)
     documented = [(name, kind) for name, kind, _ in _table(_README, "| Column |")]
     assert documented == [
         (field.name, str(field.type)) for field in batch.schema if not record_batch.is_fid_field(field)

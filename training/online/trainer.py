@@ -12,7 +12,7 @@ import numpy as np
 
 from millrace.ops.table_config import NEVER_DAYS
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
-from millrace.runtime.telemetry import Heartbeat, counter
+from millrace.runtime.telemetry import Heartbeat, RefusalStreak, counter
 from millrace.runtime.topics import Topics
 from millrace.training.online.options import OnlineOptions
 from millrace.training.online.progress import Progress
@@ -41,6 +41,7 @@ _FIRST_EXPORT_SECONDS = 5.0  # after a restart: servers get back soon what they 
 _REPORT_SECONDS = 1.0  # between two lines of progress: what an eye can follow
 _IDLE_SECONDS = 0.02  # longest wait for a batch, so that deltas and saves are not late when no rows come
 _STOP_SECONDS = 60.0  # for one save at the end: a supervisor kills what takes longer
+_DEAD_LETTER_SECONDS = 30.0  # for what a checkpoint passes; after that it has failed, and is tried again
 _FLUSH_SECONDS = 5.0  # for the last delta at the end; entries that a broker did not take are in the checkpoint
 
 
@@ -53,6 +54,7 @@ def train_online(
     ready: Callable[[], None] = lambda: None,
     heartbeat: Heartbeat | None = None,
     save_now: threading.Event | None = None,
+    intake: RefusalStreak | None = None,
 ) -> None:
     """Trains until `stop` is set; then saves and returns. Goes on from the newest checkpoint in `model_dir`.
 
@@ -60,11 +62,12 @@ def train_online(
       ready: called once the first row can be learned.
       heartbeat: beats with each turn of the loop.
       save_now: setting it demands a checkpoint; the trainer clears it.
+      intake: is told of each train block whether any of its rows was taken.
 
     Raises:
       UserError: the train topic is missing, or the checkpoint belongs to another declaration.
     """
-    trainer = OnlineTrainer(task, connection, topics, options)
+    trainer = OnlineTrainer(task, connection, topics, options, intake)
     try:
         ready()
         trainer.run(stop, heartbeat or Heartbeat("the training loop"), save_now or threading.Event())
@@ -90,7 +93,14 @@ class _Every:
 class OnlineTrainer:
     """One model in training; `run` is the loop, everything else happens between its steps."""
 
-    def __init__(self, task: Task, connection: KafkaConnection, topics: Topics, options: OnlineOptions) -> None:
+    def __init__(
+        self,
+        task: Task,
+        connection: KafkaConnection,
+        topics: Topics,
+        options: OnlineOptions,
+        intake: RefusalStreak | None = None,
+    ) -> None:
         model_dir = options.model_dir
         model_dir.mkdir(parents=True, exist_ok=True)
         train_topic = topics.train(task.name)
@@ -107,8 +117,8 @@ class OnlineTrainer:
         self._position, self._checkpoint_name = restored.position, restored.name
         self._step.step.get_concrete_function()  # traced now, so that the first rows do not wait for it
         self._reader = TrainTopicReader(
-            connection, train_topic, self._batches, dict(self._position.offsets), self._position.seen,
-            options.batch_size, options.max_wait_seconds,
+            connection, train_topic, topics.train_dead_letter, self._batches, self._position,
+            options.batch_size, options.max_wait_seconds, intake,
         )  # fmt: skip
         self._deltas = DeltaPublisher(connection, topics.deltas(task.name), task.name, store, self._step.dense)
         self._events = EventPublisher(connection, topics, task.name)
@@ -193,6 +203,7 @@ class OnlineTrainer:
         return self._checkpoints.cut(self._step, self._position, self._deltas.sequence, rows)
 
     def _write_checkpoint(self, cut: CheckpointCut) -> None:
+        self._reader.wait_for_dead_letters(cut.position.dead_letters, _DEAD_LETTER_SECONDS)
         self._checkpoints.finish(cut)
         self._checkpoint_name = cut.folder.name
         _CHECKPOINTS.inc()

@@ -79,7 +79,7 @@ class BatchQueue:
         """Appends a batch; blocks while the queue is full.
 
         Args:
-          batch: a batch that passed `layout.check`; None, or no rows, for a ticket without rows.
+          batch: a batch as `Gate` lets it through; None, or no rows, for a ticket without rows.
 
         Raises:
           tf.errors.CancelledError: the queue is closed.

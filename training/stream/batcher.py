@@ -48,7 +48,7 @@ class Batcher:
         """Takes the new rows of one block. The batch with the last of them passes the block.
 
         Args:
-          block: rows that passed `layout.check`; a block of which none are left still carries its offset on.
+          block: rows that the gate let through; a block of which none are left still carries its offset on.
           partition, next_offset, topic_id: of the train topic; the offset after the block.
           floors: of the block; rows that they exclude are refused in later blocks.
           dead_letters: number of the last dead letter that was sent for this block or one before it.

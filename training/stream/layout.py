@@ -8,7 +8,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from millrace.training.task import Task
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.list_columns import values_and_splits
 
 _ROW_COLUMNS = (
@@ -90,7 +90,7 @@ class TrainLayout:
         return TrainTensors(dict.fromkeys(names, ids), dict.fromkeys(names, ids), labels, flat, flat)
 
     def arrays(self, batch: pa.RecordBatch) -> TrainTensors:
-        """A batch that passed `check`, as NumPy arrays."""
+        """A batch without a row that `Gate` refuses, as NumPy arrays."""
         values, splits = {}, {}
         for name in self.fid_columns:
             fids, splits[name] = values_and_splits(batch.column(name))
@@ -101,9 +101,9 @@ class TrainLayout:
         )
         return TrainTensors(values, splits, labels_of(batch, self.heads), weights, rates)
 
-    def check(self, batch: pa.RecordBatch) -> None:
-        """Raises ValueError naming the column that is missing or wrong."""
-        record_batch.validate_train_batch(batch, self.fid_columns, self.heads)
+    def check_columns(self, batch: pa.RecordBatch) -> None:
+        """Raises ValueError naming the column that is missing or of another type."""
+        train_check.check_train_columns(batch, self.fid_columns)
 
     def project(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The columns of `schema` only, so that blocks of different feeds can be concatenated."""

@@ -1,61 +1,64 @@
 """The thread that reads train blocks from Kafka and puts batches of them into the queue of the train step."""
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from millrace.runtime.kafka_client import KafkaConnection
-from millrace.runtime.kafka_positions import Positions, resolve_start
-from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
-from millrace.runtime.telemetry import counter
+from millrace.runtime.telemetry import LogLimit, RefusalStreak, counter
 from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.batcher import Batcher
-from millrace.training.stream.seen_rows import SeenRows
-from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.floors import floors_of
+from millrace.training.stream.dead_letter_writer import DeadLetterWriter
+from millrace.training.stream.gate import Gate, Refused
+from millrace.training.stream.position import Position
+from millrace.training.stream.train_topic import TrainMessage, TrainTopic
 
 _LOG = logging.getLogger(__name__)
-_BAD_BLOCKS = counter("train_blocks_bad", "blocks of the train topic that could not be used", ("reason",))
+_BAD_BLOCKS = counter("train_blocks_bad", "blocks of the train topic that were refused as a whole", ("reason",))
+_DEAD_ROWS = counter("train_rows_dead", "rows of other blocks that were refused", ("reason",))
 _POLL_SECONDS = 0.01  # a read without records takes so long, and a batch that is due leaves at most so much later
 _MAX_RECORDS = 64  # blocks per read: so many wait in memory, at most 1 MB each, until they are cut into batches
-_RETRY_SECONDS = 1.0  # before a topic that could not be read is opened anew: time for a broker to come back
 _JOIN_SECONDS = 10.0  # for the thread's end: a read or a commit in progress ends within seconds
 
 
 class TrainTopicReader:
-    """Fills a queue from the train topic in a thread of its own.
+    """Fills a queue from the train topic in a thread of its own, with what the gate lets through.
 
-    A batch is handed over when it has `batch_size` rows, or `max_wait_seconds` after its first row came.
+    A batch is handed over when it has `batch_size` rows, or `max_wait_seconds` after its first row came. What the gate
+    refuses goes to the dead-letter topic.
 
     Args:
-      offsets: {partition: next offset}; partitions not named start at their beginning.
-      seen: source rows already applied; the reader marks those that it reads in a copy of its own.
-
-    Raises:
-      UserError: the topic is missing.
+      dead_letter_topic: is created when it is missing and something is refused.
+      position: where to go on; the reader keeps a copy of its own.
+      health: is told of each block whether any of its rows was taken.
+      watch_seconds: between two looks at the topic's id and partitions.
     """
 
     def __init__(
         self,
         connection: KafkaConnection,
         topic: str,
+        dead_letter_topic: str,
         batches: BatchQueue,
-        offsets: dict[int, int],
-        seen: SeenRows,
+        position: Position,
         batch_size: int = 512,
         max_wait_seconds: float = 0.05,
+        health: RefusalStreak | None = None,
+        watch_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._connection, self._topic, self._queue = connection, topic, batches
-        self._group = f"millrace-trainer-{topic}"
-        self._batcher = Batcher(batches.layout, batch_size, seen.copy())
+        self._name, self._queue = topic, batches
+        self._batcher = Batcher(batches.layout, batch_size, position.seen.copy())
+        self._gate = Gate(batches.layout)
         self._batch_size, self._max_wait, self._clock = batch_size, max_wait_seconds, clock
-        self._reader = self._open(offsets)
-        self._to_commit: Positions = {}
+        self._health = health or RefusalStreak("train blocks")
+        self._topic = TrainTopic(connection, topic, position.offsets, position.topic_ids, watch_seconds, clock)
+        self._dead_letters = DeadLetterWriter(connection, dead_letter_topic, topic, clock)
+        self._log_limit = LogLimit(clock=clock)
+        self._to_commit: dict[int, int] = {}
         self._thread = threading.Thread(target=self._run, name="train-topic-reader", daemon=True)
 
     def start(self) -> None:
@@ -72,7 +75,7 @@ class TrainTopicReader:
         """Ends the thread and the consumer; `commit` works until then."""
         self.stop()
         self._commit()
-        self._reader.close()
+        self._topic.close()
 
     def commit(self, offsets: dict[int, int]) -> None:
         """Has the thread commit {partition: next offset} to the consumer group, so that tools can show the lag.
@@ -80,29 +83,26 @@ class TrainTopicReader:
         A restart starts from the checkpoint's offsets, not from these. Only the reader's own thread may commit: a
         consumer that is being polled makes any other thread wait, without end while there is nothing to read.
         """
-        self._to_commit = {(self._topic, partition): offset for partition, offset in offsets.items()}
+        self._to_commit = dict(offsets)
+
+    def wait_for_dead_letters(self, number: int, seconds: float) -> None:
+        """Waits until the dead letters up to `number` (`Position.dead_letters`) are acknowledged; for any thread.
+
+        A checkpoint whose offsets pass a block must not be finished before: what was refused is nowhere else.
+
+        Raises:
+          UndeliveredError: that takes longer than `seconds`.
+        """
+        self._dead_letters.wait(number, seconds)
 
     def _commit(self) -> None:
         offsets, self._to_commit = self._to_commit, {}
         if not offsets:
             return
         try:
-            self._reader.commit(offsets)
+            self._topic.commit(offsets)
         except Exception as error:  # whatever the broker says: without a commit only the shown lag is wrong
-            _LOG.warning("offsets of %s are not committed: %s", self._topic, error)
-
-    def _open(self, offsets: dict[int, int]) -> PartitionReader:
-        wanted = json.dumps({str(partition): offset for partition, offset in offsets.items()})
-        start = resolve_start(self._connection, self._topic, wanted, self._group)
-        for partition, offset in offsets.items():
-            if start[partition] != offset:
-                _LOG.warning(
-                    "%s[%d]: offset %d of the checkpoint is gone, going on at %d",
-                    self._topic, partition, offset, start[partition],
-                )  # fmt: skip
-        self._offsets = dict(start)
-        start_of = {(self._topic, partition): offset for partition, offset in start.items()}
-        return PartitionReader(self._connection, start_of, self._group)
+            _LOG.warning("offsets of %s are not committed: %s", self._name, error)
 
     def _run(self) -> None:
         try:
@@ -116,8 +116,11 @@ class TrainTopicReader:
         deadline = None
         while not self._queue.closed:
             self._commit()
-            for block, partition, next_offset in self._blocks():
-                self._add(block, partition, next_offset)
+            self._dead_letters.poll()
+            while self._dead_letters.full and not self._queue.closed:
+                self._dead_letters.poll(_POLL_SECONDS)
+            for message in self._topic.read(_MAX_RECORDS, _POLL_SECONDS):
+                self._add(message)
             if self._batcher.pending and deadline is None:
                 deadline = self._clock() + self._max_wait
             while self._batcher.rows >= self._batch_size:
@@ -132,27 +135,30 @@ class TrainTopicReader:
         ticket, batch = self._batcher.take()
         self._queue.put(ticket, batch)
 
-    def _blocks(self) -> Iterator[tuple[bytes | None, int, int]]:
-        try:
-            blocks = self._reader.read(max_records=_MAX_RECORDS, seconds=_POLL_SECONDS)
-        except KafkaReadError as error:
-            _LOG.warning("%s; going on with what is left", error)
-            self._reader.close()
-            time.sleep(_RETRY_SECONDS)
-            self._reader = self._open(self._offsets)
-            return
-        for block in blocks:
-            for value, partition, offset in zip(block.values, block.partitions, block.offsets, strict=True):
-                self._offsets[partition] = offset + 1
-                yield value, partition, offset + 1
+    def _add(self, message: TrainMessage) -> None:
+        checked = self._gate.check(message.value)
+        for refused in checked.refused:
+            self._refuse(refused, message)
+        if checked.refused and (checked.rows is None or not checked.rows.num_rows):
+            self._health.refused(checked.refused[-1].reason)
+        else:
+            self._health.taken()
+        place = (message.partition, message.offset + 1)
+        if checked.rows is None:
+            self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
+        else:
+            self._batcher.add(checked.rows, *place, checked.floors, message.topic_id, self._dead_letters.last)
 
-    def _add(self, value: bytes | None, partition: int, next_offset: int) -> None:
-        try:
-            batch = record_batch.from_bytes(value or b"")
-            self._queue.layout.check(batch)
-            self._batcher.add(batch, partition, next_offset, floors_of(batch))
-        except ValueError as error:
-            reason = "not-arrow" if isinstance(error, record_batch.NotArrowError) else "wrong-columns"
-            _BAD_BLOCKS.labels(reason).inc()
-            _LOG.warning("%s[%d] offset %d is skipped: %s", self._topic, partition, next_offset - 1, error)
-            self._batcher.skip(partition, next_offset)
+    def _refuse(self, refused: Refused, message: TrainMessage) -> None:
+        self._dead_letters.send(refused, message.partition, message.offset)
+        if refused.rows:
+            _DEAD_ROWS.labels(refused.reason).inc(refused.rows)
+        else:
+            _BAD_BLOCKS.labels(refused.reason).inc()
+        times = self._log_limit.count(refused.reason)
+        if times:
+            what = f"{refused.rows} rows are refused" if refused.rows else "the block is refused"
+            _LOG.warning(
+                "%s[%d] offset %d: %s, %s: %s (%d blocks for this reason since the last such line)",
+                self._name, message.partition, message.offset, what, refused.reason, refused.detail, times,
+            )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The canonical batch: column names, Arrow schemas, bytes, and the check of a train batch.
+"""The canonical batch: column names, Arrow schemas and bytes.
 
 A row of a train batch is one (impression, item). `transforms/README.md` describes every column.
 """
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 LABEL = "__LABEL__"
 WEIGHT = "__WEIGHT__"
@@ -229,38 +228,3 @@ def fid_columns(schema: pa.Schema) -> list[str]:
 def numpy_column(batch: pa.RecordBatch, name: str) -> np.ndarray:
     """A primitive column without nulls as numpy, without a copy where Arrow allows it."""
     return batch.column(name).to_numpy(zero_copy_only=False)
-
-
-def validate_train_batch(
-    batch: pa.RecordBatch, features: Sequence[str] | None = None, heads: int | None = None
-) -> None:
-    """Raises ValueError, naming the column, unless `batch` is a train batch.
-
-    Args:
-      features: sparse features that must be there; default: those that are there.
-      heads: number of labels that each row must have; default: any.
-    """
-    for field in METADATA_FIELDS:
-        _check_column(batch, field)
-    for name in features if features is not None else fid_columns(batch.schema):
-        _check_column(batch, fid_field(name))
-    if heads is not None and not _all(pc.equal(pc.list_value_length(batch.column(LABEL)), heads)):
-        raise ValueError(f"column {LABEL}: every row needs {heads} labels, one per head")
-    rate = batch.column(SAMPLE_RATE)
-    if not _all(pc.and_(pc.greater(rate, 0.0), pc.less_equal(rate, 1.0))):
-        raise ValueError(f"column {SAMPLE_RATE}: a sampling probability is in (0, 1]")
-
-
-def _check_column(batch: pa.RecordBatch, field: pa.Field) -> None:
-    index = batch.schema.get_field_index(field.name)
-    if index < 0:
-        raise ValueError(f"column {field.name}: missing; the batch has {', '.join(batch.schema.names) or 'no columns'}")
-    found = batch.schema.field(index).type
-    if found != field.type:
-        raise ValueError(f"column {field.name}: expected {field.type}, found {found}")
-    if batch.column(index).null_count:
-        raise ValueError(f"column {field.name}: {batch.column(index).null_count} nulls in {batch.num_rows} rows")
-
-
-def _all(condition: pa.BooleanArray) -> bool:
-    return pc.all(condition, min_count=0).as_py() is not False

@@ -13,7 +13,7 @@ from millrace.pipelines.feed.launch import FeedFailedError, run_feed
 from millrace.pipelines.feed.options import FeedOptions, FileSettings, Tuning
 from millrace.pipelines.feed.rows_stage import RowsStageFactory
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of
 from millrace.transforms.recipe.chain import TransformChain
 from tests.pipelines.feed.test_event_feed import World, config, make_world, read_rows, run_files, write_lines
@@ -138,7 +138,7 @@ def test_a_parquet_file_of_the_feed_is_a_canonical_train_block(world: World, tmp
     _fed(tmp_path, world, "rows", _RECIPE + _NEGATIVES)
     for path in (tmp_path / "rows").glob("*.parquet"):
         for batch in pq.read_table(path).combine_chunks().to_batches():
-            record_batch.validate_train_batch(batch, ["user", "item"], 1)
+            train_check.validate_train_batch(batch, ["user", "item"], 1)
 
 
 def test_a_feed_refuses_a_recipe_whose_last_step_gives_no_rows(

@@ -13,7 +13,7 @@ from millrace.pipelines.feed.options import FeedOptions, RecordFiles, RecordForm
 from millrace.pipelines.files.decode import make_decoder
 from millrace.pipelines.files.format import RecordSettings
 from millrace.runtime.errors import UserError
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.provenance import provenance_of, with_provenance
 from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.codecs.record_codec import encode_records
@@ -60,7 +60,7 @@ def test_records_in_framed_files_become_train_rows(format: str, tmp_path: Path) 
         _write(tmp_path / f"part-{number}", random_rows(100, number), format)
     fed = _fed(tmp_path, "part-*", format, _FILTER)
     (batch,) = fed.combine_chunks().to_batches()
-    record_batch.validate_train_batch(batch, ["user", "item"], 1)
+    train_check.validate_train_batch(batch, ["user", "item"], 1)
     chain = TransformChain.parse(_FILTER)
     kept = sum(chain.process(with_provenance(random_rows(100, n), n)).num_rows for n in range(2))
     assert fed.num_rows == kept > 20

@@ -47,4 +47,4 @@ def test_what_is_left_of_a_block_holds_no_other_column() -> None:
 
 def test_a_block_without_a_feature_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="hour"):
-        LAYOUT.check(WHOLE.drop_columns(["hour"]))
+        LAYOUT.check_columns(WHOLE.drop_columns(["hour"]))

@@ -7,7 +7,7 @@ from apache_beam import coders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.beam import coder as beam_coder
 
 
@@ -77,8 +77,8 @@ def test_no_rows_make_no_blocks() -> None:
 
 
 def test_a_canonical_batch_is_valid() -> None:
-    record_batch.validate_train_batch(_train_batch(), ["user"], heads=1)
-    record_batch.validate_train_batch(_train_batch(0), ["user"], heads=1)
+    train_check.validate_train_batch(_train_batch(), ["user"], heads=1)
+    train_check.validate_train_batch(_train_batch(0), ["user"], heads=1)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,10 @@ def test_a_canonical_batch_is_valid() -> None:
     [
         (lambda batch: batch.drop_columns(["__UID__"]), "column __UID__: missing"),
         (lambda batch: _replace(batch, "__UID__", pa.array(["a"] * 3)), "column __UID__: expected int64, found string"),
-        (lambda batch: _replace(batch, "__WEIGHT__", pa.nulls(3, pa.float32())), "column __WEIGHT__: 3 nulls"),
+        (
+            lambda batch: _replace(batch, "__WEIGHT__", pa.nulls(3, pa.float32())),
+            "column __WEIGHT__: null in 3 of 3 rows",
+        ),
         (
             lambda batch: _replace(batch, "__SAMPLE_RATE__", pa.array([0.0, 1.0, 1.0], pa.float32())),
             "column __SAMPLE_RATE__",
@@ -96,7 +99,7 @@ def test_a_canonical_batch_is_valid() -> None:
 )
 def test_a_wrong_batch_is_refused_by_column(change: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        record_batch.validate_train_batch(change(_train_batch()), ["user"], heads=1)  # type: ignore[operator]
+        train_check.validate_train_batch(change(_train_batch()), ["user"], heads=1)  # type: ignore[operator]
 
 
 def _replace(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:

@@ -5,7 +5,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.batch.record_batch import INVALID_LABEL
 from millrace.transforms.feed.train_batch import to_train_batch
@@ -22,7 +22,7 @@ def test_what_a_row_lacks_gets_its_default_and_the_block_has_no_nulls() -> None:
     rows = record_batch.with_column(rows, record_batch.fid_field("item"), fids)
     counts: Counter[str] = Counter()
     block = to_train_batch(rows, ["item", "user"], 1, counts)
-    record_batch.validate_train_batch(block, ["item", "user"], 1)
+    train_check.validate_train_batch(block, ["item", "user"], 1)
     assert block.column("item").to_pylist() == [[7, 8], [], []]
     assert block.column("user").to_pylist() == [[], [], []]
     assert block.column("__EVENT_TIME_MS__").to_pylist() == [5000, 0, 9000]

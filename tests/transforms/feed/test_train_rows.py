@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.transforms.batch import record_batch
+from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.draws import uniform
 from millrace.transforms.batch.fid import fid_v2
 from millrace.transforms.batch.label_column import label_lists, label_matrix
@@ -60,7 +60,7 @@ def test_batches_equal_the_reference(rows: list[tuple[int, str | None, list[tupl
     joined = _joined(rows)
     batch, dropped = rows_to_train_batch(joined, _CONFIG)
     assert dropped == 0
-    record_batch.validate_train_batch(batch, _CONFIG.feature_columns, len(_CONFIG.labels))
+    train_check.validate_train_batch(batch, _CONFIG.feature_columns, len(_CONFIG.labels))
     for index, row in enumerate(joined.to_pylist()):
         made = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
         assert made["__LABEL__"] == [label_of(rows[index][2], rule) for rule in _CONFIG.labels]
