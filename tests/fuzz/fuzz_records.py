@@ -4,7 +4,8 @@
 
 What becomes of Examples, ExampleBatches and Instances is what the Protobuf runtime says; of JSON objects, what
 `pyarrow.json` says alone. A run is one changed record; blocks of 32 go through together. A block depends on seed and
-its number alone.
+its number alone. Some blocks hold one record of some 100 KB, whose time per byte is bounded: a decoder that takes
+quadratic time is too slow for long records only.
 """
 
 import argparse
@@ -27,6 +28,10 @@ from millrace.transforms.codecs.record_codec import decode_records
 from tests.reference.record_comparison import assert_as_reference, block_of
 
 _BLOCK = 32
+_LONG = 100_000
+# Decoders take 10 to 50 ns for a byte. One that copies at each piece of a record what it read before takes microseconds
+# at this length.
+_SECONDS_PER_BYTE = 1e-6
 _NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 _JSON_SCHEMA = pa.schema(
     [
@@ -86,6 +91,34 @@ def _records(make: Callable[[random.Random], Any], format: str) -> Callable[[ran
         return _BLOCK - dead.num_rows
 
     return run
+
+
+def _long(draw: random.Random) -> int:
+    make, format = draw.choice([(_example, "example"), (_example_batch, "example_batch"), (_instance, "instance")])
+    record = make(draw)
+    parts = [(field, value) for field, value in record.ListFields() if field.is_repeated and field.message_type]
+    field, values = draw.choice(parts)
+    part = draw.choice(values).SerializeToString()
+    tag = bytes([field.number << 3 | 2])
+    grown = _repeated(part, draw) if draw.random() < 0.5 else part
+    pieces = tag + _varint(len(grown)) + grown
+    value = record.SerializeToString() + pieces * (1 + _LONG // len(pieces))
+    start = time.thread_time()
+    _, dead = decode_records(block_of([value, record.SerializeToString()]), format)
+    seconds = time.thread_time() - start
+    assert seconds < _SECONDS_PER_BYTE * len(value), f"{format} of {len(value)} bytes takes {seconds:.3f} s"
+    return _BLOCK - dead.num_rows
+
+
+def _repeated(message: bytes, draw: random.Random) -> bytes:
+    """A message and after it some 100 KB of one of its leading pieces, well-formed or not."""
+    piece = message[: draw.randrange(1, len(message) + 1)]
+    return message + piece * (_LONG // len(piece))
+
+
+def _varint(number: int) -> bytes:
+    low = number & 0x7F
+    return bytes([low | 0x80]) + _varint(number >> 7) if number >> 7 else bytes([low])
 
 
 def _json(draw: random.Random) -> int:
@@ -179,6 +212,7 @@ _CASES: dict[str, Callable[[random.Random], int]] = {
     "example": _records(_example, "example"),
     "example_batch": _records(_example_batch, "example_batch"),
     "instance": _records(_instance, "instance"),
+    "long": _long,
     "json": _json,
     "arrow": _arrow,
 }

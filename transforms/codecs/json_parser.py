@@ -27,6 +27,11 @@ _MAX_PARSE_ROWS = 50_000
 # A parse takes 300 us even for one record. After so many failures most of the block is bad, and it is faster to look at
 # each record with Python's parser.
 _MAX_FAILURES = 32
+# A field that an object lacks is a null in its row: a block of `{}` with a wide schema would be a thousand times as
+# large as its records. Cells, rows times fields, that each block may have, and per byte of its records; a record of 200
+# bytes may so lack all of 3,000 fields.
+_MIN_CELLS = 1 << 22
+_CELLS_PER_BYTE = 16
 _ROW_IN_PROBLEM = re.compile(r" in row (\d+)$")
 
 
@@ -44,7 +49,7 @@ def parse_objects(
 
     Returns: (one row per parsed record, with the columns of `schema`; int64 positions of these records in `block`).
     """
-    values = block.column("value")
+    values = _within_cells(block.column("value"), schema, refusals)
     plain = record_library.read_json(values, schema, MAX_VALUE_BYTES)
     if plain is None:
         return parse_unusual(values, np.arange(len(values)), schema, refusals, version)
@@ -57,6 +62,16 @@ def parse_objects(
         return rows, positions
     order = np.argsort(positions)
     return record_batch.concat([rows, others]).take(pa.array(order)), positions[order]
+
+
+def _within_cells(values: pa.BinaryArray, schema: pa.Schema, refusals: Refusals) -> pa.BinaryArray:
+    """The first of `values`, as many as may become rows of so many fields; the others are refused."""
+    size = pc.sum(pc.binary_length(values)).as_py() or 0
+    most = (_MIN_CELLS + _CELLS_PER_BYTE * size) // max(1, len(schema))
+    if len(values) > most:
+        detail = f"{len(values)} rows x {len(schema)} fields in one block, at most {most} rows for records of this size"
+        refusals.add(np.arange(most, len(values)), Reason.TOO_MANY_ROWS, detail)
+    return values.slice(0, most)
 
 
 def parse_unusual(

@@ -83,6 +83,9 @@ struct Decoded {
   Decoded(const std::vector<std::string>& records, Format format, const DecodeOptions& options = {}) {
     RecordRows decoded(options);
     const auto decoder = MakeDecoder(format, &decoded);
+    int64_t bytes = 0;
+    for (const std::string& record : records) bytes += static_cast<int64_t>(record.size());
+    decoded.LimitCells(static_cast<int64_t>(records.size()), bytes);
     for (size_t i = 0; i < records.size(); ++i) {
       const auto* const begin = reinterpret_cast<const uint8_t*>(records[i].data());
       const Span record = {begin, begin + records[i].size()};

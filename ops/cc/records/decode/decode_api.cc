@@ -33,6 +33,14 @@ void DecodeRecord(int64_t index, const BlockReader& block, RecordDecoder* decode
   }
 }
 
+int64_t ByteCount(const BlockReader& block) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < block.rows(); ++i) {
+    if (!block.IsNull(i)) bytes += static_cast<int64_t>(block.Value(i).size());
+  }
+  return bytes;
+}
+
 }  // namespace
 }  // namespace millrace::records
 
@@ -56,6 +64,7 @@ int32_t millrace_decode_records(int32_t format, int32_t fids_as_is, int32_t prun
     const auto decoder = MakeDecoder(static_cast<Format>(format), &decoded);
     if (decoder == nullptr) return CallStatus::kOutOfRange;
     const BlockReader reader(*block);
+    decoded.LimitCells(reader.rows(), ByteCount(reader));
     for (int64_t i = 0; i < reader.rows(); ++i) DecodeRecord(i, reader, decoder.get(), &decoded);
     decoded.Export(rows_schema, rows);
     decoded.ExportRefusals(refused_schema, refused);

@@ -102,7 +102,7 @@ class ExampleDecoder : public RecordDecoder {
       } else if (tag == TagOf(2, kBytes)) {
         is_good = reader.ReadBytes(&content);
         named->content = has_content ? Merge(named->content, content) : content;
-        has_content = true;
+        has_content = is_good;
       } else if (tag == TagOf(3, kVarint)) {
         is_good = reader.ReadVarint(&number);
         named->id = static_cast<int32_t>(number);
@@ -114,9 +114,11 @@ class ExampleDecoder : public RecordDecoder {
     return true;
   }
 
-  // Protobuf merges messages of one field that follow one another.
+  // Protobuf merges messages of one field that follow one another. What was merged before is appended to in place: a
+  // copy for each part would take quadratic time.
   Span Merge(Span first, Span second) {
-    merged_ = std::string(first.text()) + std::string(second.text());
+    if (first.begin != reinterpret_cast<const uint8_t*>(merged_.data())) merged_ = first.text();
+    merged_ += second.text();
     const auto* const begin = reinterpret_cast<const uint8_t*>(merged_.data());
     return {begin, begin + merged_.size()};
   }

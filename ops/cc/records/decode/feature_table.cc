@@ -86,6 +86,7 @@ NamedColumn* FeatureTable::Insert(std::string_view name, Role role) {
 void FeatureTable::Create(NamedColumn* named, ColumnType type, int32_t id) {
   named->column = std::make_unique<Column>(type);
   named->id = id;
+  ++width_;
   created_.push_back(named);
 }
 
@@ -93,13 +94,14 @@ void FeatureTable::Rollback(int64_t rows) {
   for (NamedColumn* const named : created_) {
     named->column = nullptr;
     named->id = 0;
+    --width_;
   }
   while (columns_.size() > columns_before_) {
     index_.erase(columns_.back()->name);
     columns_.pop_back();
   }
   for (const auto& named : columns_) {
-    if (named->column != nullptr) named->column->TruncateTo(rows);
+    if (named->record == record_ && named->column != nullptr) named->column->TruncateTo(rows);
   }
 }
 

@@ -50,6 +50,10 @@ class FeatureTable {
   void Rollback(int64_t rows);
 
   int64_t record() const { return record_; }
+  // Columns that have a type.
+  int64_t width() const { return width_; }
+  // Whether any name may become a column, not those alone that are wanted.
+  bool infers() const { return infer_; }
   const std::vector<std::unique_ptr<NamedColumn>>& columns() const { return columns_; }
 
  private:
@@ -65,6 +69,7 @@ class FeatureTable {
   int64_t record_ = -1;
   size_t columns_before_ = 0;
   std::vector<NamedColumn*> created_;  // in this record
+  int64_t width_ = 0;
 };
 
 }  // namespace millrace::records

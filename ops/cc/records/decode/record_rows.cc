@@ -64,6 +64,11 @@ RecordRows::RecordRows(const DecodeOptions& options)
   }
 }
 
+void RecordRows::LimitCells(int64_t records, int64_t bytes) {
+  records_ = records;
+  max_cells_ = kMinCells + bytes * (table_.infers() ? kCellsPerByte : kCellsPerByteOfSchema);
+}
+
 void RecordRows::BeginRecord(const Source& source) {
   table_.BeginRecord();
   rows_ = 0;
@@ -78,7 +83,9 @@ void RecordRows::BeginRecord(const Source& source) {
 bool RecordRows::SetRows(int64_t rows) {
   rows_ = rows;
   const int64_t room = kRowsPerOffset * options_.row_stride;
-  if (rows <= room - rows_before_) return true;
+  if (rows <= room - rows_before_) {
+    return HasCells(start_ + rows, table_.width()) || FailCells(nullptr, start_ + rows, table_.width());
+  }
   return Fail(reason::kTooManyRows, nullptr,
               std::to_string(rows_before_ + rows) + " rows of one source record, at most " + std::to_string(room));
 }
@@ -115,6 +122,12 @@ bool RecordRows::Fail(const char* reason, const uint8_t* at, const std::string& 
     detail_ += " at byte " + std::to_string(at - record.begin);
   }
   return false;
+}
+
+bool RecordRows::FailCells(const uint8_t* at, int64_t rows, int64_t columns) {
+  return Fail(reason::kTooManyFeatures, at,
+              std::to_string(rows) + " rows x " + std::to_string(columns) + " features in one block, at most " +
+                  std::to_string(max_cells_) + " cells for records of this size");
 }
 
 bool RecordRows::FailName(NameProblem problem) {
@@ -156,6 +169,12 @@ bool RecordRows::WrongType(const std::string& name, const std::string& expected,
 
 Column* RecordRows::BeginFeature(ColumnType type, int32_t id, int64_t row, NamedColumn* named) {
   if (named->column == nullptr) {
+    // Counted with the records to come, so that a name too many is refused and not those that follow it.
+    const int64_t rows = std::max(start_ + rows_, records_);
+    if (!HasCells(rows, table_.width() + 1)) {
+      FailCells(name_at_, rows, table_.width() + 1);
+      return nullptr;
+    }
     table_.Create(named, type, id);
   } else if (named->column->type() != type) {
     WrongType(named->name, NameOf(named->column->type()), type);

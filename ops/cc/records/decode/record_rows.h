@@ -62,12 +62,21 @@ class RecordRows {
  public:
   static constexpr size_t kMaxRecordBytes = size_t{1} << 27;
   static constexpr int64_t kRowsPerOffset = 64;
+  // Cells that each block may have, of 4 bytes mostly; and per byte of its records. A feature that is there takes some 10
+  // bytes on the wire, so 4 leave 39 of 40 names missing; a schema that was asked for may be wider.
+  static constexpr int64_t kMinCells = int64_t{1} << 23;
+  static constexpr int64_t kCellsPerByte = 4, kCellsPerByteOfSchema = 16;
+  static constexpr int64_t kMetadataColumns = 6;  // label, weight, data source key and provenance
 
   explicit RecordRows(const DecodeOptions& options);
 
   const DecodeOptions& options() const { return options_; }
   FeatureTable& table() { return table_; }
   FeatureReader& reader() { return reader_; }
+
+  // Bounds the cells, rows times columns, that a block of so many records and bytes becomes: a name that one record has
+  // costs a null in each row of the block. Records beyond the bound are refused before memory is taken for them.
+  void LimitCells(int64_t records, int64_t bytes);
 
   void BeginRecord(const Source& source);
   // Says how many rows the record has, once that is known.
@@ -111,6 +120,9 @@ class RecordRows {
 
  private:
   bool FailName(NameProblem problem);
+  // Whether rows and columns, so many of them, may be had.
+  bool HasCells(int64_t rows, int64_t columns) const { return rows * (columns + kMetadataColumns) <= max_cells_; }
+  bool FailCells(const uint8_t* at, int64_t rows, int64_t columns);
   bool WrongType(const std::string& name, const std::string& expected, ColumnType found);
   bool End(bool fits);
   bool AddDataSourceKey(uint32_t key, int64_t row);
@@ -123,6 +135,8 @@ class RecordRows {
   Column refused_, refusal_reason_, refusal_detail_;
   Column scratch_;
   Span first_bytes_;
+
+  int64_t max_cells_ = INT64_MAX, records_ = 0;
 
   // Of the present record.
   Source source_;
