@@ -258,6 +258,4 @@ def _hours(text: str) -> tuple[datetime.time, datetime.time]:
         start, end = (datetime.datetime.strptime(part, "%H:%M").time() for part in text.split("-"))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{text}' is not HH:MM-HH:MM, for example 01:00-03:30") from error
-    if start == end:
-        raise argparse.ArgumentTypeError(f"'{text}' begins and ends at the same time")
     return start, end

@@ -124,6 +124,8 @@ def _settings(
 
     reads = flag == "--records"
     headers = frame_options(arguments.frames if reads else frames)
+    if headers and not reads:
+        headers.header()  # refuses headers that cannot be written, before a file is opened
     format = format or (_format_of_topic(arguments, name) if is_topic(name) else format_of_path(name))
     if format is None:
         raise UserError(

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.ops import record_library
+from millrace.runtime.errors import UserError
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.data_source import header_bytes
 from millrace.transforms.batch.dead_letter import SCHEMA, Reason, Refusals
@@ -49,9 +50,15 @@ class FrameOptions:
         return sum(1 << bit for bit, given in enumerate(order) if given)
 
     def header(self, data_source: str = "") -> bytes:
-        """The header bytes that are written before each length: the key of `data_source`, or else zeros."""
+        """The header bytes that are written before each length: the key of `data_source`, or else zeros.
+
+        UserError for kafka-dump headers that are only read: no writer makes one without a sort id or after a prefix.
+        """
         if self.lagrangex_header:
             return header_bytes(data_source)
+        if self.kafka_dump and (self.kafka_dump_prefix or not self.has_sort_id):
+            problem = "is written with sort-id, and without kafka-dump-prefix"
+            raise UserError("frames", "kafka-dump", problem, "give sort-id,kafka-dump or leave kafka-dump out")
         return bytes(16 * self.kafka_dump_prefix + 8 * self.has_sort_id + 8 * self.kafka_dump)
 
 

@@ -147,6 +147,7 @@ def test_a_daily_window_without_seconds_is_refused() -> None:
         SaveSchedule(every_steps=1, window=DailyWindow(at(1), at(3), 1.0))
 
 
+@covers("task:v52", part="equal hours")
 def test_a_window_of_equal_hours_is_the_whole_day() -> None:
     window = DailyWindow(at(3), at(3), seconds_outside=60)
     assert all(DAY + hour * HOUR in window for hour in range(24))
