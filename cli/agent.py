@@ -1,10 +1,16 @@
 """`millrace agent`: keeps one model server in line with the model's events."""
 
 import argparse
+import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from millrace.cli import common
+
+if TYPE_CHECKING:
+    from millrace.serving.agent.agent import AgentConfig
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -12,8 +18,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         subparsers,
         "agent",
         "Tells a model server which version to serve: learns versions from Kafka, registers the replica in ZooKeeper,\n"
-        "reports to both.",
-        "millrace agent --server 127.0.0.1:8500 --model feed",
+        "reports to both. A version that has learned nothing, or that running clients could not ask, is not put in\n"
+        "service by itself.",
+        "millrace agent --server 127.0.0.1:8500 --model feed --require 'rows>=1000, auc>0.6'",
         _run,
     )
     parser.add_argument("--server", type=common.addresses, required=True, metavar="HOST:PORT", help="the model server")
@@ -24,7 +31,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="NAME",
         help="unique among the model's replicas (default: the host's name)",
     )
-    parser.add_argument("--bzid", default="default", metavar="NAME", help="name space of models (default: %(default)s)")
+    common.add_namespace_flag(parser)
+    parser.add_argument(
+        "--require",
+        metavar="TERMS",
+        help="what a version must meet to go in service by itself: NAME>NUMBER, NAME<=NUMBER (rows, auc, log_loss,\n"
+        "calibration, global_step) and signature=compatible or signature=any, separated by commas; 'none' takes all\n"
+        "(default: 'rows>0, signature=compatible', which other terms leave in force)",
+    )
+    parser.add_argument(
+        "--pin", type=common.at_least_one, metavar="VERSION", help="serve exactly this version, as it was exported"
+    )
+    parser.add_argument(
+        "--state-file",
+        type=Path,
+        metavar="PATH",
+        help="what to load while Kafka is away (default: a file in .state/agent of the working folder, or in\n"
+        "$MILLRACE_STATE/agent)",
+    )
     common.add_kafka_flags(parser)
     common.add_zookeeper_flag(parser)
     common.add_process_flags(parser)
@@ -33,6 +57,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(arguments: argparse.Namespace) -> int:
     from millrace.runtime.telemetry import Heartbeat, setup_logging
     from millrace.serving.agent.agent import AgentConfig
+    from millrace.serving.agent.gate import parse_gate
     from millrace.serving.agent.registry import check_name
 
     stop = common.stop_on_signals()
@@ -41,9 +66,14 @@ def _run(arguments: argparse.Namespace) -> int:
         server=arguments.server,
         model=check_name("--model", arguments.model),
         replica_id=check_name("--replica-id", arguments.replica_id),
-        bzid=check_name("--bzid", arguments.bzid),
+        namespace=check_name("--namespace", arguments.namespace),
+        gate=parse_gate(arguments.require),
+        pin=arguments.pin,
     )
+    # Servers that are away must not keep a restarted agent from telling what its state file remembers.
     connection, zookeeper = common.kafka_connection(arguments, check=False), common.zookeeper_address(arguments)
+    topics = common.topics(arguments)
+    state_file = arguments.state_file or _state_file(config, topics.prefix)
     with common.tensorflow_import():
         from millrace.serving.agent.agent_process import run_agent
 
@@ -53,7 +83,12 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments, server=config.server, metrics=metrics.address
     )
     try:
-        run_agent(config, connection, common.topics(arguments), zookeeper, metrics.address, stop, heartbeat, ready)
+        run_agent(config, connection, topics, zookeeper, metrics.address, state_file, stop, heartbeat, ready)
     finally:
         metrics.close()
     return 0
+
+
+def _state_file(config: "AgentConfig", prefix: str) -> Path:
+    name = f"{prefix}{config.namespace}.{config.model}.{config.replica_id}.json"
+    return Path(os.environ.get("MILLRACE_STATE") or ".state") / "agent" / name

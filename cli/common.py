@@ -127,6 +127,13 @@ def add_kafka_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_namespace_flag(parser: argparse.ArgumentParser) -> None:
+    """--namespace."""
+    parser.add_argument(
+        "--namespace", default="default", metavar="NAME", help="name space of models (default: %(default)s)"
+    )
+
+
 def add_zookeeper_flag(parser: argparse.ArgumentParser) -> None:
     """--zookeeper."""
     parser.add_argument(

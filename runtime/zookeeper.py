@@ -91,6 +91,30 @@ class ZooKeeperSession:
             except ZooKeeperError as error:
                 _LOG.warning("%s is registered once ZooKeeper is back (%s)", path, error)
 
+    def claim(self, path: str, data: bytes) -> bytes | None:
+        """Makes the ephemeral node `path` unless another session has one there.
+
+        Unlike `register` it replaces no node of another session, and makes none again: call it now and then.
+
+        Returns: the data of the other session's node; None when the node is this session's, with `data`.
+        Raises: ZooKeeperError while the server is away.
+        """
+        answer = self._request(lambda: self._client.get_async(path))
+        if answer is not None:
+            present, stat = answer
+            if stat.ephemeralOwner != self._client.client_id[0]:
+                return bytes(present)
+            if present != data:
+                self._request(lambda: self._client.set_async(path, data))
+            return None
+        try:
+            self._request(lambda: self._client.create_async(path, data, ephemeral=True, makepath=True))
+        except ZooKeeperError as error:
+            if isinstance(error.__cause__, NodeExistsError):  # another session was faster
+                return self.get(path) or b""
+            raise
+        return None
+
     def unregister(self, path: str) -> None:
         """Removes an ephemeral node made by `register`; once the server is back if it is away."""
         with self._lock:

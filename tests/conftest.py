@@ -123,7 +123,8 @@ def start_process(tmp_path: Path) -> Iterator[StartProcess]:
     def start(args: Sequence[str], name: str, env: Mapping[str, str] | None = None, ready: bool = True) -> ChildProcess:
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
         folders = f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
-        child = ChildProcess(name, args, tmp_path, {"PATH": path, "PYTHONPATH": folders, **(env or {})}, ready)
+        base = {"PATH": path, "PYTHONPATH": folders, "MILLRACE_STATE": str(tmp_path / "state")}
+        child = ChildProcess(name, args, tmp_path, base | {**(env or {})}, ready)
         started.append(child)
         child.start()
         return child

@@ -46,7 +46,7 @@ class Processes:
         server = str(self["server"].wait_ready(START_SECONDS)["address"])
         self._add(
             "agent", "agent", "--server", server, "--model", scenario.model, "--zookeeper", zookeeper,
-            "--replica-id", "0", *common,
+            "--replica-id", "0", "--state-file", str(self._folder / "agent.json"), *common,
         )  # fmt: skip
         self["agent"].start()
         for name in ("agent", "trainer", "feed"):

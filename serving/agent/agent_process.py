@@ -3,17 +3,19 @@
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from millrace.runtime.kafka_client import KafkaConnection, check_broker, ensure_topic, make_producer
-from millrace.runtime.outage import while_away
 from millrace.runtime.telemetry import Heartbeat
 from millrace.runtime.topic_reader import TopicReader
 from millrace.runtime.topic_setup import ensure_model_events
 from millrace.runtime.topics import Topics
 from millrace.runtime.zookeeper import ZooKeeperSession
 from millrace.serving.agent.agent import Agent, AgentConfig
+from millrace.serving.agent.late import EventReader, Late, LateEvents
 from millrace.serving.agent.registry import Registry
 from millrace.serving.agent.server_control import ServerControl
+from millrace.serving.agent.state_file import StateFile
 
 _LOG = logging.getLogger(__name__)
 _FLUSH_SECONDS = 5.0
@@ -41,35 +43,47 @@ class StatusProducer:
         self._producer.flush(_FLUSH_SECONDS)
 
 
+def open_events(connection: KafkaConnection, topics: Topics) -> TopicReader:
+    """The events of all models from the beginning; makes the topics of an agent where they are missing.
+
+    Raises:
+      UnreachableError: no broker answers.
+      UserError: the brokers refuse the credentials, or `model.events` is not fit for its events.
+    """
+    check_broker(connection)
+    ensure_model_events(connection, topics.model_events)
+    ensure_topic(connection, topics.serving_status)
+    return TopicReader(connection, topics.model_events, {0: 0})
+
+
 def run_agent(
     config: AgentConfig,
     connection: KafkaConnection,
     topics: Topics,
     zookeeper: str,
     agent_address: str,
+    state_file: Path,
     stop: threading.Event,
     heartbeat: Heartbeat,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs an agent until `stop` is set; waits for ZooKeeper and Kafka that are away.
+    """Runs an agent until `stop` is set. Waits for Kafka and ZooKeeper without limit, and works meanwhile.
 
     Raises:
       UserError: a server refuses the credentials, or `model.events` is not fit for its events.
-      StoppedError: `stop` was set while it waited.
     """
-    session = while_away(lambda: ZooKeeperSession(zookeeper), f"ZooKeeper at {zookeeper}", stop)
-    kafka = f"Kafka at {connection.bootstrap_servers}"
-    while_away(lambda: check_broker(connection), kafka, stop)
-    while_away(lambda: ensure_model_events(connection, topics.model_events), kafka, stop)
-    while_away(lambda: ensure_topic(connection, topics.serving_status, partitions=1), kafka, stop)
-    statuses = StatusProducer(connection, topics.serving_status, f"{config.bzid}/{config.model}/{config.replica_id}")
-    events = TopicReader(connection, topics.model_events, {0: 0})
+    owner = f"{config.namespace}/{config.model}/{config.replica_id}"
+    memory = StateFile(state_file, f"{topics.model_events}:{owner}")
+    statuses = StatusProducer(connection, topics.serving_status, owner)
     server = ServerControl(config.server, config.model)
-    registry = Registry(session, config.bzid, config.model, config.replica_id)
+    session = Late(lambda: ZooKeeperSession(zookeeper), f"ZooKeeper at {zookeeper}")
+    events: Late[EventReader] = Late(
+        lambda: open_events(connection, topics), f"Kafka at {connection.bootstrap_servers}"
+    )
+    registry = Registry(session.get, config.namespace, config.model, config.replica_id, config.server, agent_address)
     try:
-        registry.register(config.server, agent_address)
         on_ready()
-        Agent(config, events, server, registry, statuses.send).run(stop, heartbeat)
+        Agent(config, LateEvents(events), server, registry, statuses.send, memory).run(stop, heartbeat)
     finally:
         events.close()
         server.close()

@@ -1,78 +1,123 @@
-"""Which version of a model should run: a reducer over the events of the model."""
+"""What the events of a model say should run: a reducer that gives the same after compaction and after a restart."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from google.protobuf import json_format
+from millrace.protos.model_event_pb2 import ModelEvent
+from millrace.serving.agent.model_events import HOLDS, folder_of, parse_event
 
-from millrace.protos import model_event_pb2
-
-SUB_GRAPH = "standalone"
-_SCHEMA_VERSION = 1
-
-
-class EventError(ValueError):
-    """A model event that cannot be understood; it is counted and passed over."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The version that should run and the folder that holds it, named like the version."""
+    """A version that should run.
+
+    Attributes:
+      path: absolute folder, named like the version.
+      is_held: it takes deltas created up to `as_of_ms` (Unix milliseconds) and none later.
+    """
 
     version: int
     path: Path
+    is_held: bool = False
+    as_of_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What is left of the events of a model: the newest of each key, as compaction keeps them.
+
+    Attributes:
+      last: the last EXPORT or RETIRE that counted.
+      newest: the newest EXPORT; it stays after a RETIRE.
+      hold: the last ROLLBACK or RELEASE.
+    """
+
+    last: ModelEvent | None = None
+    newest: ModelEvent | None = None
+    hold: ModelEvent | None = None
+
+    @property
+    def retired(self) -> bool:
+        return self.last is not None and self.last.kind == ModelEvent.RETIRE
+
+    @property
+    def export(self) -> Target | None:
+        """The newest version; None before the first."""
+        return Target(self.newest.version, folder_of(self.newest)) if self.newest else None
+
+    @property
+    def rollback(self) -> ModelEvent | None:
+        """The ROLLBACK in force: none after its RELEASE."""
+        return self.hold if self.hold and self.hold.kind == ModelEvent.ROLLBACK else None
+
+    @property
+    def held(self) -> Target | None:
+        """The version to which the model was rolled back; one without `as_of_ms` takes deltas up to the event."""
+        event = self.rollback
+        if event is None:
+            return None
+        return Target(event.version, folder_of(event), True, event.as_of_ms or event.created_at_ms)
 
 
 class DesiredState:
-    """Folds events in the order of the topic into one target.
+    """Folds the events of one model into `announced`.
 
-    EXPORT moves forward only: a version that is not above the newest seen is a duplicate or late. ROLLBACK always
-    wins; a later EXPORT above the newest seen resumes. RETIRE leaves no target.
+    EXPORT moves forward only, within (lineage, epoch, version): a version that is not above the newest one is a
+    duplicate or late. One of another lineage is a new model under the old name; it takes over if announced later.
+    ROLLBACK holds its version until RELEASE, whatever else comes. RETIRE leaves nothing to run until the next EXPORT.
+
+    Exports and holds have keys of their own, and neither looks at the order of the other: so compaction and repeated
+    reading from the beginning change nothing.
+
+    Args:
+      announced: what an earlier process had read.
     """
 
-    def __init__(self, bzid: str, model: str) -> None:
-        self._bzid = bzid
-        self._model = model
-        self.target: Target | None = None
-        self.retired = False
-        self.newest_seen = 0
+    def __init__(self, namespace: str, model: str, announced: Announced | None = None) -> None:
+        self._model = (namespace, model)
+        self.announced = announced or Announced()
 
     def apply(self, value: bytes) -> bool:
-        """Applies one event; returns whether the target changed. EventError for a malformed one."""
-        event = _parse(value)
-        if (event.bzid or "default", event.model_name) != (self._bzid, self._model):
+        """Applies one event; returns whether `announced` changed. EventError for a malformed one."""
+        event = parse_event(value)
+        if (event.bzid, event.model_name) != self._model:
             return False
-        before = (self.target, self.retired)
-        if event.kind == model_event_pb2.ModelEvent.RETIRE:
-            self.target, self.retired = None, True
-        elif event.kind in (model_event_pb2.ModelEvent.EXPORT, model_event_pb2.ModelEvent.ROLLBACK):
-            target = _target(event)
-            if event.kind == model_event_pb2.ModelEvent.ROLLBACK or target.version > self.newest_seen:
-                self.target, self.retired = target, False
-                self.newest_seen = max(self.newest_seen, target.version)
-        return (self.target, self.retired) != before
+        before = self.announced
+        if event.kind in HOLDS:
+            self.announced = replace(before, hold=event)
+        elif event.kind in (ModelEvent.EXPORT, ModelEvent.RETIRE):
+            self._take_version(event)
+        return self.announced != before
+
+    def _take_version(self, event: ModelEvent) -> None:
+        newest = self.announced.newest
+        if event.kind == ModelEvent.RETIRE:
+            self.announced = replace(self.announced, last=event)
+        elif newest is None or _is_newer(event, newest):
+            if newest and event.lineage != newest.lineage:
+                _LOG.warning(
+                    "%s: version %d of lineage '%s' takes over from version %d of lineage '%s': it was announced later",
+                    event.model_name, event.version, event.lineage, newest.version, newest.lineage,
+                )  # fmt: skip
+            self.announced = replace(self.announced, last=event, newest=event)
+        elif self.announced.retired and _rank(event) == _rank(newest):
+            # As after compaction, which would have dropped the RETIRE.
+            self.announced = replace(self.announced, last=event)
+        elif event.lineage != newest.lineage:
+            _LOG.warning(
+                "%s: version %d of lineage '%s' is ignored: version %d of lineage '%s' was announced later",
+                event.model_name, event.version, event.lineage, newest.version, newest.lineage,
+            )  # fmt: skip
 
 
-def _parse(value: bytes) -> model_event_pb2.ModelEvent:
-    event = model_event_pb2.ModelEvent()
-    try:
-        json_format.Parse(value, event, ignore_unknown_fields=True)
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        raise EventError(f"not a model event: {error}") from error
-    if event.schema_version != _SCHEMA_VERSION:
-        raise EventError(f"schema_version is {event.schema_version}, this agent reads {_SCHEMA_VERSION}")
-    if not event.model_name or event.kind == model_event_pb2.ModelEvent.KIND_UNSPECIFIED:
-        raise EventError("model_name or kind is missing")
-    return event
+def _rank(event: ModelEvent) -> tuple[str, int, int]:
+    return event.lineage, event.epoch, event.version
 
 
-def _target(event: model_event_pb2.ModelEvent) -> Target:
-    if event.version <= 0:
-        raise EventError(f"version is {event.version}, must be positive")
-    if SUB_GRAPH in event.sub_graphs:
-        path = Path(event.sub_graphs[SUB_GRAPH].path)
-    else:
-        path = Path(event.export_base) / str(event.version)
-    if not path.is_absolute() or path.name != str(event.version):
-        raise EventError(f"path '{path}' is not an absolute path that ends in the version {event.version}")
-    return Target(event.version, path)
+def _is_newer(event: ModelEvent, newest: ModelEvent) -> bool:
+    if event.lineage != newest.lineage:
+        return event.created_at_ms > newest.created_at_ms
+    return _rank(event) > _rank(newest)

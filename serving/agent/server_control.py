@@ -4,6 +4,7 @@ import grpc
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
+from millrace.protos.serving_control_pb2 import ModelPlan, ModelState
 from millrace.serving.server.errors import ServerDownError
 from millrace.serving.server.servable import State
 from millrace.serving.server.version_manager import VersionStatus
@@ -47,17 +48,20 @@ class ServerControl:
             if row.state in set(State)
         ]
 
-    def configure(self, base_path: str, versions: tuple[int, ...]) -> None:
-        """Makes `versions` below `base_path` all that the server should have; () removes the model."""
+    def configure(self, plan: ModelPlan) -> ModelState:
+        """Makes the versions of `plan` all that the server should have of the model; without any it unloads the model.
+
+        Returns what the server says of its versions.
+        """
         request = model_management_pb2.ReloadConfigRequest()
         models = request.config.model_config_list
         models.SetInParent()
-        if versions:
+        if plan.versions:
             policy = model_server_config_pb2.ModelConfig()
-            policy.model_version_policy.specific.versions.extend(versions)
+            policy.model_version_policy.specific.versions.extend(plan.versions)
             models.config.add(
                 name=self._model,
-                base_path=base_path,
+                base_path=plan.base_path,
                 model_platform="tensorflow",
                 model_version_policy=policy.model_version_policy,
             )
@@ -67,6 +71,7 @@ class ServerControl:
             raise self._down(error) from error
         if response.status.error_code:
             raise ServerDownError(f"{self._address} refuses the configuration: {response.status.error_message}")
+        return ModelState()
 
     def close(self) -> None:
         self._channel.close()

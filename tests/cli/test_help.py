@@ -30,7 +30,9 @@ def helped(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def command_lines(text: str) -> Iterator[str]:
     """Indented or fenced shell lines that begin with `millrace`; a trailing backslash goes on in the next line."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    yield from re.findall(r"^(?: {2,}|)(?:\w+=\S+ +)*(?:\.venv/bin/)?(millrace +[a-z][^|>;&\n]*)", joined, re.M)
+    yield from re.findall(
+        r"^(?: {2,}|)(?:\w+=\S+ +)*(?:\.venv/bin/)?(millrace +[a-z](?:'[^'\n]*'|[^|>;&\n'])*)", joined, re.M
+    )
 
 
 def parsed(line: str) -> argparse.Namespace:

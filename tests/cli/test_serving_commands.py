@@ -25,6 +25,10 @@ AssertUserError = Callable[..., str]
         (["serve", "--model-name", "m", "--no-deltas", "--base-path", "absent"], ["--base-path=absent", "no such"]),
         (["agent", "--model", "m"], ["--server"]),
         (["agent", "--model", "a:b", "--server", "h:1"], ["--model=a:b", "use letters"]),
+        (["agent", "--model", "m", "--server", "h:1"], ["--kafka", "millrace dev up"]),
+        (["agent", "--model", "m", "--server", "h:1", "--namespace", "a/b"], ["--namespace=a/b", "use letters"]),
+        (["agent", "--model", "m", "--server", "h:1", "--require", "auk>1"], ["--require=auk>1", "at character 1"]),
+        (["agent", "--model", "m", "--server", "h:1", "--pin", "0"], ["--pin", "'0'"]),
         (["predict", "--server", "h", "--model", "m"], ["--server", "HOST:PORT"]),
         (
             ["predict", "--server", "127.0.0.1:1", "--model", "m", "--input", "a=1"],

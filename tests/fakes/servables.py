@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 
+from millrace.protos.serving_control_pb2 import ModelPlan, ModelState
 from millrace.runtime.topic_reader import Record
 from millrace.serving.server.errors import ServerDownError
 from millrace.serving.server.servable import State
@@ -88,19 +89,25 @@ class FakeServer:
         self.down = False
         self.rows: dict[int, VersionStatus] = {}
         self.configured: list[tuple[str, tuple[int, ...]]] = []
+        self.plans: list[ModelPlan] = []
+        self.state = ModelState()
 
     def statuses(self) -> list[VersionStatus]:
         if self.down:
             raise ServerDownError("down")
         return [self.rows[version] for version in sorted(self.rows, reverse=True)]
 
-    def configure(self, base_path: str, versions: tuple[int, ...]) -> None:
+    def configure(self, plan: ModelPlan) -> ModelState:
         if self.down:
             raise ServerDownError("down")
-        self.configured.append((base_path, versions))
-        for version in versions:
+        is_loaded = all(v in self.rows and self.rows[v].state is not State.END for v in plan.versions)
+        if plan not in self.plans[-1:] or not is_loaded:  # not merely asked how old its weights are
+            self.configured.append((plan.base_path, tuple(plan.versions)))
+        self.plans.append(plan)
+        for version in plan.versions:
             if version not in self.rows or self.rows[version].state is State.END:
                 self.move(version, State.START)
+        return self.state
 
     def move(self, version: int, state: State, error: str = "") -> None:
         self.rows[version] = VersionStatus(version, state, error)

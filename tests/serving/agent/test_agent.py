@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from millrace.serving.agent.agent import Agent, AgentConfig
-from millrace.serving.agent.registry import Registry, binding_path, service_path
+from millrace.serving.agent.gate import parse_gate
+from millrace.serving.agent.registry import Registry, agent_path, binding_path, service_path
+from millrace.serving.agent.state_file import StateFile
 from millrace.serving.server.servable import State
 from tests.fakes.servables import FakeServer, FakeTopic
 
@@ -14,6 +16,10 @@ from tests.fakes.servables import FakeServer, FakeTopic
 class _Nodes:
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
+
+    def claim(self, path: str, data: bytes) -> bytes | None:
+        present = self.data.setdefault(path, data)
+        return None if present == data else present
 
     def register(self, path: str, data: bytes) -> None:
         self.data[path] = data
@@ -25,27 +31,45 @@ class _Nodes:
 class _World(SimpleNamespace):
     """An agent between a topic, a server, ZooKeeper's nodes and a clock, all of them in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(topic=FakeTopic(), server=FakeServer(), nodes=_Nodes(), now=0.0, disk={1, 2, 3}, sent=[])
+        self.state_file = folder / "state.json"
+        self.session: _Nodes | None = self.nodes
         self.agent = self.make_agent()
 
-    def make_agent(self) -> Agent:
-        config = AgentConfig("127.0.0.1:8500", "m", "r1")
-        registry = Registry(self.nodes, "default", "m", "r1")
-        registry.register(config.server, "127.0.0.1:9000")
+    def make_agent(self, require: str | None = None, pin: int | None = None) -> Agent:
+        config = AgentConfig("127.0.0.1:8500", "m", "r1", gate=parse_gate(require), pin=pin)
+        self.nodes.data.clear()  # the session of the agent before has ended
+        registry = Registry(
+            lambda: self.session, "default", "m", "r1", config.server, "127.0.0.1:9000", lambda: self.now
+        )
         return Agent(
             config,
             self.topic,
             self.server,
             registry,
             lambda value: self.sent.append(json.loads(value)),
+            StateFile(self.state_file, "m"),
             lambda: self.now,
-            lambda base: {version: str(base / str(version)) for version in self.disk},
+            self.versions_in,
         )
 
-    def announce(self, kind: str, version: int) -> None:
+    def versions_in(self, base: Path) -> dict[int, str]:
+        if self.disk is None:
+            raise PermissionError(13, "Permission denied", str(base))
+        return {version: str(base / str(version)) for version in self.disk}
+
+    def announce(self, kind: str, version: int, **fields: Any) -> None:
         event = {"model_name": "m", "bzid": "default", "kind": kind, "version": version, "export_base": "/m"}
-        self.topic.put(json.dumps(event | {"schema_version": 1}).encode())
+        event |= {"event_id": f"{kind}-{version}", "global_step": 1, "schema_version": 2}
+        self.topic.put(json.dumps(event | fields).encode())
+
+    def serve(self, version: int) -> None:
+        """Announces a version and lets the server load it."""
+        self.announce("EXPORT", version)
+        self.tick()
+        self.server.move(version, State.AVAILABLE)
+        self.tick()
 
     def tick(self, seconds: float = 0.3) -> None:
         self.now += seconds
@@ -58,8 +82,8 @@ class _World(SimpleNamespace):
 
 
 @pytest.fixture
-def world() -> _World:
-    return _World()
+def world(tmp_path: Path) -> _World:
+    return _World(tmp_path)
 
 
 def test_a_version_is_loaded_beside_the_old_one_which_then_goes(world: _World) -> None:
@@ -83,6 +107,7 @@ def test_nothing_is_told_twice(world: _World) -> None:
 
 def test_the_backlog_is_reduced_to_one_configuration(world: _World) -> None:
     world.topic.at_end = False
+    world.tick()
     for version in (1, 2, 3):
         world.announce("EXPORT", version)
         world.tick()
@@ -180,7 +205,16 @@ def test_the_status_is_sent_when_it_changes_and_now_and_then(world: _World) -> N
         "state": "LOADING",
         "target_version": 1,
         "available_versions": [],
+        "is_held": False,
+        "as_of_ms": 0,
+        "held_back_version": 0,
         "error": "",
+        "resync_required": False,
+        "is_stale": False,
+        "hold_event_id": "",
+        "model_event_id": "EXPORT-1",
+        "model_age_ms": -1,
+        "delta_lag_ms": -1,
         "time_ms": 0,
     }
 
@@ -195,6 +229,186 @@ def test_a_restarted_agent_finds_the_server_as_it_should_be(world: _World) -> No
     world.tick()
     assert world.server.rows[1].state is State.AVAILABLE
     assert {versions for _, versions in world.server.configured} == {(1,)}
+
+
+def test_a_rollback_is_sent_as_a_held_plan_and_outlives_exports_and_a_restart(world: _World) -> None:
+    world.serve(1)
+    world.serve(2)
+    world.announce("ROLLBACK", 1, as_of_ms="700")
+    world.tick()
+    plan = world.server.plans[-1]
+    assert (list(plan.versions), plan.is_held, plan.as_of_ms) == ([1], True, 700)
+    world.server.move(1, State.AVAILABLE)
+    for version in (3, 4, 5, 6, 7):
+        world.announce("EXPORT", version)
+        world.tick()
+    world.agent = world.make_agent()
+    world.tick()
+    assert list(world.server.plans[-1].versions) == [1]
+    assert world.sent[-1] | {"state": "AVAILABLE", "is_held": True, "hold_event_id": "ROLLBACK-1"} == world.sent[-1]
+    world.disk = {7}
+    world.announce("RELEASE", 0)
+    world.tick()
+    assert (list(world.server.plans[-1].versions), world.server.plans[-1].is_held) == ([7], False)
+
+
+def test_a_version_in_service_that_is_loaded_anew_to_be_held_is_not_available_yet(world: _World) -> None:
+    world.serve(1)
+    world.server.state.versions.add(version=1, state=int(State.LOADING))
+    world.announce("ROLLBACK", 1, as_of_ms="700")
+    world.tick()
+    assert world.sent[-1]["state"] == "LOADING"
+    world.server.state.versions[0].state = int(State.AVAILABLE)
+    world.tick(1.1)
+    assert world.sent[-1]["state"] == "AVAILABLE"
+
+
+def test_a_version_that_the_gate_refuses_is_told_and_the_old_one_answers(world: _World) -> None:
+    world.serve(1)
+    world.announce("EXPORT", 2, global_step=0)
+    world.tick(1.1)
+    assert [plan.versions for plan in world.server.plans if 2 in plan.versions] == []
+    status = world.sent[-1]
+    assert (status["state"], status["target_version"], status["held_back_version"]) == ("HELD_BACK", 1, 2)
+    assert "learned nothing" in status["error"]
+
+
+def test_a_refused_first_version_is_held_back(world: _World) -> None:
+    world.agent = world.make_agent("auc>0.6")
+    world.announce("EXPORT", 1, quality={"auc": 0.5})
+    world.tick()
+    assert world.server.configured == []
+    assert (world.sent[-1]["state"], world.sent[-1]["held_back_version"]) == ("HELD_BACK", 1)
+    world.announce("EXPORT", 2, quality={"auc": 0.7})
+    world.tick()
+    assert world.server.configured == [("/m", (2,))]
+
+
+def test_stale_weights_and_lost_deltas_are_told(world: _World) -> None:
+    world.server.state.versions.add(
+        version=1, state=int(State.AVAILABLE), model_age_ms=90_000, delta_lag_ms=5, is_stale=True, resync_required=True
+    )
+    world.serve(1)
+    status = world.sent[-1]
+    assert (status["state"], status["model_age_ms"], status["delta_lag_ms"]) == ("STALE", 90_000, 5)
+    assert status["resync_required"] and status["is_stale"]
+    assert world.binding is not None and world.binding["state"] == "STALE"
+
+
+def test_ages_are_asked_for_each_second_and_are_no_news(world: _World) -> None:
+    world.server.state.versions.add(version=1, state=int(State.AVAILABLE), model_age_ms=1)
+    world.serve(1)
+    sent, plans = len(world.sent), len(world.server.plans)
+    for age in range(2, 7):
+        world.server.state.versions[0].model_age_ms = age
+        world.tick(1.1)
+    assert (len(world.sent), len(world.server.plans)) == (sent, plans + 5)
+
+
+def test_without_kafka_the_server_is_told_what_the_agent_remembers(world: _World) -> None:
+    world.serve(1)
+    world.announce("ROLLBACK", 1, as_of_ms="700")
+    world.tick()
+    world.server.rows = {}
+    world.topic.at_end = False
+    world.session = None
+    world.agent = world.make_agent()
+    world.tick()
+    plan = world.server.plans[-1]
+    assert (plan.base_path, list(plan.versions), plan.is_held, plan.as_of_ms) == ("/m", [1], True, 700)
+
+
+def test_what_is_read_before_the_end_of_the_topic_changes_nothing_yet(world: _World) -> None:
+    world.serve(2)
+    world.topic.at_end = False
+    world.agent = world.make_agent()
+    world.announce("ROLLBACK", 1, as_of_ms="700")
+    world.tick()
+    assert world.server.configured[-1] == ("/m", (2,))
+    world.announce("RELEASE", 0)
+    world.topic.at_end = True
+    world.tick()
+    assert {versions for _, versions in world.server.configured} == {(2,)}
+
+
+def test_a_memory_that_cannot_be_used_is_passed_over(world: _World, caplog: pytest.LogCaptureFixture) -> None:
+    for text in (
+        "{",
+        "[]",
+        json.dumps({"schema_version": 9, "owner": "m"}),
+        json.dumps({"schema_version": 1, "owner": "x"}),
+    ):
+        world.state_file.write_text(text)
+        world.agent = world.make_agent()
+        assert "state.json is not used" in caplog.text
+        caplog.clear()
+    world.serve(1)
+    assert world.server.configured == [("/m", (1,))]
+
+
+def test_a_folder_that_cannot_be_listed_ends_nothing(world: _World) -> None:
+    world.disk = None
+    world.announce("EXPORT", 1)
+    world.tick()
+    assert world.server.configured == [("/m", (1,))]  # the server may be able to read it
+    world.server.move(1, State.AVAILABLE)
+    world.tick()
+    assert world.sent[-1]["state"] == "AVAILABLE"
+
+
+def test_a_memory_that_cannot_be_written_ends_nothing(world: _World, caplog: pytest.LogCaptureFixture) -> None:
+    world.state_file.parent.joinpath("file").write_text("")
+    world.state_file = world.state_file.parent / "file" / "state.json"
+    world.agent = world.make_agent()
+    world.serve(1)
+    assert world.sent[-1]["state"] == "AVAILABLE"
+    assert "cannot be written" in caplog.text
+
+
+def test_a_second_agent_of_the_same_name_waits_until_the_first_has_ended(
+    world: _World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.serve(1)
+    path = agent_path("default", "m", "r1")
+    world.agent = world.make_agent()
+    other = {"id": "x", "pid": 7, "host": "h2", "server": "h2:8500"}
+    world.nodes.data[path] = json.dumps(other).encode()
+    told, sent = len(world.server.plans), len(world.sent)
+    world.announce("EXPORT", 2)
+    for _ in range(50):
+        world.tick()
+    assert (len(world.server.plans), len(world.sent)) == (told, sent)
+    assert "belongs to another agent (process 7 on h2, beside server h2:8500)" in caplog.text
+    del world.nodes.data[path]
+    world.tick(1.1)
+    assert world.server.configured[-1] == ("/m", (2, 1))
+
+
+def test_agents_of_two_models_share_the_node_of_their_server(world: _World) -> None:
+    world.serve(1)
+    other = Registry(lambda: world.session, "default", "n", "r1", "127.0.0.1:8500", "127.0.0.1:9001", lambda: world.now)
+    assert other.claim() == ""
+
+
+def test_a_binding_that_zookeeper_missed_is_shown_when_it_is_there(world: _World) -> None:
+    world.session = None
+    world.serve(1)
+    assert world.binding is None
+    world.session = world.nodes
+    world.tick(1.1)
+    assert world.binding is not None and world.binding["versions"] == [1]
+
+
+def test_the_end_of_an_agent_is_told(world: _World) -> None:
+    import threading
+
+    from millrace.runtime.telemetry import Heartbeat
+
+    world.serve(1)
+    stop = threading.Event()
+    stop.set()
+    world.agent.run(stop, Heartbeat("reconciling"))
+    assert world.sent[-1]["state"] == "STOPPED"
 
 
 def test_paths_are_those_of_the_layout() -> None:
