@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "millrace serve --port 8500 --model-name feed --base-path /tmp/feed/exports/standalone",
         _run,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="interface of predictions (default: %(default)s)")
     parser.add_argument("--port", type=common.port_number, default=8500, help="0: a free port (default: %(default)s)")
     parser.add_argument("--model-name", required=True, metavar="NAME", help="the model that clients ask for")
     parser.add_argument("--base-path", metavar="DIR", help="folder with one sub-folder per version")
@@ -28,19 +28,73 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--no-deltas", action="store_true", help="serve exports as they are, without Kafka (--kafka is not needed)"
     )
     parser.add_argument(
-        "--request-threads", type=_positive, default=4, metavar="N", help="requests worked on at once (default: 4)"
+        "--max-staleness",
+        type=common.above_zero,
+        metavar="SECONDS",
+        help="call a version STALE, and /healthz 503, when its newest event is older (default: no limit)",
     )
-    parser.add_argument(
-        "--tensorflow-threads", type=_positive, default=2, metavar="N", help="threads inside a request (default: 2)"
-    )
+    _add_control_flags(parser)
+    _add_limit_flags(parser)
     common.add_kafka_flags(parser)
     common.add_process_flags(parser)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return int(text)
+def _add_control_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--control-host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="interface of the port by which agents say what to load; nobody is asked who he is there (%(default)s)",
+    )
+    parser.add_argument(
+        "--control-port", type=common.port_number, default=0, metavar="PORT", help="0: a free one (default)"
+    )
+    parser.add_argument(
+        "--model-root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="load models from below this folder only; may be repeated (default: any folder, while --control-host is "
+        "a loopback address)",
+    )
+
+
+def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--request-threads",
+        type=common.at_least_one,
+        default=4,
+        metavar="N",
+        help="requests worked on at once (default: 4)",
+    )
+    parser.add_argument(
+        "--tensorflow-threads",
+        type=common.at_least_one,
+        default=2,
+        metavar="N",
+        help="threads inside a request (default: 2)",
+    )
+    parser.add_argument(
+        "--max-requests",
+        type=common.at_least_one,
+        default=512,
+        metavar="N",
+        help="requests that are worked on or wait; further ones get RESOURCE_EXHAUSTED (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-batch-rows",
+        type=common.at_least_one,
+        default=100_000,
+        metavar="N",
+        help="rows of one request (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-message-mb",
+        type=common.at_least_one,
+        default=32,
+        metavar="MB",
+        help="size of one request or response (default: %(default)s)",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -50,19 +104,27 @@ def _run(arguments: argparse.Namespace) -> int:
     setup_logging("serve", arguments.log_level)
     # A broker that is down must not keep a restarted server from serving what it has on disk.
     kafka = None if arguments.no_deltas else common.kafka_connection(arguments, check=False)
-    base_path = _existing_folder(arguments.base_path)
+    base_path = None if arguments.base_path is None else _existing_folder("--base-path", arguments.base_path)
 
     with common.tensorflow_import():
         from millrace.serving.server.model_server import ServerConfig, limit_tensorflow_threads
+        from millrace.serving.server.tensors import RequestLimits
 
     limit_tensorflow_threads(arguments.tensorflow_threads)
     config = ServerConfig(
         host=arguments.host,
         port=arguments.port,
+        control_host=arguments.control_host,
+        control_port=arguments.control_port,
         model_name=arguments.model_name,
         base_path=base_path,
+        model_roots=tuple(_existing_folder("--model-root", root) for root in arguments.model_root),
         kafka=kafka,
+        max_staleness=arguments.max_staleness,
         request_threads=arguments.request_threads,
+        max_requests=arguments.max_requests,
+        max_message_bytes=arguments.max_message_mb << 20,
+        limits=RequestLimits(batch_rows=arguments.max_batch_rows),
     )
     return _serve(arguments, config, stop)
 
@@ -72,12 +134,11 @@ def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threadin
 
     server = ModelServer(config)
     server.start()
-    model = config.model_name
-    metrics = common.metrics_endpoint(
-        arguments, lambda: None if server.available(model) else f"no version of {model} is loaded"
-    )
+    metrics = common.metrics_endpoint(arguments, server.problem)
     try:
-        common.announce_ready(arguments, address=server.address, metrics=metrics.address)
+        common.announce_ready(
+            arguments, address=server.address, control=server.control_address, metrics=metrics.address
+        )
         stop.wait()
     finally:
         server.stop()
@@ -85,11 +146,9 @@ def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threadin
     return 0
 
 
-def _existing_folder(path: str | None) -> str | None:
+def _existing_folder(flag: str, path: str) -> str:
     from pathlib import Path
 
-    if path is None:
-        return None
     if not Path(path).is_dir():
-        raise UserError("--base-path", path, "there is no such folder", "give the folder that holds the versions")
+        raise UserError(flag, path, "there is no such folder", "give the folder that holds the versions")
     return str(Path(path).resolve())

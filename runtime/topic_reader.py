@@ -43,6 +43,8 @@ class TopicReader:
         self.topic = topic
         self._positions = dict(start)
         self._ends: dict[int, int] = {}
+        self._ended: set[int] = set()
+        self._went_back = False
         self._quiet_until = 0.0
         self._consumer: Consumer = make_consumer(
             connection,
@@ -55,6 +57,14 @@ class TopicReader:
         self._consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
 
     @property
+    def went_back(self) -> bool:
+        """Whether a partition was found shorter than where the reader stood: it was made anew, or cut off.
+
+        The reader has then gone on at the earliest record that exists.
+        """
+        return self._went_back
+
+    @property
     def positions(self) -> dict[int, int]:
         """{partition: offset of the next record}."""
         return dict(self._positions)
@@ -63,23 +73,24 @@ class TopicReader:
         """Up to `max_records` next records, as soon as there is one; [] after `seconds` without any."""
         records = []
         for message in self._consumer.consume(max_records, seconds):
-            error = message.error()
+            error, partition, offset = message.error(), message.partition(), message.offset()
             if error is None:
-                self._positions[message.partition()] = message.offset() + 1
-                records.append(
-                    Record(
-                        message.partition(), message.offset(), message.key(), message.value(), message.timestamp()[1]
-                    )
-                )
+                self._move(partition, offset, offset + 1)
+                records.append(Record(partition, offset, message.key(), message.value(), message.timestamp()[1]))
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._positions[message.partition()] = message.offset()
+                self._move(partition, offset, offset)
+                self._ended.add(partition)
             else:
                 self._warn(str(error))
         return records
 
     def reached_end(self) -> bool:
-        """Whether every partition was read up to the end that it had at the first call that a broker answered."""
-        for partition in self._positions:
+        """Whether every partition was read up to the end that it had at the first call that a broker answered.
+
+        The end of a partition is taken from the broker's word that there is no more: what ends a transaction takes an
+        offset too, and records of one that is open are not read.
+        """
+        for partition in self._positions.keys() - self._ended:
             if partition not in self._ends:
                 try:
                     _, end = self._consumer.get_watermark_offsets(
@@ -89,7 +100,14 @@ class TopicReader:
                     self._warn(str(error.args[0]))
                     return False
                 self._ends[partition] = end
-        return all(self._positions[partition] >= end for partition, end in self._ends.items())
+        return all(
+            partition in self._ended or position >= self._ends[partition]
+            for partition, position in self._positions.items()
+        )
+
+    def _move(self, partition: int, offset: int, position: int) -> None:
+        self._went_back = self._went_back or offset < self._positions[partition]
+        self._positions[partition] = position
 
     def close(self) -> None:
         self._consumer.close()

@@ -69,6 +69,9 @@ def _guarded(behaviour: Callable[[Any, grpc.ServicerContext], Any], method: str)
         except ServingError as error:
             _record(method, error.code, begin)
             context.abort(error.code, str(error))
+        except NotImplementedError:  # what a servicer that gRPC generated raises for a method that is not overridden
+            _record(method, grpc.StatusCode.UNIMPLEMENTED, begin)
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served on this port")
         except Exception:
             _LOG.exception("%s failed", method)
             _record(method, grpc.StatusCode.INTERNAL, begin)

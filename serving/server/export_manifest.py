@@ -9,7 +9,7 @@ from millrace.runtime.checksum import crc32c_of_file
 from millrace.serving.server.errors import ExportError
 
 MANIFEST_PATH = Path("assets.extra/millrace.json")
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class ExportManifest:
     """Fields as in the JSON file.
 
     `delta_offsets` is {partition: offset of the first delta that may be missing from the export}, `delta_sequence`
-    the last delta whose content is inside, `store` the shared name of the embedding store ("" without tables).
+    the last delta whose content is inside, `store` the shared name of the embedding store ("" without tables). In
+    schema 1 `lineage` is "", `epoch` and `event_time_ms` 0, and `cut_at_ms` the time when the export was written.
     """
 
     model_name: str
@@ -36,6 +37,10 @@ class ExportManifest:
     delta_offsets: dict[int, int]
     delta_sequence: int
     files: tuple[ExportedFile, ...]
+    lineage: str = ""
+    epoch: int = 0
+    event_time_ms: int = 0
+    cut_at_ms: int = 0
 
 
 def read_verified(folder: Path) -> ExportManifest:
@@ -57,8 +62,8 @@ def read_verified(folder: Path) -> ExportManifest:
 
 
 def _parse(fields: dict[str, Any]) -> ExportManifest:
-    if fields["schema_version"] != _SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {fields['schema_version']!r}, this server reads {_SCHEMA_VERSION}")
+    if fields["schema_version"] not in _SCHEMA_VERSIONS:
+        raise ValueError(f"schema_version is {fields['schema_version']!r}, this server reads 1 and 2")
     return ExportManifest(
         model_name=str(fields["model_name"]),
         version=int(fields["version"]),
@@ -71,6 +76,10 @@ def _parse(fields: dict[str, Any]) -> ExportManifest:
         files=tuple(
             ExportedFile(file["path"], int(file["size_bytes"]), int(file["crc32c"])) for file in fields["files"]
         ),
+        lineage=str(fields.get("lineage") or ""),
+        epoch=int(fields.get("epoch", 0)),
+        event_time_ms=int(fields.get("event_time_ms", 0)),
+        cut_at_ms=int(fields.get("cut_at_ms") or fields.get("created_at_ms", 0)),
     )
 
 

@@ -1,40 +1,33 @@
-"""The model server: TF Serving's gRPC API over the version manager."""
+"""The model server: TF Serving's gRPC API over the version manager, and a second port by which it is controlled."""
 
-import logging
-import os
-from collections.abc import Callable
+import ipaddress
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
 import tensorflow as tf
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_management_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
-from tensorflow_serving.config import model_server_config_pb2
+from tensorflow_serving.apis import model_pb2, model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection
-from millrace.serving.server import tensors
-from millrace.serving.server.errors import InvalidRequestError, NotFoundError, StatusInterceptor
-from millrace.serving.server.model_source import All, DirectorySource, Latest, ModelConfig, Specific
+from millrace.serving.server.control_service import ControlService
+from millrace.serving.server.errors import NotFoundError, StatusInterceptor
+from millrace.serving.server.model_roots import ModelRoots
+from millrace.serving.server.model_service import ModelService, wanted_version
+from millrace.serving.server.model_source import DirectorySource, ModelConfig
+from millrace.serving.server.prediction_service import PredictionService
 from millrace.serving.server.saved_model_loader import SavedModelLoader
-from millrace.serving.server.servable import LoaderFactory, ServableHandle, ServableId, State
+from millrace.serving.server.servable import LoaderFactory, ServableHandle, ServableId, State, VersionSource
+from millrace.serving.server.staleness import Staleness
+from millrace.serving.server.tensors import RequestLimits
 from millrace.serving.server.version_manager import VersionManager, VersionStatus
 
-_LOG = logging.getLogger(__name__)
-_MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 _STOP_SECONDS = 5.0
-_SIGNATURE_DEF = "signature_def"
-# What GetModelStatus reports as error_code for a version that could not be loaded.
-_LOAD_FAILED = grpc.StatusCode.FAILED_PRECONDITION.value[0]
+# An agent asks four times per second, and people now and then.
+_CONTROL_THREADS = 2
+_CONTROL_CALLS = 64
 
 _VERSION = telemetry.gauge("model_version", "Newest AVAILABLE version of a model, 0 for none.", ("model",))
 
@@ -45,134 +38,35 @@ class ServerConfig:
 
     Args:
       host: interface to bind.
-      port: TCP port, 0 for a free one.
+      port: TCP port of predictions, 0 for a free one.
+      control_host, control_port: the same for the port by which agents and operators say what to load.
       model_name: a model that is known from the start, loaded or not.
-      base_path: folder with its exports to follow; None waits for HandleReloadConfigRequest.
+      base_path: folder with its exports to follow; None waits for a plan.
+      model_roots: folders below which everything that is loaded must lie; none: any folder, if `control_host` is a
+        loopback address.
       kafka: where deltas come from; None serves exports as they are.
+      max_staleness: seconds; an older version makes the server unhealthy. None: no version is too old.
       poll_seconds: how often folders are looked at for new versions.
       request_threads: requests that are worked on at once.
-      tensorflow_threads: threads inside one call of a model, and between its ops.
+      max_requests: requests that are worked on or wait for a thread; further ones get RESOURCE_EXHAUSTED.
+      max_message_bytes: of one request and of one response.
+      limits: what one request may ask for.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
+    control_host: str = "127.0.0.1"
+    control_port: int = 0
     model_name: str = ""
     base_path: str | None = None
+    model_roots: Sequence[str] = ()
     kafka: KafkaConnection | None = None
+    max_staleness: float | None = None
     poll_seconds: float = 1.0
     request_threads: int = 4
-    tensorflow_threads: int = 2
-
-
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata over whatever version `acquire` gives."""
-
-    def __init__(self, acquire: Callable[[model_pb2.ModelSpec], ServableHandle]) -> None:
-        self._acquire = acquire
-
-    def Predict(  # noqa: N802 (the name is the API's)
-        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
-    ) -> predict_pb2.PredictResponse:
-        signature = request.model_spec.signature_name
-        handle = self._acquire(request.model_spec)
-        with handle as servable:
-            inputs = tensors.check_inputs(request.inputs, servable.inputs(signature))
-            outputs = servable.run(signature, inputs)
-        tensors.check_known("output", request.output_filter, outputs)
-        response = predict_pb2.PredictResponse()
-        _name_model(response.model_spec, handle, signature or "serving_default")
-        for name in request.output_filter or outputs:
-            tensors.fill(response.outputs[name], outputs[name])
-        return response
-
-    def GetModelMetadata(  # noqa: N802
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        if not request.metadata_field:
-            raise InvalidRequestError(f"metadata_field is empty; fields: '{_SIGNATURE_DEF}'")
-        tensors.check_known("metadata_field", request.metadata_field, [_SIGNATURE_DEF])
-        handle = self._acquire(request.model_spec)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        _name_model(response.model_spec, handle, "")
-        with handle as servable:
-            definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
-        response.metadata[_SIGNATURE_DEF].Pack(definitions)
-        return response
-
-
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus and HandleReloadConfigRequest."""
-
-    def __init__(self, manager: VersionManager, source: DirectorySource) -> None:
-        self._manager = manager
-        self._source = source
-
-    def GetModelStatus(  # noqa: N802
-        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        spec = request.model_spec
-        wanted = _wanted_version(spec, self._source)
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for status in self._manager.statuses(spec.name):
-            if wanted in (None, status.version):
-                row = response.model_version_status.add(version=status.version, state=int(status.state))
-                if status.error:
-                    row.status.error_code, row.status.error_message = _LOAD_FAILED, status.error
-        if wanted is not None and not response.model_version_status:
-            raise NotFoundError(f"version {wanted} of model '{spec.name}' is unknown")
-        return response
-
-    def HandleReloadConfigRequest(  # noqa: N802
-        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
-    ) -> model_management_pb2.ReloadConfigResponse:
-        """Replaces the list of models; returns at once, GetModelStatus tells how loading goes."""
-        if request.config.WhichOneof("config") != "model_config_list":
-            raise InvalidRequestError("config: only model_config_list is supported")
-        configs = [_model_config(config) for config in request.config.model_config_list.config]
-        by_name = {config.name: config for config in configs}
-        if len(by_name) != len(configs):
-            raise InvalidRequestError("model_config_list: a model is listed twice")
-        self._source.configure(by_name)
-        return model_management_pb2.ReloadConfigResponse()
-
-
-def _name_model(spec: model_pb2.ModelSpec, handle: ServableHandle, signature: str) -> None:
-    spec.name, spec.signature_name = handle.id.name, signature
-    spec.version.value = handle.id.version
-
-
-def _wanted_version(spec: model_pb2.ModelSpec, source: DirectorySource) -> int | None:
-    """The version that a request asks for by number or label; None for the newest."""
-    choice = spec.WhichOneof("version_choice")
-    if choice == "version":
-        return int(spec.version.value)
-    if choice == "version_label":
-        version = source.label(spec.name, spec.version_label)
-        if version is None:
-            raise NotFoundError(f"version_label '{spec.version_label}' of model '{spec.name}' is unknown")
-        return version
-    return None
-
-
-def _model_config(config: model_server_config_pb2.ModelConfig) -> ModelConfig:
-    if not config.name:
-        raise InvalidRequestError("model_config_list: a model has no name")
-    if not os.path.isabs(config.base_path):
-        raise InvalidRequestError(f"model '{config.name}': base_path '{config.base_path}' must be an absolute path")
-    if config.model_platform not in ("", "tensorflow"):
-        raise InvalidRequestError(
-            f"model '{config.name}': model_platform '{config.model_platform}', must be 'tensorflow'"
-        )
-    policy = config.model_version_policy
-    kind = policy.WhichOneof("policy_choice")
-    chosen: Latest | All | Specific = Latest(max(1, policy.latest.num_versions))
-    if kind == "all":
-        chosen = All()
-    elif kind == "specific":
-        if not policy.specific.versions:
-            raise InvalidRequestError(f"model '{config.name}': specific.versions is empty")
-        chosen = Specific(tuple(policy.specific.versions))
-    return ModelConfig(config.name, config.base_path, chosen, dict(config.version_labels))
+    max_requests: int = 512
+    max_message_bytes: int = 32 * 1024 * 1024
+    limits: RequestLimits = RequestLimits()
 
 
 class ModelServer:
@@ -180,62 +74,80 @@ class ModelServer:
 
     Args:
       make_loader: builds loaders of versions; SavedModels unless told otherwise.
+
+    Raises:
+      UserError: the control port is open to other hosts and nothing says where models may lie.
     """
 
     def __init__(self, config: ServerConfig, make_loader: LoaderFactory | None = None) -> None:
+        _check_roots(config)
         self._config = config
+        self._roots = ModelRoots(config.model_roots)
+        self._staleness = Staleness(config.max_staleness)
         self._manager = VersionManager(make_loader or self._saved_model, self._on_change)
         self._source = DirectorySource(self._manager, self._has_failed, config.poll_seconds)
-        self._server = grpc.server(
-            ThreadPoolExecutor(config.request_threads, thread_name_prefix="requests"),
-            interceptors=[StatusInterceptor()],
-            options=[
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                # Without this a second server on the same port starts, and takes half of the requests.
-                ("grpc.so_reuseport", 0),
-            ],
-        )
+        self._server = self._prediction_server()
+        self._control = self._control_server()
+        self.address = self.control_address = ""
+
+    def _prediction_server(self) -> grpc.Server:
+        config = self._config
+        # A call that waits for a thread holds no message yet, so messages in memory are at most `request_threads`.
+        server = _grpc_server(config.request_threads, config.max_requests, config.max_message_bytes, "requests")
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self._acquire), self._server
+            PredictionService(self._acquire, config.limits), server
         )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(self._manager, self._source), self._server
-        )
-        self.address = ""
+        status = ModelService(self._manager, self._source, self._staleness, self._roots)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(status, server)
+        return server
+
+    def _control_server(self) -> grpc.Server:
+        parts = (self._manager, self._source, self._staleness, self._roots)
+        server = _grpc_server(_CONTROL_THREADS, _CONTROL_CALLS, self._config.max_message_bytes, "control")
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(*parts), server)
+        server.add_generic_rpc_handlers((ControlService(*parts).handler(),))
+        return server
 
     def start(self) -> None:
-        """Binds and serves; UserError when the port is taken."""
+        """Binds and serves; UserError when a port is taken."""
         config = self._config
-        try:
-            port = self._server.add_insecure_port(f"{config.host}:{config.port}")
-        except RuntimeError as error:
-            raise UserError(
-                "--port", config.port, f"{config.host}:{config.port} cannot be bound", "choose another port, or 0"
-            ) from error
-        self.address = f"{config.host}:{port}"
+        self.control_address = _bind(self._control, "--control-port", config.control_host, config.control_port)
+        self.address = _bind(self._server, "--port", config.host, config.port)
         if config.model_name:
             self._manager.aspire(config.model_name, {})
         if config.base_path is not None:
             self._source.configure({config.model_name: ModelConfig(config.model_name, config.base_path)})
         self._source.start()
         self._server.start()
+        self._control.start()
 
     def stop(self) -> None:
         """Lets requests in flight end, then unloads everything."""
         self._source.close()
-        self._server.stop(_STOP_SECONDS).wait()
+        stopping = [self._control.stop(_STOP_SECONDS), self._server.stop(_STOP_SECONDS)]
+        for stopped in stopping:
+            stopped.wait()
         self._manager.close()
 
     def available(self, model: str) -> list[int]:
         """Versions of `model` that answer requests."""
         return [status.version for status in self._statuses(model) if status.state is State.AVAILABLE]
 
-    def _saved_model(self, name: str, version: int, path: str) -> SavedModelLoader:
-        return SavedModelLoader(name, version, path, self._config.kafka)
+    def problem(self) -> str | None:
+        """What is wrong, for `MetricsEndpoint`: a model without a loaded version, or with a stale one."""
+        for model in self._manager.models():
+            statuses = [status for status in self._statuses(model) if status.state is State.AVAILABLE]
+            if not statuses:
+                return f"no version of {model} is loaded"
+            if reason := self._staleness.reason(statuses[0]):
+                return f"{model}:{statuses[0].version} {reason}"
+        return None
+
+    def _saved_model(self, name: str, version: int, source: VersionSource) -> SavedModelLoader:
+        return SavedModelLoader(name, version, source, self._config.kafka, roots=self._roots)
 
     def _acquire(self, spec: model_pb2.ModelSpec) -> ServableHandle:
-        return self._manager.acquire(spec.name, _wanted_version(spec, self._source))
+        return self._manager.acquire(spec.name, wanted_version(spec, self._source))
 
     def _has_failed(self, name: str, version: int) -> bool:
         return any(status.version == version and status.error for status in self._statuses(name))
@@ -248,6 +160,46 @@ class ModelServer:
 
     def _on_change(self, servable_id: ServableId, state: State, error: str) -> None:
         _VERSION.labels(servable_id.name).set(max(self.available(servable_id.name), default=0))
+
+
+def _check_roots(config: ServerConfig) -> None:
+    if not config.model_roots and not _is_loopback(config.control_host):
+        raise UserError(
+            "--model-root",
+            "",
+            f"is missing, and --control-host {config.control_host} lets other hosts say what to load",
+            "name the folders that models may come from, or keep the control port on 127.0.0.1",
+        )
+    if config.base_path is not None and (problem := ModelRoots(config.model_roots).problem(config.base_path)):
+        raise UserError("--base-path", config.base_path, problem, "name a folder below one of them")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _grpc_server(threads: int, max_calls: int, max_message_bytes: int, name: str) -> grpc.Server:
+    return grpc.server(
+        ThreadPoolExecutor(threads, thread_name_prefix=name),
+        interceptors=[StatusInterceptor()],
+        maximum_concurrent_rpcs=max_calls,
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            # Without this a second server on the same port starts, and takes half of the requests.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+
+
+def _bind(server: grpc.Server, flag: str, host: str, port: int) -> str:
+    try:
+        return f"{host}:{server.add_insecure_port(f'{host}:{port}')}"
+    except RuntimeError as error:
+        raise UserError(flag, port, f"{host}:{port} cannot be bound", "choose another port, or 0") from error
 
 
 def limit_tensorflow_threads(count: int) -> None:

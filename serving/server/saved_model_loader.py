@@ -11,11 +11,18 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from millrace.runtime.kafka_client import KafkaConnection
-from millrace.runtime.topic_reader import TopicReader
-from millrace.serving.deltas.delta_consumer import DeltaApplier, DeltaConsumer, EmbeddingTables
-from millrace.serving.server import export_manifest
+from millrace.runtime.topic_watch import TopicWatch
+from millrace.serving.deltas.delta_applier import DeltaApplier
+from millrace.serving.deltas.delta_consumer import DeltaConsumer
+from millrace.serving.deltas.delta_order import DeltaOrder
+from millrace.serving.deltas.delta_topic import DeltaTopic
+from millrace.serving.deltas.freshness import VersionFreshness
+from millrace.serving.server import export_manifest, tensors
+from millrace.serving.server.embedding_stores import StoreAccess
 from millrace.serving.server.errors import ExportError, InvalidRequestError, NotFoundError
 from millrace.serving.server.export_manifest import ExportManifest
+from millrace.serving.server.model_roots import ModelRoots
+from millrace.serving.server.servable import Freshness, VersionSource
 from millrace.serving.server.tensors import InputSpec
 
 _LOG = logging.getLogger(__name__)
@@ -24,28 +31,6 @@ _DEFAULT_SIGNATURE = "serving_default"
 _WARM_UP_BATCHES = (1, 8)
 # After this time without a broker a version is served without its deltas: stale answers are better than none.
 _CATCH_UP_SECONDS = 30.0
-
-
-class StoreAccess:
-    """Access to the embedding stores that loading a SavedModel opens (`millrace.ops.embedding_table`)."""
-
-    def prepare(self) -> None:
-        """Registers the ops with TensorFlow; called before any export with tables is loaded."""
-        from millrace.ops import library
-
-        library.load()
-
-    def attach(self, shared_name: str) -> EmbeddingTables:
-        from millrace.ops.embedding_table import EmbeddingStore
-
-        store: EmbeddingTables = EmbeddingStore.attach(shared_name)
-        return store
-
-    def release(self, shared_name: str) -> None:
-        """Frees the tables of an unloaded version."""
-        from millrace.ops.embedding_table import EmbeddingStore
-
-        EmbeddingStore.release(shared_name)
 
 
 class SavedModelServable:
@@ -77,9 +62,18 @@ class SavedModelServable:
             )
             return {name: tensor.numpy() for name, tensor in outputs.items()}
         except tf.errors.InvalidArgumentError as error:
-            raise InvalidRequestError(f"the model refuses the inputs: {error.message.splitlines()[0]}") from error
+            raise InvalidRequestError(_refusal(error.message, inputs)) from error
         except tf.errors.NotFoundError as error:
             raise NotFoundError(error.message.splitlines()[0]) from error
+
+
+def _refusal(message: str, inputs: Mapping[str, np.ndarray]) -> str:
+    """What TensorFlow says, without where in the graph; or, where inputs differ in rows, their numbers of rows."""
+    if rows := tensors.unequal_rows(inputs):
+        return f"the model refuses inputs with different numbers of rows: {rows}"
+    lines = [line.strip() for line in message.splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Graph execution error", "Detected at node"))]
+    return f"the model refuses the inputs: {said[0] if said else message}"
 
 
 def _input_specs(function: Any) -> dict[str, InputSpec]:
@@ -100,26 +94,31 @@ class SavedModelLoader:
     Args:
       kafka: where the deltas are; None serves the export as it is.
       stores: access to embedding stores.
+      roots: where the folder must lie.
     """
 
     def __init__(
         self,
         name: str,
         version: int,
-        path: str,
+        source: VersionSource,
         kafka: KafkaConnection | None = None,
         stores: StoreAccess | None = None,
         catch_up_seconds: float = _CATCH_UP_SECONDS,
+        roots: ModelRoots | None = None,
     ) -> None:
         self._name = name
         self._version = version
-        self._folder = Path(path)
+        self._folder = Path(source.path)
+        self._as_of_ms = source.as_of_ms
         self._kafka = kafka
         self._stores = stores or StoreAccess()
         self._catch_up_seconds = catch_up_seconds
+        self._roots = roots or ModelRoots()
         self._model: Any = None
         self._store_name = ""
         self._consumer: DeltaConsumer | None = None
+        self._freshness = VersionFreshness(name, version, takes_deltas=False)
 
     def load(self) -> SavedModelServable:
         """The servable, warm and caught up with the deltas.
@@ -127,6 +126,7 @@ class SavedModelLoader:
         Raises:
           ExportError: the export is incomplete, corrupt, of another model or version, or does not run.
         """
+        self._roots.check(self._folder)
         manifest = export_manifest.read_verified(self._folder)
         if (manifest.model_name, manifest.version) != (self._name, self._version):
             raise ExportError(
@@ -139,10 +139,12 @@ class SavedModelLoader:
         except BaseException:
             self.unload()
             raise
+        self._freshness.show()
         return servable
 
     def unload(self) -> None:
         """Stops the deltas and frees variables and tables."""
+        self._freshness.hide()
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
@@ -152,26 +154,42 @@ class SavedModelLoader:
             self._stores.release(self._store_name)
             self._store_name = ""
 
+    def hold(self, as_of_ms: int | None) -> bool:
+        consumer = self._consumer
+        return consumer is None or consumer.hold(as_of_ms)
+
+    def freshness(self) -> Freshness:
+        fresh = self._freshness
+        return Freshness(fresh.model_age_ms(), fresh.delta_lag_ms(), fresh.resync_required)
+
     def _restore(self, manifest: ExportManifest) -> SavedModelServable:
-        if manifest.store:
-            self._stores.prepare()
-            self._store_name = manifest.store
         try:
-            self._model = tf.saved_model.load(str(self._folder))
+            if manifest.store:
+                self._model, self._store_name = self._stores.load(self._folder, manifest.store)
+            else:
+                self._model = tf.saved_model.load(str(self._folder))
         except (OSError, ValueError, tf.errors.OpError) as error:
             raise ExportError(f"{self._folder}: TensorFlow cannot load it: {str(error).splitlines()[0]}") from error
         return SavedModelServable(self._model, _signature_defs(self._folder))
 
     def _follow_deltas(self, manifest: ExportManifest) -> None:
-        kafka = self._kafka
-        if kafka is None or not manifest.delta_topic or not manifest.delta_offsets:
+        kafka, topic = self._kafka, manifest.delta_topic
+        takes_deltas = kafka is not None and bool(topic) and bool(manifest.delta_offsets)
+        self._freshness = VersionFreshness(
+            self._name, self._version, manifest.event_time_ms, manifest.cut_at_ms, takes_deltas
+        )
+        if kafka is None or not takes_deltas:
             return
-        store = self._stores.attach(manifest.store) if manifest.store else None
-        dense = _dense_variables(self._model, manifest)
+        store = self._stores.attach(self._store_name) if self._store_name else None
+        order = DeltaOrder(self._name, manifest.lineage, manifest.epoch, manifest.delta_sequence)
+        watch = TopicWatch(kafka, topic)
         self._consumer = DeltaConsumer(
-            self._name,
-            DeltaApplier(store, manifest.tables, dense, manifest.delta_sequence),
-            lambda: TopicReader(kafka, manifest.delta_topic, manifest.delta_offsets),
+            f"{self._name}:{self._version}",
+            DeltaApplier(store, manifest.tables, _dense_variables(self._model, manifest), order),
+            self._freshness,
+            lambda start: DeltaTopic(kafka, topic, watch, start),
+            manifest.delta_offsets,
+            self._as_of_ms,
         )
         self._consumer.start()
         if not self._consumer.wait_caught_up(self._catch_up_seconds):
@@ -179,7 +197,7 @@ class SavedModelLoader:
                 "%s:%d: %s not read to its end within %g s; serving what is loaded while reading on",
                 self._name,
                 self._version,
-                manifest.delta_topic,
+                topic,
                 self._catch_up_seconds,
             )
 

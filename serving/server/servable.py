@@ -27,8 +27,28 @@ class State(enum.IntEnum):
     END = 50  # unloaded, or could not be loaded: then `error` says why
 
 
+@dataclass(frozen=True)
+class VersionSource:
+    """What makes a version: its folder, and the newest creation time of a delta that it takes (Unix milliseconds).
+
+    `as_of_ms` is None for a version that takes all deltas. A version with a time is held: somebody rolled back to it.
+    """
+
+    path: str
+    as_of_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How old a version is. Ages in milliseconds, -1 if unknown; `resync_required`: it needs an export to be right."""
+
+    model_age_ms: int = -1
+    delta_lag_ms: int = -1
+    resync_required: bool = False
+
+
 class Loader(Protocol):
-    """Knows how to bring one version into memory. Called by the manager's threads, one call at a time."""
+    """Knows how to bring one version into memory. The manager's threads call `load` and `unload`, one at a time."""
 
     def load(self) -> Any:
         """Returns the servable that handles give out; raises when it must not be served."""
@@ -36,9 +56,19 @@ class Loader(Protocol):
     def unload(self) -> None:
         """Frees what `load` made; must not raise. Not called after a failed `load`."""
 
+    def hold(self, as_of_ms: int | None) -> bool:
+        """Takes deltas up to this creation time from now on, all of them for None.
 
-# (name, version, path of its folder) -> Loader
-LoaderFactory = Callable[[str, int, str], Loader]
+        Returns False, and changes nothing, when later ones are in it already. Called only between `load` and `unload`;
+        must not block for long.
+        """
+
+    def freshness(self) -> Freshness:
+        """Of what is loaded, now."""
+
+
+# (name, version, where it comes from) -> Loader
+LoaderFactory = Callable[[str, int, VersionSource], Loader]
 
 
 class ServableVersion:
@@ -48,10 +78,14 @@ class ServableVersion:
     """
 
     def __init__(
-        self, servable_id: ServableId, path: str, loader: Loader, on_change: Callable[["ServableVersion"], None]
+        self,
+        servable_id: ServableId,
+        source: VersionSource,
+        loader: Loader,
+        on_change: Callable[["ServableVersion"], None],
     ) -> None:
         self.id = servable_id
-        self.path = path
+        self.source = source
         self.state = State.START
         self.error: str | None = None
         self._loader = loader
@@ -85,6 +119,17 @@ class ServableVersion:
             self._servable = None
         self._loader.unload()
         self._become(State.END, expected=State.UNLOADING)
+
+    def hold(self, as_of_ms: int | None) -> bool:
+        """Changes `source.as_of_ms` of an AVAILABLE version in place; False when only loading it anew can do that."""
+        if self.state is not State.AVAILABLE or not self._loader.hold(as_of_ms):
+            return False
+        self.source = VersionSource(self.source.path, as_of_ms)
+        return True
+
+    def freshness(self) -> Freshness:
+        """Of an AVAILABLE version; nothing is known of another."""
+        return self._loader.freshness() if self.state is State.AVAILABLE else Freshness()
 
     def acquire(self) -> "ServableHandle | None":
         """A handle, or None unless AVAILABLE."""

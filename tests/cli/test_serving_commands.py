@@ -20,7 +20,10 @@ AssertUserError = Callable[..., str]
     [
         (["serve", "--model-name", "m", "--port", "x"], ["--port", "'x'"]),
         (["serve", "--no-deltas"], ["--model-name"]),
-        (["serve", "--model-name", "m", "--request-threads", "0"], ["--request-threads", "'0'", "positive"]),
+        (["serve", "--model-name", "m", "--request-threads", "0"], ["--request-threads", "'0'", "at least 1"]),
+        (["serve", "--model-name", "m", "--no-deltas", "--model-root", "absent"], ["--model-root=absent", "no such"]),
+        (["serve", "--model-name", "m", "--no-deltas", "--control-host", "0.0.0.0"], ["--model-root", "other hosts"]),
+        (["serve", "--model-name", "m", "--max-staleness", "0"], ["--max-staleness", "above 0"]),
         (["serve", "--model-name", "m"], ["--kafka", "millrace dev up"]),
         (["serve", "--model-name", "m", "--no-deltas", "--base-path", "absent"], ["--base-path=absent", "no such"]),
         (["agent", "--model", "m"], ["--server"]),

@@ -1,26 +1,32 @@
 """Loaders that load nothing, and sources and servers that hold what a test puts into them."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from millrace.protos.serving_control_pb2 import ModelPlan, ModelState
 from millrace.runtime.topic_reader import Record
 from millrace.serving.server.errors import ServerDownError
-from millrace.serving.server.servable import State
+from millrace.serving.server.servable import Freshness, State, VersionSource
 from millrace.serving.server.version_manager import VersionStatus
 
 
 @dataclass
 class FakeLoader:
-    """Its servable is "name:version". `gate` holds `load` back; `error` makes it fail."""
+    """Its servable is "name:version".
+
+    `gate` holds `load` back; `error` makes it fail; `newest_ms` is the newest delta that it has taken.
+    """
 
     name: str
     version: int
-    path: str
+    source: VersionSource
     gate: threading.Event = field(default_factory=threading.Event)
     error: str = ""
     loads: int = 0
     unloads: int = 0
+    newest_ms: int = 0
+    fresh: Freshness = Freshness()
 
     def load(self) -> str:
         self.loads += 1
@@ -33,6 +39,12 @@ class FakeLoader:
     def unload(self) -> None:
         self.unloads += 1
 
+    def hold(self, as_of_ms: int | None) -> bool:
+        return as_of_ms is None or self.newest_ms <= as_of_ms
+
+    def freshness(self) -> Freshness:
+        return self.fresh
+
 
 class FakeLoaders:
     """A LoaderFactory that keeps the loaders it made; open ones unless `gated`, failing ones for `failing` versions."""
@@ -42,12 +54,16 @@ class FakeLoaders:
         self.failing: dict[int, str] = {}
         self.made: list[FakeLoader] = []
 
-    def __call__(self, name: str, version: int, path: str) -> FakeLoader:
-        loader = FakeLoader(name, version, path, error=self.failing.get(version, ""))
+    def __call__(self, name: str, version: int, source: VersionSource) -> FakeLoader:
+        loader = FakeLoader(name, version, source, error=self.failing.get(version, ""))
         if not self.gated:
             loader.gate.set()
         self.made.append(loader)
         return loader
+
+    def in_memory(self) -> int:
+        """Copies of models that are loaded or being loaded."""
+        return sum(loader.loads - loader.unloads for loader in self.made if not loader.error)
 
     def of(self, version: int) -> FakeLoader:
         """The newest loader of `version`."""
@@ -55,28 +71,48 @@ class FakeLoaders:
 
 
 class FakeTopic:
-    """Records in memory that a consumer reads as they are put; `at_end` is what `reached_end` says."""
+    """Records in memory that a consumer reads as they are put; `at_end` is what `reached_end` says.
+
+    `begin_anew` deletes what was not read and starts offsets at 0 again, as a topic that was made anew.
+    """
 
     def __init__(self, *values: bytes | None) -> None:
         self.at_end = True
         self.closed = False
-        self._pending: list[Record] = []
-        self._next_offset = 0
+        self.opened: list[dict[int, int]] = []
+        self._records: list[Record] = []
+        self._position = 0
+        self._anew = False
         self.put(*values)
 
     def put(self, *values: bytes | None) -> None:
         for value in values:
-            self._pending.append(Record(0, self._next_offset, None, value, 0))
-            self._next_offset += 1
+            self._records.append(Record(0, len(self._records), None, value, 0))
+
+    def open_at(self, start: Mapping[int, int]) -> "FakeTopic":
+        self.opened.append(dict(start))
+        self.closed, self._position, self._anew = False, start[0], False
+        return self
+
+    def begin_anew(self) -> None:
+        self._records, self._anew = [], True
+
+    def began_anew(self) -> bool:
+        return self._anew
+
+    @property
+    def positions(self) -> dict[int, int]:
+        return {0: self._position}
 
     def read(self, max_records: int = 500, seconds: float = 0.0) -> list[Record]:
-        records, self._pending = self._pending[:max_records], self._pending[max_records:]
+        records = self._records[self._position : self._position + max_records]
+        self._position += len(records)
         if not records:
             threading.Event().wait(min(seconds, 0.005))
         return records
 
     def reached_end(self) -> bool:
-        return self.at_end and not self._pending
+        return self.at_end and self._position >= len(self._records)
 
     def close(self) -> None:
         self.closed = True

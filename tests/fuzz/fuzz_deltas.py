@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from millrace.protos.model_delta_pb2 import ModelDelta
-from millrace.serving.deltas.delta_consumer import DeltaApplier, DeltaError
+from millrace.serving.deltas.delta_applier import DeltaApplier
+from millrace.serving.deltas.delta_order import DeltaError, DeltaOrder
 
 _DIMS = {"item": 2, "user": 3}
 _NAMES = ["item", "user", "bias", "", "unknown", "float32", "float64", "<f4", "object"]
@@ -51,6 +52,9 @@ class Variable:
         self.dtype = np.dtype("float32")
         self.value = np.zeros((2, 2), np.float32)
 
+    def numpy(self) -> np.ndarray:
+        return self.value
+
     def assign(self, value: np.ndarray) -> None:
         if value.shape != self.shape or value.dtype != self.dtype:
             raise ValueError(f"{value.dtype}{value.shape}")
@@ -58,7 +62,9 @@ class Variable:
 
 
 def _valid(draw: random.Random) -> ModelDelta:
-    delta = ModelDelta(model_name="m", sequence=1, schema_version=1, created_at_ms=1000)
+    delta = ModelDelta(
+        model_name="m", sequence=1, schema_version=2, lineage="born", epoch=2, created_at_ms=1000, ids_forgotten=False
+    )
     for name, dim in _DIMS.items():
         fids = [draw.randrange(-3, 9) for _ in range(draw.randrange(4))]
         delta.tables.add(
@@ -113,11 +119,16 @@ def _change_table(table: Any, draw: random.Random) -> None:
 
 
 def _change_dense(dense: Any, draw: random.Random) -> None:
-    kind = draw.randrange(4)
+    kind = draw.randrange(6)
     if kind == 0:
         dense.name = draw.choice(_NAMES)
     elif kind == 1:
         dense.dtype = draw.choice(_NAMES)
+    elif kind == 4:
+        dense.first = draw.choice([*_NUMBERS, 2**63 - 1])
+    elif kind == 5:  # a part
+        dense.first = draw.randrange(4)
+        dense.data = dense.data[: 4 * draw.randrange(5 - dense.first)]
     elif kind == 2:
         dense.shape[:] = [draw.choice(_NUMBERS) for _ in range(draw.randrange(4))]
     else:
@@ -125,11 +136,15 @@ def _change_dense(dense: Any, draw: random.Random) -> None:
 
 
 def _change_fields(delta: ModelDelta, draw: random.Random) -> None:
-    kind = draw.randrange(6)
+    kind = draw.randrange(8)
     if kind == 0:
         delta.schema_version = draw.choice(_NUMBERS)
     elif kind == 1:
         delta.sequence = draw.choice([*_NUMBERS, 2**63 - 1, -(2**63)])
+    elif kind == 4:
+        delta.epoch = draw.choice([*_NUMBERS, 2**63 - 1])
+    elif kind == 5:
+        setattr(delta, draw.choice(["model_name", "lineage"]), draw.choice([*_NAMES, "m", "born"]))
     elif kind == 2:
         delta.tables.append(draw.choice(delta.tables))
     elif kind == 3:
@@ -139,14 +154,26 @@ def _change_fields(delta: ModelDelta, draw: random.Random) -> None:
 
 
 def _expected(rows: dict[str, dict[int, list[float]]], delta: ModelDelta) -> dict[str, dict[int, list[float]]]:
-    """`rows` after the delta, entry by entry."""
+    """`rows` after the delta, entry by entry; those that are not finite are left out."""
     rows = {name: dict(of_table) for name, of_table in rows.items()}
     for table in delta.tables:
         values = np.frombuffer(table.values, "<f4").reshape(-1, table.dim).tolist()
-        rows[table.name].update(zip(np.frombuffer(table.fids, "<i8").tolist(), values, strict=True))
+        for fid, value in zip(np.frombuffer(table.fids, "<i8").tolist(), values, strict=True):
+            if np.isfinite(value).all():
+                rows[table.name][fid] = value
         for fid in np.frombuffer(table.evicted_fids, "<i8").tolist():
             rows[table.name].pop(fid, None)
     return rows
+
+
+def _dense_after(delta: ModelDelta | None) -> bytes:
+    """The variable, zeros before, after the finite parts of the delta."""
+    values = np.zeros(4, "<f4")
+    for part in delta.dense if delta is not None else ():
+        data = np.frombuffer(part.data, "<f4")
+        if np.isfinite(data).all():
+            values[part.first : part.first + len(data)] = data
+    return values.tobytes()
 
 
 def _run(seed: int) -> bool:
@@ -163,13 +190,16 @@ def _run(seed: int) -> bool:
         value = delta.SerializeToString()
     else:
         value = _change_bytes(delta.SerializeToString(), draw)
+    applier = DeltaApplier(store, list(_DIMS), {"bias": variable}, DeltaOrder("m", "born", epoch=1))
+    applied: ModelDelta | None = None
     try:
-        applied = DeltaApplier(store, list(_DIMS), {"bias": variable}).apply(value)
+        checked = applier.check(value)
+        applied = checked if applier.apply(checked) else None
     except DeltaError:
-        applied = None
+        pass
+    applier.flush()
     assert store.rows == (before if applied is None else _expected(before, applied)), "a table is half written"
-    data = applied.dense[-1].data if applied is not None and applied.dense else bytes(16)
-    assert variable.value.tobytes() == data, "a dense variable is half written"
+    assert variable.value.tobytes() == _dense_after(applied), "a dense variable is half written"
     return applied is not None
 
 

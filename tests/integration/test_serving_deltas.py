@@ -22,14 +22,17 @@ _SECONDS = 30.0
 class _Deltas:
     """Produces deltas of table "item" with ascending sequence numbers, the first one 1."""
 
-    def __init__(self, kafka: KafkaConnection, topic: str) -> None:
+    def __init__(self, kafka: KafkaConnection, topic: str, model: str) -> None:
         self.topic = topic
+        self.model = model
         self.sequence = 0
         self._producer = make_producer(kafka)
 
     def put(self, rows: Mapping[int, float], bias: float | None = None, skip: int = 0) -> None:
         self.sequence += 1 + skip
-        delta = ModelDelta(sequence=self.sequence, schema_version=1, created_at_ms=1)
+        delta = ModelDelta(
+            model_name=self.model, sequence=self.sequence, schema_version=1, created_at_ms=self.sequence * 1000
+        )
         delta.tables.add(
             name="item",
             dim=1,
@@ -55,7 +58,7 @@ def model() -> str:
 @pytest.fixture
 def deltas(kafka: KafkaConnection, topics: Topics, model: str) -> _Deltas:
     ensure_topic(kafka, topics.deltas(model))
-    return _Deltas(kafka, topics.deltas(model))
+    return _Deltas(kafka, topics.deltas(model), model)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ class _Trainer:
 
     def delta(self, click: float) -> None:
         self._sequence += 1
-        delta = ModelDelta(sequence=self._sequence, schema_version=1, created_at_ms=1)
+        delta = ModelDelta(model_name=MODEL, sequence=self._sequence, schema_version=1, created_at_ms=1)
         values = np.array([click], "<f4").tobytes()
         delta.tables.add(name="item", dim=1, fids=np.array([_ITEM], "<i8").tobytes(), values=values)
         self._producer.produce(self._topics.deltas(MODEL), delta.SerializeToString())

@@ -11,6 +11,7 @@ from millrace.runtime.deadline import wait_until
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 from millrace.serving.server.saved_model_loader import SavedModelLoader, SavedModelServable
+from millrace.serving.server.servable import VersionSource
 from millrace.serving.server.tensors import InputSpec
 from millrace.training.publish.delta_publisher import DeltaPublisher
 from millrace.training.publish.exporter import Exporter
@@ -63,11 +64,11 @@ def test_a_server_that_follows_the_deltas_answers_like_a_newer_export(
     cut = exporter.cut(step, publisher.topic, publisher.sequence, publisher.next_offset)
     new_export = exporter.write(cut, step)
 
-    stale = SavedModelLoader(_TASK.name, old_export.version, str(old_export.path))
+    stale = SavedModelLoader(_TASK.name, old_export.version, VersionSource(str(old_export.path)))
     before = _ask(stale.load())
     stale.unload()
-    old = SavedModelLoader(_TASK.name, old_export.version, str(old_export.path), kafka)
-    new = SavedModelLoader(_TASK.name, new_export.version, str(new_export.path), kafka)
+    old = SavedModelLoader(_TASK.name, old_export.version, VersionSource(str(old_export.path)), kafka)
+    new = SavedModelLoader(_TASK.name, new_export.version, VersionSource(str(new_export.path)), kafka)
     fresh, reference = old.load(), new.load()
     assert np.abs(before - _ask(reference)).max() > 1e-4
     np.testing.assert_allclose(_ask(fresh), _ask(reference), atol=1e-6)

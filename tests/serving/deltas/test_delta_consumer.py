@@ -1,182 +1,117 @@
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.runtime.deadline import wait_until
-from millrace.serving.deltas.delta_consumer import DeltaApplier, DeltaConsumer, DeltaError
+from millrace.serving.deltas.delta_consumer import DeltaConsumer
+from millrace.serving.deltas.freshness import VersionFreshness
+from tests.fakes.deltas import MemoryModel, make_delta
 from tests.fakes.servables import FakeTopic
 
 _SECONDS = 10.0
 
 
-class _Store:
-    """Tables as dictionaries."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[int, list[float]]] = {"item": {}}
-
-    def table(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(dim=2)
-
-    def assign(self, table: str, ids: np.ndarray, values: np.ndarray) -> None:
-        self.rows[table].update({int(key): value.tolist() for key, value in zip(ids, values, strict=True)})
-
-    def erase(self, table: str, ids: np.ndarray) -> None:
-        for key in ids:
-            self.rows[table].pop(int(key), None)
-
-
-class _Variable:
-    shape = (2,)
-    dtype = np.dtype("float32")
-
-    def __init__(self) -> None:
-        self.value = np.zeros(2, np.float32)
-
-    def assign(self, value: np.ndarray) -> None:
-        self.value = value.copy()
+@pytest.fixture
+def model() -> MemoryModel:
+    return MemoryModel()
 
 
 @pytest.fixture
-def parts() -> Any:
-    store, variable = _Store(), _Variable()
-    return SimpleNamespace(
-        store=store, variable=variable, applier=DeltaApplier(store, ["item"], {"bias": variable}, last_sequence=10)
-    )
+def freshness() -> VersionFreshness:
+    return VersionFreshness("m", 1, clock=lambda: 10.0)
 
 
-def _delta(sequence: int, rows: dict[int, float] | None = None, evicted: tuple[int, ...] = (), **fields: Any) -> bytes:
-    delta = ModelDelta(model_name="m", sequence=sequence, schema_version=1, created_at_ms=1000)
-    if rows or evicted:
-        rows = rows or {}
-        delta.tables.add(
-            name=fields.pop("table", "item"),
-            dim=2,
-            fids=np.array(list(rows), "<i8").tobytes(),
-            values=np.array([[value, -value] for value in rows.values()], "<f4").tobytes(),
-            evicted_fids=np.array(evicted, "<i8").tobytes(),
-        )
-    if "bias" in fields:
-        values = np.array(fields.pop("bias"), fields.pop("dtype", "<f4"))
-        delta.dense.add(name="bias", dtype=values.dtype.name, shape=values.shape, data=values.tobytes())
-    for name, value in fields.items():
-        setattr(delta, name, value)
-    return delta.SerializeToString()
+Follow = Callable[..., DeltaConsumer]
 
 
-def test_entries_are_assigned_and_erased_and_dense_variables_replaced(parts: Any) -> None:
-    parts.applier.apply(_delta(11, {1: 0.5, 2: 1.5}, bias=[3.0, 4.0]))
-    parts.applier.apply(_delta(12, {1: 2.5}, evicted=(2,)))
-    assert parts.store.rows["item"] == {1: [2.5, -2.5]}
-    assert parts.variable.value.tolist() == [3.0, 4.0]
-    assert (parts.applier.applied, parts.applier.entries, parts.applier.resync_required) == (2, 4, False)
+@pytest.fixture
+def follow(model: MemoryModel, freshness: VersionFreshness) -> Iterator[Follow]:
+    """follow(topic, as_of_ms=None): a consumer that has started."""
+    consumers = []
 
+    def start(topic: FakeTopic, as_of_ms: int | None = None) -> DeltaConsumer:
+        consumer = DeltaConsumer("m:1", model.applier, freshness, topic.open_at, {0: 0}, as_of_ms)
+        consumers.append(consumer)
+        consumer.start()
+        return consumer
 
-def test_what_is_inside_the_export_or_was_applied_is_ignored(parts: Any) -> None:
-    assert parts.applier.apply(_delta(10, {1: 9.0})) is None
-    assert parts.applier.apply(_delta(11, {1: 1.0})) is not None
-    assert parts.applier.apply(_delta(11, {1: 9.0})) is None
-    assert parts.store.rows["item"] == {1: [1.0, -1.0]}
-    assert not parts.applier.resync_required
-
-
-def test_a_gap_asks_for_a_resync_and_later_deltas_still_apply(parts: Any) -> None:
-    parts.applier.apply(_delta(11, {1: 1.0}))
-    parts.applier.apply(_delta(13, {1: 3.0}))
-    assert parts.applier.resync_required
-    assert parts.store.rows["item"] == {1: [3.0, -3.0]}
-
-
-def test_each_shard_has_its_own_sequence(parts: Any) -> None:
-    parts.applier.apply(_delta(11, {1: 1.0}, shard=0))
-    parts.applier.apply(_delta(11, {2: 1.0}, shard=1))
-    assert set(parts.store.rows["item"]) == {1, 2}
-    assert not parts.applier.resync_required
-
-
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        (b"\xff\xff\xff", "not a ModelDelta"),
-        (_delta(11, {1: 1.0}, schema_version=9), "schema_version is 9"),
-        (_delta(11, {1: 1.0}, table="user"), "table 'user' is unknown; tables: item"),
-        (_delta(11, bias=[1.0]), r"float32\[1\], must be float32\[2\]"),
-        (_delta(11, bias=[1.0, 2.0], dtype="<f8"), "float64"),
-    ],
-)
-def test_a_delta_that_does_not_fit_changes_nothing(parts: Any, value: bytes, problem: str) -> None:
-    with pytest.raises(DeltaError, match=problem):
-        parts.applier.apply(value)
-    assert parts.store.rows == {"item": {}}
-    assert not parts.variable.value.any()
-
-
-def test_a_torn_table_is_refused_before_anything_is_written(parts: Any) -> None:
-    delta = ModelDelta.FromString(_delta(11, {1: 1.0}))
-    delta.tables.add(name="item", dim=2, fids=b"\0" * 8, values=b"\0" * 4)
-    with pytest.raises(DeltaError, match="1 fids x 2 with 4 bytes"):
-        parts.applier.apply(delta.SerializeToString())
-    assert parts.store.rows == {"item": {}}
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 100)), max_size=30), st.data())
-def test_a_replay_from_any_point_ends_in_the_same_state(writes: list[tuple[int, int]], data: st.DataObject) -> None:
-    deltas = [_delta(number, {key: float(value)}) for number, (key, value) in enumerate(writes, start=1)]
-    straight, replayed = _Store(), _Store()
-    applier = DeltaApplier(straight, ["item"], {})
-    for delta in deltas:
-        applier.apply(delta)
-    applier = DeltaApplier(replayed, ["item"], {})
-    for delta in deltas[: data.draw(st.integers(0, len(deltas)))] + deltas:
-        applier.apply(delta)
-    assert replayed.rows == straight.rows
-    assert not applier.resync_required
-
-
-def test_the_consumer_applies_what_there_is_then_what_comes(parts: Any) -> None:
-    topic = FakeTopic(_delta(11, {1: 1.0}), b"\xff\xff\xff", _delta(12, {2: 2.0}))
-    consumer = DeltaConsumer("m", parts.applier, lambda: topic)
-    consumer.start()
-    try:
-        assert consumer.wait_caught_up(_SECONDS)
-        assert set(parts.store.rows["item"]) == {1, 2}
-        topic.put(_delta(13, {3: 3.0}))
-        wait_until(lambda: 3 in parts.store.rows["item"], _SECONDS, "the live delta")
-    finally:
+    yield start
+    for consumer in consumers:
         consumer.close()
+
+
+def test_the_consumer_applies_what_there_is_then_what_comes(model: MemoryModel, follow: Follow) -> None:
+    topic = FakeTopic(make_delta(11, {1: 1.0}), b"\xff\xff\xff", make_delta(12, {2: 2.0}))
+    consumer = follow(topic)
+    assert consumer.wait_caught_up(_SECONDS)
+    assert set(model.items) == {1, 2}
+    topic.put(make_delta(13, {3: 3.0}))
+    wait_until(lambda: 3 in model.items, _SECONDS, "the live delta")
+    consumer.close()
     assert topic.closed
 
 
-def test_a_consumer_without_a_broker_does_not_claim_to_have_caught_up(parts: Any) -> None:
+def test_a_consumer_without_a_broker_does_not_claim_to_have_caught_up(follow: Follow) -> None:
     topic = FakeTopic()
     topic.at_end = False
-    consumer = DeltaConsumer("m", parts.applier, lambda: topic)
-    consumer.start()
-    assert not consumer.wait_caught_up(0.05)
-    consumer.close()
+    assert not follow(topic).wait_caught_up(0.05)
 
 
-def test_a_delta_that_cannot_be_written_asks_for_a_resync_and_does_not_hold_up_the_next(parts: Any) -> None:
-    assign, failures = parts.store.assign, [RuntimeError("out of memory")]
-
-    def failing_once(*args: Any) -> None:
-        if failures:
-            raise failures.pop()
-        assign(*args)
-
-    parts.store.assign = failing_once
-    with pytest.raises(DeltaError, match="RuntimeError: out of memory"):
-        parts.applier.apply(_delta(11, {1: 1.0}))
-    parts.applier.apply(_delta(12, {2: 2.0}))
-    assert parts.store.rows["item"] == {2: [2.0, -2.0]}
-    assert parts.applier.resync_required
+def test_refused_deltas_are_told_to_the_freshness_and_do_not_make_it_younger(
+    model: MemoryModel, freshness: VersionFreshness, follow: Follow
+) -> None:
+    topic = FakeTopic(
+        make_delta(11, {1: 1.0}, created_at_ms=4000, event_time_ms=3000),
+        make_delta(12, {1: 9.0}, lineage="other", created_at_ms=9000, event_time_ms=9000),
+    )
+    assert follow(topic).wait_caught_up(_SECONDS)
+    assert (freshness.delta_lag_ms(), freshness.model_age_ms()) == (6000, 7000)
+    assert freshness.resync_required
 
 
-def test_values_that_are_not_finite_are_refused(parts: Any) -> None:
-    with pytest.raises(DeltaError, match="not finite"):
-        parts.applier.apply(_delta(11, {1: float("nan")}))
+def test_a_topic_made_anew_is_read_from_its_beginning_and_asks_for_a_resync(
+    model: MemoryModel, freshness: VersionFreshness, follow: Follow
+) -> None:
+    topic = FakeTopic(make_delta(11, {1: 1.0}), make_delta(12, {1: 2.0}))
+    assert follow(topic).wait_caught_up(_SECONDS)
+    topic.begin_anew()
+    wait_until(lambda: len(topic.opened) == 2, _SECONDS, "opened again")
+    topic.put(make_delta(13, {1: 3.0}))
+    wait_until(lambda: model.items == {1: [3.0, -3.0]}, _SECONDS, "the first delta of the new topic")
+    assert topic.opened == [{0: 0}, {0: 0}]
+    assert freshness.resync_required
+
+
+def _stamped(count: int) -> list[bytes]:
+    """Delta 11 + i is created at (i + 1) * 100 ms."""
+    return [make_delta(11 + i, {i: 1.0}, created_at_ms=(i + 1) * 100) for i in range(count)]
+
+
+def test_a_held_consumer_applies_up_to_the_time_and_reads_nothing_more(model: MemoryModel, follow: Follow) -> None:
+    topic = FakeTopic(*_stamped(1000))
+    consumer = follow(topic, as_of_ms=300)
+    assert consumer.wait_caught_up(_SECONDS)
+    wait_until(lambda: topic.closed, _SECONDS, "the topic is closed")
+    assert set(model.items) == {0, 1, 2}
+    assert len(topic.opened) == 1
+
+
+def test_the_end_of_a_hold_goes_on_where_it_stood(model: MemoryModel, follow: Follow) -> None:
+    topic = FakeTopic(*_stamped(500))
+    consumer = follow(topic, as_of_ms=300)
+    wait_until(lambda: topic.closed, _SECONDS, "the topic is closed")
+    assert consumer.hold(None)
+    wait_until(lambda: len(model.items) == 500, _SECONDS, "all deltas")
+    assert topic.opened == [{0: 0}, {0: 3}]
+    assert not model.applier.resync_required
+
+
+def test_a_hold_in_place_is_refused_once_later_deltas_are_applied(model: MemoryModel, follow: Follow) -> None:
+    topic = FakeTopic(*_stamped(3))
+    consumer = follow(topic)
+    assert consumer.wait_caught_up(_SECONDS)
+    assert not consumer.hold(200)
+    assert consumer.hold(300)
+    topic.put(make_delta(14, {9: 1.0}, created_at_ms=400))
+    wait_until(lambda: topic.closed, _SECONDS, "the topic is closed")
+    assert 9 not in model.items

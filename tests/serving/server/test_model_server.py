@@ -118,7 +118,10 @@ def _assert_status(
         ({"user_id": np.array([1, 2], np.int32)}, "input 'user_id': dtype int32, must be int64"),
         ({"user_id": np.array([[1], [2]])}, "input 'user_id': shape [2, 1], must be [any]"),
         ({"context.device": np.array([1, 2])}, "input 'context.device': dtype int64, must be string"),
-        ({"user_id": np.array([1, 2, 3])}, "the model refuses the inputs"),
+        (
+            {"user_id": np.array([1, 2, 3])},
+            "the model refuses inputs with different numbers of rows: context.device 2, item_id 2, user_id 3",
+        ),
     ],
 )
 def test_a_wrong_input_is_named_with_the_choices(
@@ -139,7 +142,15 @@ def test_tensors_whose_shape_and_content_disagree_are_refused(
     request.inputs["user_id"].dtype = tf.int64.as_datatype_enum
     request.inputs["user_id"].int64_val.append(1)
     request.inputs["user_id"].tensor_shape.dim.add(size=1 << 40)
-    _assert_status(stub, request, grpc.StatusCode.INVALID_ARGUMENT, "elements; at most")
+    _assert_status(stub, request, grpc.StatusCode.INVALID_ARGUMENT, "rows; at most 100000 (--max-batch-rows)")
+    request.inputs["user_id"].tensor_shape.dim[0].size = 5000
+    _assert_status(stub, request, grpc.StatusCode.INVALID_ARGUMENT, "1 values for 5000 elements")
+    request.inputs["user_id"].tensor_shape.dim.add(size=1 << 40)
+    _assert_status(stub, request, grpc.StatusCode.INVALID_ARGUMENT, "elements; at most 8388608")
+    for _ in range(100):
+        request.inputs["user_id"].tensor_shape.dim.add(size=1 << 62)
+    _assert_status(stub, request, grpc.StatusCode.INVALID_ARGUMENT, "102 dimensions; at most 32")
+    del request.inputs["user_id"].tensor_shape.dim[1:]
     request.inputs["user_id"].tensor_shape.dim[0].size = -1
     _assert_status(stub, request, grpc.StatusCode.INVALID_ARGUMENT, "must be given in full")
 

@@ -3,15 +3,17 @@ from pathlib import Path
 
 import pytest
 
+from millrace.serving.server.errors import InvalidRequestError
 from millrace.serving.server.model_source import All, DirectorySource, Latest, ModelConfig, Specific, versions_in
+from millrace.serving.server.servable import VersionSource
 
 
 class _Aspired:
     def __init__(self) -> None:
-        self.versions: dict[str, dict[int, str]] = {}
+        self.versions: dict[str, dict[int, VersionSource]] = {}
         self.retried: list[bool] = []
 
-    def aspire(self, name: str, versions: Mapping[int, str], retry_failed: bool = False) -> None:
+    def aspire(self, name: str, versions: Mapping[int, VersionSource], retry_failed: bool = False) -> None:
         self.versions[name] = dict(versions)
         self.retried.append(retry_failed)
 
@@ -51,7 +53,7 @@ def test_a_new_folder_is_aspired_at_the_next_poll(base: Path) -> None:
     source, aspired = _source(Latest(), base, set())
     (base / "11").mkdir()
     source.poll()
-    assert aspired.versions["m"] == {11: str(base / "11")}
+    assert aspired.versions["m"] == {11: VersionSource(str(base / "11"))}
 
 
 def test_latest_falls_back_to_the_version_before_a_failed_one(base: Path) -> None:
@@ -75,3 +77,24 @@ def test_a_model_that_is_not_in_the_new_configuration_is_forgotten(base: Path) -
     assert set(aspired.versions) == {"other"}
     assert source.label("other", "stable") == 9
     assert source.label("other", "canary") is None
+
+
+def test_plans_of_two_models_leave_each_other_and_the_list_alone(base: Path) -> None:
+    source, aspired = _source(Latest(), base, set())
+    source.plan(ModelConfig("a", str(base), Specific((9,))))
+    source.plan(ModelConfig("b", str(base), Specific((10,)), as_of_ms=5))
+    assert aspired.versions["a"] == {9: VersionSource(str(base / "9"))}
+    assert aspired.versions["b"] == {10: VersionSource(str(base / "10"), 5)}
+    source.configure({})
+    assert set(aspired.versions) == {"a", "b"}
+    source.drop("a")
+    assert set(aspired.versions) == {"b"}
+
+
+def test_a_plan_takes_a_model_out_of_the_list_which_cannot_take_it_back(base: Path) -> None:
+    source, aspired = _source(Latest(), base, set())
+    source.plan(ModelConfig("m", str(base), Specific((9,))))
+    with pytest.raises(InvalidRequestError, match="an agent has configured: m"):
+        source.configure({"m": ModelConfig("m", str(base))})
+    source.configure({})
+    assert set(aspired.versions["m"]) == {9}
