@@ -88,7 +88,7 @@ test-cc: setup  ## run the C++ tests
 	@build/cmake/snapshot_fuzz --runs 20000
 	@build/cmake/records_fuzz --runs 10000
 
-fuzz: setup  ## give damaged snapshots, deltas, records and streams to their readers (RUNS=1000000)
+fuzz: setup  ## give damaged snapshots, deltas, records, streams and train blocks to their readers (RUNS=1000000)
 	@cmake -S . -B build/asan-ubsan -G Ninja -DMILLRACE_SANITIZE=address,undefined >/dev/null
 	@cmake --build build/asan-ubsan --target snapshot_fuzz records_fuzz
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/snapshot_fuzz --runs $(RUNS)
@@ -96,6 +96,7 @@ fuzz: setup  ## give damaged snapshots, deltas, records and streams to their rea
 	@$(bin)/python tests/fuzz/fuzz_deltas.py --runs $(RUNS)
 	@$(bin)/python -m tests.fuzz.fuzz_framing --runs $(RUNS)
 	@$(bin)/python -m tests.fuzz.fuzz_records --runs $(RUNS)
+	@$(bin)/python -m tests.fuzz.fuzz_train_blocks --runs $(RUNS)
 
 # The libraries without TensorFlow and their tests: TensorFlow is not built for sanitizers.
 asan tsan ubsan asan-ubsan: comma := ,

@@ -50,8 +50,7 @@ def auc_figures(ledger: Path, model_dir: Path) -> dict[str, float | None]:
     """AUC over the last third of the run: the model's own predictions, and the true probabilities where known."""
     from millrace.training.step.metrics import last_third, read_predictions
 
-    predictions = read_predictions(model_dir / "predictions.bin")
-    model = last_third(predictions["label"].astype(float), predictions["score"])
+    model = last_third(*read_predictions(model_dir / "predictions.bin"))
     oracle = ledger_summary(ledger).get("auc_oracle_last_third")
     figures: dict[str, float | None] = {"auc_model": round(model, 4)}
     if isinstance(oracle, float):

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,18 @@ from millrace.training.stream.position import Position
 from millrace.transforms.batch.record_batch import is_valid_label
 
 _LOG = logging.getLogger(__name__)
-_AUC = gauge("progressive_auc", "predict-then-train AUC over the last rows")
-_LOG_LOSS = gauge("progressive_log_loss", "predict-then-train log loss over the last rows")
-_CALIBRATION = gauge("progressive_calibration", "mean prediction over mean label, last rows")
+_GAUGES = {
+    "auc": gauge("progressive_auc", "predict-then-train AUC over the last rows", ("head",)),
+    "log_loss": gauge("progressive_log_loss", "predict-then-train log loss over the last rows", ("head",)),
+    "calibration": gauge("progressive_calibration", "mean prediction over mean label, last rows", ("head",)),
+}
+_PROVENANCE_BYTES = gauge("provenance_bytes", "memory of the record of which source rows were applied")
 _GLOBAL_STEP = gauge("global_step", "train steps since the model was born")
 _LEAST_RATE = 1e-12  # as in the loss: heads.correct_logits
 
 
 class Progress:
-    """Collects the predictions of the first head and reports metrics over the newest 20,000 of them.
+    """Collects the predictions of all heads and reports metrics over the newest 20,000 of each.
 
     Writes `progress.jsonl`, `predictions.bin` and TensorBoard's `events/`. What a failing disk does not take is logged
     and lost; training goes on.
@@ -31,11 +35,12 @@ class Progress:
     Args:
       model_dir: folder of these files.
       prediction_rows: rows of predictions.bin that belong to the restored model; later ones are cut off.
+      heads: names, in the order of the labels.
     """
 
-    def __init__(self, model_dir: Path, prediction_rows: int) -> None:
-        self._window = Progressive()
-        self.predictions = PredictionFile(model_dir / "predictions.bin")
+    def __init__(self, model_dir: Path, prediction_rows: int, heads: Sequence[str]) -> None:
+        self._windows = {head: Progressive() for head in heads}
+        self.predictions = PredictionFile(model_dir / "predictions.bin", heads)
         self.predictions.truncate(prediction_rows)
         self._path = model_dir / "progress.jsonl"
         self._summaries = tf.summary.create_file_writer(str(model_dir / "events"))
@@ -46,18 +51,21 @@ class Progress:
         Args:
           logits: float32 [rows, heads], from before the batch was learned.
         """
-        labels = ticket.labels[:, 0]
-        known = is_valid_label(labels)
-        corrected = logits[known, 0] - np.log(np.clip(ticket.sample_rates[known], _LEAST_RATE, 1.0))
+        known = is_valid_label(ticket.labels)
+        corrected = logits - np.log(np.clip(ticket.sample_rates, _LEAST_RATE, 1.0))[:, np.newaxis]
         probabilities = 1 / (1 + np.exp(-corrected.astype(np.float64)))
-        self._window.add(labels[known], probabilities)
-        self.predictions.add(labels[known], probabilities)
+        for index, window in enumerate(self._windows.values()):
+            rows = known[:, index]
+            window.add(ticket.labels[rows, index], probabilities[rows, index])
+        self.predictions.add(ticket.labels, probabilities, known)
 
     def report(self, global_step: int, position: Position) -> None:
         """Sets the gauges and appends one line or point to each file."""
-        figures = self._window.result()
-        for metric, name in ((_AUC, "auc"), (_LOG_LOSS, "log_loss"), (_CALIBRATION, "calibration")):
-            metric.set(figures[name])
+        figures = {head: window.result() for head, window in self._windows.items()}
+        for head, of_head in figures.items():
+            for name, value in of_head.items():
+                _GAUGES[name].labels(head).set(value)
+        _PROVENANCE_BYTES.set(position.seen.nbytes)
         _GLOBAL_STEP.set(global_step)
         self.predictions.flush()
         line = {
@@ -66,15 +74,21 @@ class Progress:
             "rows_trained": position.rows_applied,
             "rows_duplicate": position.rows_duplicate,
             "rows_too_old": position.rows_too_old,
-            **{name: None if np.isnan(value) else value for name, value in figures.items()},
+            **_without_nan(next(iter(figures.values()))),  # of the first head
+            "heads": {head: _without_nan(of_head) for head, of_head in figures.items()},
         }
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             with self._summaries.as_default(step=global_step):
-                for name, value in figures.items():
-                    tf.summary.scalar(f"progressive/{name}", value)
+                for head, of_head in figures.items():
+                    for name, value in of_head.items():
+                        tf.summary.scalar(f"progressive/{name}/{head}", value)
                 tf.summary.scalar("rows_trained", position.rows_applied)
             self._summaries.flush()
         except (OSError, tf.errors.OpError) as error:
             _LOG.warning("progress is not written: %s", error)
+
+
+def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}

@@ -123,7 +123,7 @@ class OnlineTrainer:
         self._deltas = DeltaPublisher(connection, topics.deltas(task.name), task.name, store, self._step.dense)
         self._events = EventPublisher(connection, topics, task.name)
         self._exporter = Exporter(task, model_dir)
-        self._progress = Progress(model_dir, restored.prediction_rows)
+        self._progress = Progress(model_dir, restored.prediction_rows, [head.name for head in task.heads])
         self._steps = int(self._step.global_step.numpy())
         self._event_time_ms = 0
         self._base_version = max(self._exporter.versions(), default=0)

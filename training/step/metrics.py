@@ -1,6 +1,8 @@
 """Quality of predictions that were made before their row was learned: AUC, log loss and calibration."""
 
+import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 
 _LOG = logging.getLogger(__name__)
 _EPSILON = 1e-7  # probabilities nearer to 0 or 1 count as this far, so that one row cannot make the mean infinite
-PREDICTION_DTYPE = np.dtype([("score", "<f4"), ("label", "u1")])
+_NO_LABEL = 255  # of a head that a row says nothing about
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -84,33 +86,45 @@ class Progressive:
 
 
 class PredictionFile:
-    """`predictions.bin`: score float32 and label uint8 of each row in training order, 5 bytes per row.
+    """`predictions.bin`: score float32 and label uint8 of each row and head in training order, 5 bytes per head.
 
-    When the file has more than `max_rows` rows its older half is removed. When the disk fails, predictions are lost and
-    training goes on.
+    A record holds all scores of a row, then its labels; 255 is no label. `predictions.json` names the heads. When the
+    file has more than `max_rows` rows its older half is removed. When the disk fails, predictions are lost and training
+    goes on: the next write begins where the last whole one ended.
+
+    Args:
+      heads: names, in the order of the columns; a file of other heads is begun anew.
 
     Attributes:
       rows: rows of the file, without those that wait for `flush`.
     """
 
-    def __init__(self, path: Path, max_rows: int = 20_000_000) -> None:
-        self.path, self._max_rows = path, max_rows
+    def __init__(self, path: Path, heads: Sequence[str] = ("",), max_rows: int = 20_000_000) -> None:
+        self.path, self._heads, self._max_rows = path, list(heads), max_rows
+        self._dtype = _record(len(self._heads))
         self._pending: list[np.ndarray] = []
-        self.rows = path.stat().st_size // PREDICTION_DTYPE.itemsize if path.exists() else 0
+        same = not path.exists() or _heads_of(path) in (self._heads, None if len(self._heads) == 1 else self._heads)
+        self.rows = path.stat().st_size // self._dtype.itemsize if same and path.exists() else 0
+        self._named = same and _heads_of(path) is not None
 
     def truncate(self, rows: int) -> None:
         """Removes the rows after the first `rows`: a restarted trainer predicts these again."""
         self._pending = []
-        if rows < self.rows:
+        self.rows = min(rows, self.rows)
+        if self.path.exists():
             with open(self.path, "r+b") as file:
-                file.truncate(rows * PREDICTION_DTYPE.itemsize)
-            self.rows = rows
+                file.truncate(self.rows * self._dtype.itemsize)
 
-    def add(self, labels: np.ndarray, scores: np.ndarray) -> None:
-        """Takes labels [n] and scores [n]; `flush` writes them."""
-        block = np.empty(len(labels), PREDICTION_DTYPE)
-        block["score"], block["label"] = scores, labels > 0.5
-        self._pending.append(block)
+    def add(self, labels: np.ndarray, scores: np.ndarray, known: np.ndarray | None = None) -> None:
+        """Takes labels and scores, [n, heads]; `flush` writes them.
+
+        Args:
+          known: bool [n, heads], which labels say something; None: all do. A row without any is left out.
+        """
+        known = np.ones(labels.shape, bool) if known is None else known
+        block = np.empty(len(labels), self._dtype)
+        block["score"], block["label"] = scores, np.where(known, labels > 0.5, _NO_LABEL)
+        self._pending.append(block[known.any(axis=1)])
 
     def rows_when_flushed(self) -> int:
         """Appends what was added since the last call; returns how many rows the file then has."""
@@ -124,25 +138,52 @@ class PredictionFile:
         block = np.concatenate(self._pending)
         self._pending = []
         try:
-            with open(self.path, "ab") as file:
-                file.write(block.tobytes())
+            if not self._named:
+                self.path.with_suffix(".json").write_text(json.dumps({"heads": self._heads}), "utf-8")
+                self._named = True
+            self._write(block)
             self.rows += len(block)
             if self.rows > self._max_rows:
                 self._keep_newer_half()
         except OSError as error:
             _LOG.warning("predictions of %d rows are not kept: %s", len(block), error)
 
+    def _write(self, block: np.ndarray) -> None:
+        """Writes after the last whole record, over what a write that failed may have left there."""
+        self.path.touch()
+        with open(self.path, "r+b") as file:
+            file.seek(self.rows * self._dtype.itemsize)
+            file.write(block.tobytes())
+            file.truncate()
+
     def _keep_newer_half(self) -> None:
-        kept = read_predictions(self.path)[self.rows // 2 :]
+        kept = np.fromfile(self.path, self._dtype, self.rows)[self.rows // 2 :]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_bytes(kept.tobytes())
         temporary.replace(self.path)
         self.rows = len(kept)
 
 
-def read_predictions(path: Path) -> np.ndarray:
-    """Structured array with fields `score` and `label`, in training order; empty when there is no file."""
+def _record(heads: int) -> np.dtype:
+    return np.dtype([("score", "<f4", (heads,)), ("label", "u1", (heads,))])
+
+
+def _heads_of(path: Path) -> list[str] | None:
+    """The heads of a file of predictions; None where nothing names them, as in files of one head before that."""
+    try:
+        return [str(head) for head in json.loads(path.with_suffix(".json").read_text("utf-8"))["heads"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_predictions(path: Path, head: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(labels in {0, 1}, scores), float32 [rows] each, of the rows with a label of this head, in training order.
+
+    Both are empty when there is no file.
+    """
     if not path.exists():
-        return np.empty(0, PREDICTION_DTYPE)
-    whole = path.stat().st_size // PREDICTION_DTYPE.itemsize
-    return np.fromfile(path, PREDICTION_DTYPE, whole)
+        return np.zeros(0, np.float32), np.zeros(0, np.float32)
+    dtype = _record(len(_heads_of(path) or [""]))
+    records = np.fromfile(path, dtype, path.stat().st_size // dtype.itemsize)
+    known = records["label"][:, head] != _NO_LABEL
+    return records["label"][known, head].astype(np.float32), records["score"][known, head]

@@ -88,6 +88,8 @@ class Gate:
             block = self._plain_columns(block)
         except _BadBlockError as error:
             return Checked(None, None, (Refused(error.reason, str(error), 0, (value,)),))
+        if not block.num_rows:  # Arrow does not look at the buffers of no rows: they may hold anything
+            return Checked(record_batch.empty(self._layout.schema), floors)
         bad = bad_rows(block, self._layout.fid_columns, self._layout.heads, floors)
         if not bad:
             return Checked(block, floors)
@@ -118,10 +120,8 @@ def _decode(value: bytes) -> pa.RecordBatch:
         raise _BadBlockError(BadBlock.TOO_LARGE, f"{len(value)} bytes, at most {MAX_BYTES} are read")
     try:
         messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(value))
-        schema = pa.ipc.read_schema(messages.read_next_message())
-        message = messages.read_next_message()
-        if message.type != "record batch":
-            raise _BadBlockError(BadBlock.NOT_ARROW, f"the second message of the stream is a {message.type}")
+        schema = pa.ipc.read_schema(_next(messages, "schema"))
+        message = _next(messages, "record batch")
         if _is_compressed(message.metadata.to_pybytes()):
             raise _BadBlockError(
                 BadBlock.COMPRESSED, "compressed buffers, which may be of any size; compress Kafka's messages instead"
@@ -132,6 +132,14 @@ def _decode(value: bytes) -> pa.RecordBatch:
     except (pa.ArrowException, OSError, StopIteration, EOFError, struct.error) as error:
         raise _BadBlockError(BadBlock.NOT_ARROW, f"not an Arrow IPC stream of {len(value)} bytes: {error}") from error
     return batch
+
+
+def _next(messages: pa.ipc.MessageReader, kind: str) -> pa.ipc.Message:
+    """The next message, which must be of this kind: Arrow crashes when it reads one as another."""
+    message = messages.read_next_message()
+    if message.type != kind:
+        raise _BadBlockError(BadBlock.NOT_ARROW, f"a message of kind {message.type} in place of a {kind}")
+    return message
 
 
 def _has_more(messages: pa.ipc.MessageReader) -> bool:

@@ -49,22 +49,58 @@ def test_the_window_forgets_old_rows() -> None:
     assert window.result()["auc"] == 1.0
 
 
+def column(*values: float) -> np.ndarray:
+    return np.array(values)[:, np.newaxis]
+
+
 def test_predictions_after_a_checkpoint_are_forgotten_at_a_restart(tmp_path: Path) -> None:
     file = PredictionFile(tmp_path / "predictions.bin")
-    file.add(np.array([1.0, 0.0]), np.array([0.75, 0.25]))
+    file.add(column(1.0, 0.0), column(0.75, 0.25))
     at_checkpoint = file.rows_when_flushed()
-    file.add(np.array([1.0]), np.array([0.5]))
+    file.add(column(1.0), column(0.5))
     file.flush()
     again = PredictionFile(tmp_path / "predictions.bin")
     again.truncate(at_checkpoint)
-    kept = read_predictions(tmp_path / "predictions.bin")
-    assert (kept["score"].tolist(), kept["label"].tolist()) == ([0.75, 0.25], [1, 0])
+    labels, scores = read_predictions(tmp_path / "predictions.bin")
+    assert (scores.tolist(), labels.tolist()) == ([0.75, 0.25], [1, 0])
 
 
 def test_the_prediction_file_stays_bounded(tmp_path: Path) -> None:
     file = PredictionFile(tmp_path / "predictions.bin", max_rows=10)
     for i in range(12):
-        file.add(np.array([0.0]), np.array([float(i)]))
+        file.add(column(0.0), column(float(i)))
         file.flush()
-    assert len(read_predictions(tmp_path / "predictions.bin")) <= 10
-    assert read_predictions(tmp_path / "predictions.bin")["score"][-1] == 11.0
+    _, scores = read_predictions(tmp_path / "predictions.bin")
+    assert len(scores) <= 10 and scores[-1] == 11.0
+
+
+def test_what_a_failed_write_left_misaligns_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.bin"
+    file = PredictionFile(path)
+    file.add(column(1.0), column(0.5))
+    file.flush()
+    with path.open("ab") as raw:  # the disk was full in the middle of a record
+        raw.write(b"\1\2\3")
+    file.add(column(0.0), column(0.25))
+    file.flush()
+    with path.open("ab") as raw:  # and the process was killed in the middle of one
+        raw.write(b"\1\2\3")
+    again = PredictionFile(path)
+    again.truncate(2)
+    again.add(column(1.0), column(0.125))
+    again.flush()
+    labels, scores = read_predictions(path)
+    assert (labels.tolist(), scores.tolist()) == ([1, 0, 1], [0.5, 0.25, 0.125])
+
+
+def test_a_file_of_other_heads_is_begun_anew_and_one_of_the_first_form_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.bin"
+    np.array([(0.5, 1), (0.25, 0)], [("score", "<f4"), ("label", "u1")]).tofile(path)
+    file = PredictionFile(path, ["click"])
+    file.add(column(1.0), column(0.75))
+    assert file.rows_when_flushed() == 3
+    assert read_predictions(path)[1].tolist() == [0.5, 0.25, 0.75]
+    two = PredictionFile(path, ["click", "buy"])
+    two.add(np.array([[1.0, 0.0]]), np.array([[0.5, 0.125]]))
+    assert two.rows_when_flushed() == 1
+    assert [read_predictions(path, head)[1].tolist() for head in (0, 1)] == [[0.5], [0.125]]

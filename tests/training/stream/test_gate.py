@@ -31,6 +31,30 @@ def test_a_block_of_floors_alone_passes() -> None:
     assert (checked.floors, checked.refused) == (floors, ())
 
 
+@pytest.mark.parametrize("kind", range(6))
+def test_a_message_that_says_to_be_of_another_kind_is_no_arrow(kind: int) -> None:
+    """The first message is a schema, kind 1; Arrow itself reads whatever comes first as one."""
+    value = record_batch.to_bytes(WHOLE)
+    reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(value))
+    metadata = reader.read_next_message().metadata.to_pybytes()
+    root = int.from_bytes(metadata[:4], "little")
+    vtable = root - int.from_bytes(metadata[root : root + 4], "little", signed=True)
+    place = 8 + root + int.from_bytes(metadata[vtable + 6 : vtable + 8], "little")
+    assert value[place] == 1
+    checked = GATE.check(value[:place] + bytes([kind]) + value[place + 1 :])
+    assert (checked.rows is None) == (kind != 1)
+
+
+def test_buffers_of_a_block_without_rows_are_not_used() -> None:
+    empty = WHOLE.slice(0, 0)
+    column = pa.ListArray.from_buffers(
+        pa.list_(pa.int64()), 0, [None, pa.py_buffer(b"\x2d\x7f\xf0\x77")], children=[pa.array([], pa.int64())]
+    )
+    value = record_batch.to_bytes(replaced(empty, "user", column))
+    checked = GATE.check(value)
+    assert checked.rows is not None and checked.rows.num_rows == 0 and not checked.refused
+
+
 @pytest.mark.parametrize("fault", ROW_FAULTS)
 def test_a_block_with_bad_rows_loses_only_those(fault: str) -> None:
     reason, change = ROW_FAULTS[fault]
