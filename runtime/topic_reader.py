@@ -44,7 +44,7 @@ class TopicReader:
         self._positions = dict(start)
         self._ends: dict[int, int] = {}
         self._ended: set[int] = set()
-        self._went_back = False
+        self._went_back = self._heard = False
         self._quiet_until = 0.0
         self._consumer: Consumer = make_consumer(
             connection,
@@ -55,6 +55,11 @@ class TopicReader:
             topic_metadata_refresh_interval_ms=30_000,
         )
         self._consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])
+
+    @property
+    def heard(self) -> bool:
+        """Whether a broker has answered with a record of the topic, or with the word that there is none."""
+        return self._heard
 
     @property
     def went_back(self) -> bool:
@@ -99,6 +104,8 @@ class TopicReader:
                 except KafkaException as error:
                     self._warn(str(error.args[0]))
                     return False
+                if end < self._positions[partition]:
+                    return False  # a new topic, or a transaction that is open: the broker's word follows
                 self._ends[partition] = end
         return all(
             partition in self._ended or position >= self._ends[partition]
@@ -106,6 +113,7 @@ class TopicReader:
         )
 
     def _move(self, partition: int, offset: int, position: int) -> None:
+        self._heard = True
         self._went_back = self._went_back or offset < self._positions[partition]
         self._positions[partition] = position
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -15,6 +16,10 @@ _LOG = logging.getLogger(__name__)
 _MAX_RECORDS = 200
 _POLL_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
+# A replaced trainer that still runs sends a delta each second, a replayed topic thousands: one line tells it.
+_LOG_EVERY_SECONDS = 10.0
+# A broker that is up answers a new reader within one or two seconds. Without one, a version is served as it is.
+_BROKER_SECONDS = 5.0
 
 _APPLIED = telemetry.counter("deltas_applied", "Deltas applied, heartbeats too, counted once per loaded version.")
 _IGNORED = telemetry.counter("deltas_ignored", "Deltas that were already inside the export or applied before.")
@@ -30,6 +35,9 @@ class DeltaSource(Protocol):
 
     @property
     def positions(self) -> dict[int, int]: ...
+
+    @property
+    def heard(self) -> bool: ...
 
     def read(self, max_records: int = ..., seconds: float = ...) -> list[Record]: ...
 
@@ -67,7 +75,8 @@ class DeltaConsumer:
         self._start = dict(start)
         self._as_of_ms = as_of_ms
         self._newest_ms = 0
-        self._is_closed = False
+        self._is_closed = self._heard = False
+        self._quiet_until: dict[str, float] = {}
         # Guards the hold and what was applied under it, and wakes the thread from a hold.
         self._changed = threading.Condition()
         self._caught_up = threading.Event()
@@ -77,8 +86,12 @@ class DeltaConsumer:
         self._thread.start()
 
     def wait_caught_up(self, seconds: float) -> bool:
-        """Whether, within `seconds`, all deltas that the topic held at the start, or up to the hold, were applied."""
-        return self._caught_up.wait(seconds)
+        """Whether, within `seconds`, all deltas that the topic held at the start, or up to the hold, were applied.
+
+        Gives up after 5 seconds in which no broker answers.
+        """
+        first = min(seconds, _BROKER_SECONDS)
+        return self._caught_up.wait(first) or (self._heard and self._caught_up.wait(seconds - first))
 
     def hold(self, as_of_ms: int | None) -> bool:
         """Applies deltas up to this creation time from now on, all for None; False when later ones were applied."""
@@ -118,6 +131,7 @@ class DeltaConsumer:
                 if source.began_anew():
                     self._note_new_topic()
                     return dict.fromkeys(start, 0)
+                self._heard = self._heard or source.heard
                 self._take(records, held)
                 if not self._caught_up.is_set() and source.reached_end():
                     self._caught_up.set()
@@ -154,13 +168,14 @@ class DeltaConsumer:
                 (_APPLIED if self._applier.apply(delta) else _IGNORED).inc()
             self._freshness.took(delta)
         except DeltaError as error:
-            _REFUSED.labels(error.reason).inc()
-            _LOG.warning(
-                "delta at partition %d offset %d not applied to %s: %s",
-                record.partition,
-                record.offset,
-                self._name,
-                error,
-            )
+            self._note_refusal(record, error)
         self._freshness.resync_required = self._applier.resync_required
         return True
+
+    def _note_refusal(self, record: Record, error: DeltaError) -> None:
+        _REFUSED.labels(error.reason).inc()
+        now = time.monotonic()
+        if now >= self._quiet_until.get(error.reason, 0.0):
+            self._quiet_until[error.reason] = now + _LOG_EVERY_SECONDS
+            place = f"partition {record.partition} offset {record.offset}"
+            _LOG.warning("delta at %s not applied to %s (%s): %s", place, self._name, error.reason, error)

@@ -29,6 +29,11 @@ class DeltaTopic:
     def reached_end(self) -> bool:
         return self._reader.reached_end()
 
+    @property
+    def heard(self) -> bool:
+        """Whether a broker has answered."""
+        return self._reader.heard
+
     def began_anew(self) -> bool:
         """Whether the topic was made anew or cut off, so that it has to be read from its beginning."""
         return self._watch.is_new() or self._reader.went_back

@@ -77,7 +77,7 @@ class FakeTopic:
     """
 
     def __init__(self, *values: bytes | None) -> None:
-        self.at_end = True
+        self.at_end = self.heard = True
         self.closed = False
         self.opened: list[dict[int, int]] = []
         self._records: list[Record] = []

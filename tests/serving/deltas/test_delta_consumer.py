@@ -1,8 +1,10 @@
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from millrace.runtime.deadline import wait_until
+from millrace.serving.deltas import delta_consumer
 from millrace.serving.deltas.delta_consumer import DeltaConsumer
 from millrace.serving.deltas.freshness import VersionFreshness
 from tests.fakes.deltas import MemoryModel, make_delta
@@ -53,8 +55,36 @@ def test_the_consumer_applies_what_there_is_then_what_comes(model: MemoryModel, 
 
 def test_a_consumer_without_a_broker_does_not_claim_to_have_caught_up(follow: Follow) -> None:
     topic = FakeTopic()
-    topic.at_end = False
+    topic.at_end = topic.heard = False
     assert not follow(topic).wait_caught_up(0.05)
+
+
+def test_a_version_does_not_wait_long_for_a_broker_that_is_away(
+    follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_consumer, "_BROKER_SECONDS", 0.05)
+    topic = FakeTopic()
+    topic.at_end = topic.heard = False
+    assert not follow(topic).wait_caught_up(10**6)  # does not wait: no broker has answered
+
+
+def test_a_version_waits_for_its_deltas_while_a_broker_answers(follow: Follow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_consumer, "_BROKER_SECONDS", 0.05)
+    topic = FakeTopic()
+    topic.at_end = False
+    consumer = follow(topic)
+    waiting = ThreadPoolExecutor(1).submit(consumer.wait_caught_up, _SECONDS)
+    with pytest.raises(TimeoutError):
+        waiting.result(0.2)
+    topic.at_end = True
+    assert waiting.result(_SECONDS)
+
+
+def test_a_stream_of_refused_deltas_is_one_line_of_the_log(follow: Follow, caplog: pytest.LogCaptureFixture) -> None:
+    topic = FakeTopic(*[make_delta(20 + i, epoch=1) for i in range(500)])
+    assert follow(topic).wait_caught_up(_SECONDS)
+    (record,) = [record for record in caplog.records if "not applied" in record.getMessage()]
+    assert "(epoch): is of epoch 1" in record.getMessage()
 
 
 def test_refused_deltas_are_told_to_the_freshness_and_do_not_make_it_younger(
