@@ -72,6 +72,13 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--audit", action="store_true", help="count how often each source row is applied; needs a feed with --audit"
     )
+    group.add_argument(
+        "--on-not-finite",
+        choices=("skip", "stop"),
+        default="skip",
+        help="rows whose loss or gradients are NaN or infinite: count them, send them to the dead letters and go on, "
+        "or end the process (default: skip); the model never learns them",
+    )
     group.add_argument("--create-topics", action="store_true", help="create the train topic if it is missing")
 
 
@@ -202,6 +209,7 @@ def _online_options(arguments: argparse.Namespace) -> "OnlineOptions":
         batch_size=arguments.batch_size or 512,
         max_wait_seconds=arguments.max_wait_ms / 1000,
         micro_batch=arguments.micro_batch or 64,
+        on_not_finite=arguments.on_not_finite,
         create_topics=arguments.create_topics,
     )
 

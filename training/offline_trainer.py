@@ -15,6 +15,7 @@ from millrace.training.movielens import is_movielens, read_movielens
 from millrace.training.step.metrics import auc, calibration, last_third, log_loss
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.event_clock import EventClock
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.task import Task
 from millrace.transforms.batch import record_batch, train_check
@@ -109,6 +110,7 @@ def train(
     batches = BatchQueue(layout, f"{task.name}/offline", capacity=2)
     store, _ = new_stores(task, batches.name, audit=False)
     step = TrainStep(task, store, batches, micro_batch=micro_batch, epochs=epochs)
+    clock = EventClock()
     scores, late = [], deque[pa.RecordBatch]()
     start = time.perf_counter()
     for done, batch in _batches(data, batch_size):
@@ -116,9 +118,9 @@ def train(
             scores.append(step.predict(layout.arrays(batch)).numpy())
             late.append(batch)
             if (len(late) - 1) * batch_size >= delay_rows:
-                _learn(batches, step, late.popleft())
+                _learn(batches, step, late.popleft(), clock)
         else:
-            scores.append(_learn(batches, step, batch))
+            scores.append(_learn(batches, step, batch, clock))
         progress(done, data.num_rows)
     seconds = time.perf_counter() - start
     batches.close()
@@ -158,10 +160,11 @@ def _point(name: str, delay: int, result: OfflineResult) -> dict[str, float | in
     return {"name": name, "delay_rows": delay, "auc_last_third": result.auc_last_third, "auc": result.auc}
 
 
-def _learn(batches: BatchQueue, step: TrainStep, batch: pa.RecordBatch) -> np.ndarray:
-    batches.put(Ticket.of(batch, batches.layout.heads), batch)
+def _learn(batches: BatchQueue, step: TrainStep, batch: pa.RecordBatch, clock: EventClock) -> np.ndarray:
+    ticket = Ticket.of(batch, batches.layout.heads)
+    batches.put(ticket, batch)
     batches.next_ticket(0.0)
-    return np.asarray(step.step())
+    return np.asarray(step.step(clock.add(ticket.event_times_ms)).logits)
 
 
 def _batches(data: pa.RecordBatch, size: int) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from millrace.examples.feed_ranking import FeedRanking
+from millrace.ops.embedding_table import NOW
 from millrace.training.publish.exporter import Exporter
 from millrace.training.state.checkpoint import Checkpoints
 from millrace.training.step.train_step import TrainStep, limit_threads, new_stores
@@ -111,7 +112,7 @@ def new_step(micro: int) -> tuple[TrainStep, BatchQueue]:
 def learn(step: TrainStep, queue: BatchQueue, batch: pa.RecordBatch) -> None:
     queue.put(Ticket.of(batch, 1), batch)
     queue.next_ticket(0.0)
-    step.step()
+    step.step(NOW)
 
 
 def repeat(work: Callable[[int], None]) -> tuple[int, float]:

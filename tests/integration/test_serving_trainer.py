@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from millrace.examples.feed_ranking import FeedRanking
+from millrace.ops.embedding_table import NOW
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
@@ -30,7 +31,7 @@ def _train(step: TrainStep, queue: BatchQueue, first: int, batches: int) -> None
     for number in range(first, first + batches):
         batch = make_batch(_TASK, number * _ROWS, _ROWS)
         queue.put(Ticket.of(batch, 1), batch)
-        step.step()
+        step.step(NOW)
 
 
 def _ask(servable: SavedModelServable) -> np.ndarray:

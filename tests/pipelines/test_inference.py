@@ -19,7 +19,7 @@ from apache_beam.yaml import main as beam_yaml
 
 from millrace.cli import main
 from millrace.examples.feed_ranking import FeedRanking
-from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.embedding_table import NOW, EmbeddingStore
 from millrace.pipelines.inference import ExportedModel, ExportHandler
 from millrace.runtime.errors import UserError
 from millrace.training.publish.exporter import Exporter
@@ -169,7 +169,7 @@ def test_a_trained_model_scores_impressions_as_its_signature_does(tmp_path: Path
     for i in range(3):
         batch = make_batch(task, i * 50, 50)
         queue.put(Ticket.of(batch, 1), batch)
-        step.step()
+        step.step(NOW)
     exporter = Exporter(task, tmp_path)
     export = exporter.write(exporter.cut(step), step)
     users, items = list(range(20)), list(range(20, 40))

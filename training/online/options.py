@@ -22,6 +22,8 @@ class OnlineOptions:
       batch_size: most rows of a step.
       max_wait_seconds: how long the first row of a batch waits for more.
       micro_batch: rows of one update within a step; 0: the whole batch.
+      on_not_finite: what becomes of rows whose update is NaN or infinite: "skip" counts them, sends them to the dead
+        letters and goes on; "stop" ends the process.
       create_topics: create the train topic when it is missing, instead of refusing to start.
     """
 
@@ -37,4 +39,5 @@ class OnlineOptions:
     batch_size: int = 512
     max_wait_seconds: float = 0.05
     micro_batch: int = 64
+    on_not_finite: str = "skip"
     create_topics: bool = False

@@ -9,11 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from millrace.ops.embedding_table import NOW, EmbeddingStore
 from millrace.ops.table_config import NEVER_DAYS
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
 from millrace.runtime.telemetry import Heartbeat, RefusalStreak, counter
 from millrace.runtime.topics import Topics
+from millrace.training.online.bad_blocks import BadBlocks, StepError
+from millrace.training.online.not_finite import NotFiniteRows
 from millrace.training.online.options import OnlineOptions
 from millrace.training.online.progress import Progress
 from millrace.training.publish.delta_publisher import DeltaPublisher
@@ -24,6 +28,7 @@ from millrace.training.state.save_schedule import SaveSchedule
 from millrace.training.state.saver import Saver, SaveTimer, start_in_turn
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.event_clock import EventClock
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.train_topic_reader import TrainTopicReader
 from millrace.training.task import Task
@@ -58,6 +63,8 @@ def train_online(
 ) -> None:
     """Trains until `stop` is set; then saves and returns. Goes on from the newest checkpoint in `model_dir`.
 
+    When a step raises it goes back to that checkpoint within the process, and passes over the block that caused it.
+
     Args:
       ready: called once the first row can be learned.
       heartbeat: beats with each turn of the loop.
@@ -67,12 +74,20 @@ def train_online(
     Raises:
       UserError: the train topic is missing, or the checkpoint belongs to another declaration.
     """
-    trainer = OnlineTrainer(task, connection, topics, options, intake)
-    try:
-        ready()
-        trainer.run(stop, heartbeat or Heartbeat("the training loop"), save_now or threading.Event())
-    finally:
-        trainer.close()
+    heartbeat, save_now = heartbeat or Heartbeat("the training loop"), save_now or threading.Event()
+    bad_blocks, is_ready = BadBlocks(), False
+    while True:
+        trainer = OnlineTrainer(task, connection, topics, options, intake, bad_blocks)
+        try:
+            if not is_ready:
+                ready()
+            is_ready = True
+            trainer.run(stop, heartbeat, save_now)
+            return
+        except StepError as error:
+            bad_blocks.failed(error)
+        finally:
+            trainer.close()
 
 
 class _Every:
@@ -100,6 +115,7 @@ class OnlineTrainer:
         topics: Topics,
         options: OnlineOptions,
         intake: RefusalStreak | None = None,
+        bad_blocks: BadBlocks | None = None,
     ) -> None:
         model_dir = options.model_dir
         model_dir.mkdir(parents=True, exist_ok=True)
@@ -115,11 +131,15 @@ class OnlineTrainer:
         )  # fmt: skip
         restored = self._checkpoints.restore(self._step)
         self._position, self._checkpoint_name = restored.position, restored.name
+        self._event_clock = EventClock(restored.event_clock)
+        bad_blocks = bad_blocks or BadBlocks()
         self._step.step.get_concrete_function()  # traced now, so that the first rows do not wait for it
         self._reader = TrainTopicReader(
             connection, train_topic, topics.train_dead_letter, self._batches, self._position,
             options.batch_size, options.max_wait_seconds, intake,
+            alone=bad_blocks.alone, skipped=bad_blocks.skipped,
         )  # fmt: skip
+        self._not_finite = NotFiniteRows(options.on_not_finite == "stop", self._reader.refuse)
         self._deltas = DeltaPublisher(connection, topics.deltas(task.name), task.name, store, self._step.dense)
         self._events = EventPublisher(connection, topics, task.name)
         self._exporter = Exporter(task, model_dir)
@@ -170,23 +190,43 @@ class OnlineTrainer:
         self._finish()
 
     def close(self) -> None:
-        """Ends the threads; nothing is saved."""
+        """Ends the threads and frees the tables; nothing is saved."""
         self._reader.stop()
         self._saving_thread.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
+        for store in (self._step.store, self._step.audit_store):
+            if store is not None:
+                EmbeddingStore.release(store.shared_name)
 
     def _learn(self, ticket: Ticket) -> None:
         if ticket.rows:
-            logits = self._step.step().numpy()
-            self._position.applied(ticket.partition, ticket.offset, ticket.row)
-            self._steps += 1
-            self._event_time_ms = max(self._event_time_ms, ticket.event_time_ms)
-            self._progress.add(ticket, logits)
-            _ROWS.inc(ticket.rows)
-            _STEPS.inc()
+            try:
+                logits, finite, _ = (
+                    tensor.numpy() for tensor in self._step.step(self._event_clock.add(ticket.event_times_ms))
+                )
+            except tf.errors.OpError as error:
+                raise StepError(ticket.blocks) from error
+            if not finite.all():
+                self._leave_out(ticket, finite)
+            if finite.any():
+                self._learned(ticket.select(finite), logits[finite])
         self._position.passed(ticket.passed)
         _DUPLICATE.inc(ticket.passed.duplicates)
         _TOO_OLD.inc(ticket.passed.too_old)
+
+    def _leave_out(self, ticket: Ticket, finite: np.ndarray) -> None:
+        last = self._not_finite.handle(ticket, finite)
+        left_out = ticket.select(~finite)
+        self._position.not_finite(left_out.partition, left_out.offset, left_out.row)
+        self._position.dead_letters = max(self._position.dead_letters, last)
+
+    def _learned(self, ticket: Ticket, logits: np.ndarray) -> None:
+        self._position.applied(ticket.partition, ticket.offset, ticket.row)
+        self._steps += 1
+        self._event_time_ms = max(self._event_time_ms, ticket.event_time_ms)
+        self._progress.add(ticket, logits)
+        _ROWS.inc(ticket.rows)
+        _STEPS.inc()
 
     def _do_what_is_due(self) -> None:
         if self._delta_timer.due():
@@ -200,7 +240,7 @@ class OnlineTrainer:
 
     def _cut_checkpoint(self) -> CheckpointCut:
         rows = self._progress.predictions.rows_when_flushed()
-        return self._checkpoints.cut(self._step, self._position, self._deltas.sequence, rows)
+        return self._checkpoints.cut(self._step, self._position, self._deltas.sequence, rows, self._event_clock.now)
 
     def _write_checkpoint(self, cut: CheckpointCut) -> None:
         self._reader.wait_for_dead_letters(cut.position.dead_letters, _DEAD_LETTER_SECONDS)
@@ -218,10 +258,12 @@ class OnlineTrainer:
         """Removes expired entries; the checkpoint leaves them out already."""
         store = self._step.store
         if any(table.expire_days < NEVER_DAYS or table.slot_expire_days for table in store.tables):
-            _EVICTED.inc(int(np.sum(store.evict())))
+            _EVICTED.inc(int(np.sum(store.evict(self._event_clock.now or NOW))))
 
     def _cut_export(self) -> ExportCut:
-        return self._exporter.cut(self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset)
+        return self._exporter.cut(
+            self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset, self._event_clock.now
+        )
 
     def _write_export(self, cut: ExportCut) -> None:
         start = time.monotonic()

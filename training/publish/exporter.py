@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from millrace.ops.embedding_table import Cut, EmbeddingStore
+from millrace.ops.embedding_table import NOW, Cut, EmbeddingStore
 from millrace.runtime.atomic_file import sync_folder, sync_tree
 from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
@@ -133,11 +133,19 @@ class Exporter:
             return []
         return sorted(int(path.name) for path in self.base.iterdir() if path.name.isdecimal())
 
-    def cut(self, step: TrainStep, delta_topic: str = "", delta_sequence: int = 0, delta_offset: int = 0) -> ExportCut:
+    def cut(
+        self,
+        step: TrainStep,
+        delta_topic: str = "",
+        delta_sequence: int = 0,
+        delta_offset: int = 0,
+        event_clock: int = 0,
+    ) -> ExportCut:
         """Holds the model as it is now; to be called between steps.
 
         Args:
           delta_topic, delta_sequence, delta_offset: see ExportCut.
+          event_clock: Unix seconds; entries that are expired by then are left out. 0: by the wall clock.
 
         Raises:
           OSError, tf.errors.OpError: the disk failed.
@@ -149,7 +157,14 @@ class Exporter:
         dense = [np.array(variable.numpy()) for variable in step.dense.variables]
         global_step = int(step.global_step.numpy())
         return ExportCut(
-            version, global_step, step.store.cut(), snapshot, dense, delta_topic, delta_sequence, delta_offset
+            version,
+            global_step,
+            step.store.cut(event_clock or NOW),
+            snapshot,
+            dense,
+            delta_topic,
+            delta_sequence,
+            delta_offset,
         )
 
     def write(self, cut: ExportCut, step: TrainStep) -> Export:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
 
-from millrace.ops.embedding_table import Cut, EmbeddingStore
+from millrace.ops.embedding_table import NOW, Cut, EmbeddingStore
 from millrace.protos.checkpoint_pb2 import CheckpointManifest
 from millrace.runtime.atomic_file import sync_folder, sync_tree, write_text
 from millrace.runtime.checksum import crc32c_of_file
@@ -46,6 +46,7 @@ class CheckpointCut:
       delta_sequence: number of the last delta whose content the tables have.
       prediction_rows: rows of predictions.bin at this moment.
       dense: {name: value} of dense variables and their optimizer.
+      event_clock: see Restored.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class CheckpointCut:
     delta_sequence: int
     prediction_rows: int = 0
     dense: Mapping[str, np.ndarray] = field(default_factory=dict)
+    event_clock: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Restored:
     """What a trainer goes on from.
 
     Attributes:
+      event_clock: Unix seconds, the event time up to which the model has learned; 0 when it is not known.
       name: of the checkpoint's folder; empty without a checkpoint, when everything stands at the beginning.
     """
 
@@ -70,6 +73,7 @@ class Restored:
     delta_sequence: int = 0
     prediction_rows: int = 0
     name: str = ""
+    event_clock: int = 0
 
 
 class CheckpointError(ValueError):
@@ -101,18 +105,28 @@ class Checkpoints:
         self._model_name, self._fingerprint = model_name, schema_fingerprint
         self._retention = Retention(keep, keep_every_seconds)
 
-    def cut(self, step: TrainStep, position: Position, delta_sequence: int, prediction_rows: int = 0) -> CheckpointCut:
+    def cut(
+        self,
+        step: TrainStep,
+        position: Position,
+        delta_sequence: int,
+        prediction_rows: int = 0,
+        event_clock: int = 0,
+    ) -> CheckpointCut:
         """Holds what the next step would change; to be called between steps.
+
+        Args:
+          event_clock: Unix seconds; entries that are expired by then are left out. 0: by the wall clock.
 
         Raises:
           OSError, tf.errors.OpError: the disk failed.
         """
         global_step = int(step.global_step.numpy())
         stores = {_TABLES: step.store, _AUDIT: step.audit_store}
-        cuts = {name: store.cut() for name, store in stores.items() if store is not None}
+        cuts = {name: store.cut(event_clock or NOW) for name, store in stores.items() if store is not None}
         return CheckpointCut(
             self._folder / str(global_step), cuts, global_step, position.copy(), delta_sequence,
-            prediction_rows, dense_file.dense_arrays(step),
+            prediction_rows, dense_file.dense_arrays(step), event_clock,
         )  # fmt: skip
 
     def finish(self, cut: CheckpointCut) -> CheckpointManifest:
@@ -153,6 +167,8 @@ class Checkpoints:
             "topic_ids": {str(partition): topic_id for partition, topic_id in position.topic_ids.items()},
             "rows_duplicate": position.rows_duplicate,
             "rows_too_old": position.rows_too_old,
+            "rows_not_finite": position.rows_not_finite,
+            "event_clock": cut.event_clock,
             "prediction_rows": cut.prediction_rows,
         }
         (folder / "offsets.json").write_text(json.dumps(state), "utf-8")
@@ -201,6 +217,7 @@ class Checkpoints:
             rows_applied=manifest.rows_applied,
             rows_duplicate=state["rows_duplicate"],
             rows_too_old=state["rows_too_old"],
+            rows_not_finite=state.get("rows_not_finite", 0),
             topic_ids={int(partition): str(topic_id) for partition, topic_id in state.get("topic_ids", {}).items()},
         )
         dense = self._read_dense(folder, manifest, step)
@@ -209,7 +226,10 @@ class Checkpoints:
             step.audit_store.restore(folder / _AUDIT)
         dense_file.assign_dense(dense, step)
         step.global_step.assign(manifest.global_step)
-        return Restored(position, manifest.global_step, manifest.delta_sequence, state["prediction_rows"], folder.name)
+        return Restored(
+            position, manifest.global_step, manifest.delta_sequence, state["prediction_rows"], folder.name,
+            state.get("event_clock", 0),
+        )  # fmt: skip
 
     def _read_dense(self, folder: Path, manifest: CheckpointManifest, step: TrainStep) -> dict[str, np.ndarray]:
         """Values of the dense variables and their optimizer that fit `step`. Raises UserError when they do not."""

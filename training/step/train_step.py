@@ -1,9 +1,11 @@
 """One train step as one traced function: look up, predict, compute the loss, update dense variables and tables."""
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
-from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.embedding_table import NOW, EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
 from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.layout import TrainLayout, TrainTensors
@@ -14,10 +16,30 @@ from millrace.transforms.batch.record_batch import AUDIT
 AUDIT_TABLE = TableConfig("audit", dim=1, optimizer=Sgd(1.0), initializer=Zeros())
 
 
+class Learned(NamedTuple):
+    """What became of one batch.
+
+    Attributes:
+      logits: float32 [rows, heads], from before the batch was learned.
+      finite: bool [rows], whether the row was learned. False for the rows of an update whose loss or gradients are NaN
+        or infinite: it changed nothing.
+      gradient_rms: float32, root of the mean over rows of the squared norm of a row's embedding gradients; of several
+        updates the largest. NaN or infinite when that of an update is.
+    """
+
+    logits: tf.Tensor
+    finite: tf.Tensor
+    gradient_rms: tf.Tensor
+
+
 class TrainStep:
     """Predicts a batch, then trains on it.
 
     Traced once for all sizes: the numbers of rows and of ids are unknown to the graph.
+
+    One update is all or nothing: when its loss or one of its gradients is NaN or infinite, dense variables, optimizer
+    state, tables, audit and the global step stay as they are. With `micro_batch` each slice is such an update, so the
+    other slices of the batch are learned. A norm of gradients above 1e19, whose square is no float32, is infinite here.
 
     Args:
       store: the tables of the task.
@@ -29,8 +51,9 @@ class TrainStep:
 
     Attributes:
       dense, optimizer: the dense part of the model, and the Keras optimizer of its variables.
-      global_step: int64 variable, batches learned since the model was born.
-      step: takes a batch from the queue and learns it; returns its logits, float32 [rows, heads], from before that.
+      global_step: int64 variable, batches of which at least one row was learned since the model was born.
+      step: takes a batch from the queue and learns it; returns `Learned`. Its argument, Unix seconds as an int64
+        scalar, is stamped on the entries that are updated; below 0 it is the wall clock.
       predict: logits float32 [rows, heads] of `TrainTensors`; nothing is learned, and no entry is created.
     """
 
@@ -54,40 +77,52 @@ class TrainStep:
         columns = task.fid_columns()
         self._columns = [columns[feature.name] for feature in task.features]
         self._micro_batch, self._epochs = micro_batch, epochs
-        self.step = tf.function(self._step, input_signature=[])
+        self._state = [v for v in self.dense.variables if all(v is not t.value for t in self.dense.trainable)]
+        self.step = tf.function(self._step, input_signature=[tf.TensorSpec([], tf.int64)])
         self.predict = tf.function(self._predict, input_signature=[batches.layout.specs])
 
     def _predict(self, batch: TrainTensors) -> tf.Tensor:
         return self.dense.logits(self._embeddings(self._lookup(batch, missing="zeros")))
 
-    def _step(self) -> tf.Tensor:
+    def _step(self, timestamp: tf.Tensor = NOW) -> Learned:
         batch = self._batches.dequeue()
         if self._micro_batch or self._epochs > 1:
-            logits = self.dense.logits(self._embeddings(self._lookup(batch, missing="create")))
+            logits = self.dense.logits(self._embeddings(self._lookup(batch, missing="first_vector")))
             with tf.control_dependencies([logits]):
-                self._learn_in_slices(batch)
+                finite, rms = self._learn_in_slices(batch, timestamp)
         else:
-            logits = self._learn(batch)
+            logits, one, rms = self._learn(batch, timestamp)
+            finite = tf.fill([tf.shape(batch.labels)[0]], one)
         if self.audit_store is not None:
-            self._audit(batch)
-        self.global_step.assign_add(1)
-        return logits
+            self._audit(batch, finite)
+        self.global_step.assign_add(tf.cast(tf.reduce_any(finite), tf.int64))
+        return Learned(logits, finite, rms)
 
-    def _learn_in_slices(self, batch: TrainTensors) -> None:
+    def _learn_in_slices(self, batch: TrainTensors, timestamp: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(bool [rows]: whether the row was learned in one of the passes; the largest gradient of all updates)."""
         rows = tf.shape(batch.labels)[0]
         size = tf.minimum(self._micro_batch or rows, rows)
         slices = (rows + size - 1) // tf.maximum(size, 1)
+        updates = slices * self._epochs
 
-        def learn(index: tf.Tensor) -> tuple[tf.Tensor]:
+        def learn(index: tf.Tensor, finite: tf.TensorArray, rms: tf.TensorArray) -> tuple[tf.Tensor, ...]:
             start = (index % slices) * size
-            self._learn(batch.rows(start, tf.minimum(start + size, rows)))
-            return (index + 1,)
+            part = batch.rows(start, tf.minimum(start + size, rows))
+            _, one, gradient = self._learn(part, timestamp)
+            return index + 1, finite.write(index, one), rms.write(index, gradient)
 
-        tf.while_loop(lambda index: index < slices * self._epochs, learn, [tf.constant(0)], parallel_iterations=1)
+        arrays = [tf.TensorArray(dtype, updates, element_shape=[]) for dtype in (tf.bool, tf.float32)]
+        _, finite, rms = tf.while_loop(
+            lambda index, *_: index < updates, learn, [tf.constant(0), *arrays], parallel_iterations=1
+        )
+        by_slice = tf.reduce_any(tf.reshape(finite.stack(), [self._epochs, slices]), axis=0)
+        return tf.repeat(by_slice, size)[:rows], tf.reduce_max(rms.stack())
 
-    def _learn(self, batch: TrainTensors) -> tf.Tensor:
-        """One update of everything; returns the logits before it."""
-        pooled = self._lookup(batch, missing="create")
+    def _learn(self, batch: TrainTensors, timestamp: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One update of everything, or of nothing: (the logits before it, whether it was finite, its gradient_rms)."""
+        # An id that is new reads as its first vector and gets its entry from the update: a lookup changes nothing.
+        pooled = self._lookup(batch, missing="first_vector")
+        before = [tf.identity(variable) for variable in self._state]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pooled)
             variables = self.dense.trainable
@@ -98,11 +133,25 @@ class TrainStep:
         gradients, pooled_gradients = tape.gradient(
             loss, ([v.value for v in variables], pooled), unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        if variables:
-            self.optimizer.apply(gradients, variables)
-        values, splits = self._inputs(batch)
-        self.store.apply_pooled_gradients(self._features, values, splits, pooled_gradients, self.global_step)
-        return logits
+        # Half of the sum of squares: one op per tensor, NaN or infinite as soon as one number is.
+        pooled_squares = _half_squares(pooled_gradients)
+        finite = tf.math.is_finite(loss + _half_squares(gradients) + pooled_squares)
+
+        def apply() -> None:
+            if variables:
+                self.optimizer.apply(gradients, variables)
+            values, splits = self._inputs(batch)
+            self.store.apply_pooled_gradients(
+                self._features, values, splits, pooled_gradients, self.global_step, timestamp
+            )
+
+        def leave() -> None:
+            for variable, value in zip(self._state, before, strict=True):
+                variable.assign(value)
+
+        tf.cond(finite, apply, leave)
+        rows = tf.cast(tf.shape(batch.labels)[0], tf.float32)
+        return logits, finite, tf.sqrt(2.0 * tf.math.divide_no_nan(pooled_squares, rows))
 
     def _inputs(self, batch: TrainTensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """(fids, row splits) of each feature."""
@@ -117,10 +166,14 @@ class TrainStep:
             tensor.set_shape([None, feature.dim])
         return {feature.name: tensor for feature, tensor in zip(self.task.features, pooled, strict=True)}
 
-    def _audit(self, batch: TrainTensors) -> None:
-        fids = batch.values[AUDIT]
+    def _audit(self, batch: TrainTensors, learned: tf.Tensor) -> None:
+        fids = tf.boolean_mask(batch.values[AUDIT], learned)
         minus_one = tf.fill([tf.shape(fids)[0], 1], -1.0)
         self.audit_store.apply_gradients(AUDIT_TABLE.name, fids, minus_one)  # type: ignore[union-attr]
+
+
+def _half_squares(tensors: list[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n([tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]) if tensors else tf.constant(0.0)
 
 
 def limit_threads(intra: int = 1, inter: int = 2) -> None:

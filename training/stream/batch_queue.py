@@ -3,7 +3,8 @@
 import itertools
 import queue
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,14 @@ _queue_numbers = itertools.count()
 _QUEUE_BATCHES = 16  # enough to train on while the reader decodes a block, and at most some MB
 
 
+class BlockRows(NamedTuple):
+    """Where rows come from: partition and offset of a block in the train topic, and how many rows of it."""
+
+    partition: int
+    offset: int
+    rows: int
+
+
 @dataclass(frozen=True)
 class Ticket:
     """What the trainer must know about one batch beside its tensors: labels, provenance and offsets.
@@ -27,8 +36,11 @@ class Ticket:
       labels: float32 [rows, heads].
       sample_rates: float32 [rows].
       partition, offset, row: int64 [rows], provenance.
+      event_times_ms: int64 [rows].
       event_time_ms: newest event time in the batch, 0 without rows.
       passed: what is true once the batch is applied.
+      blocks: the blocks that the rows come from, in the order of the rows.
+      batch: the rows themselves; None without rows.
     """
 
     rows: int
@@ -37,17 +49,30 @@ class Ticket:
     partition: np.ndarray
     offset: np.ndarray
     row: np.ndarray
+    event_times_ms: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     event_time_ms: int = 0
     passed: Passed = field(default_factory=Passed)
+    blocks: tuple[BlockRows, ...] = ()
+    batch: pa.RecordBatch | None = None
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, heads: int) -> "Ticket":
-        """The ticket of a batch with `heads` labels per row; `passed` says nothing."""
+        """The ticket of a batch with `heads` labels per row; `passed` and `blocks` say nothing."""
         partition, offset, row = provenance_of(batch)
         times = record_batch.numpy_column(batch, record_batch.EVENT_TIME_MS)
         newest = int(times.max()) if len(times) else 0
         rates = record_batch.numpy_column(batch, record_batch.SAMPLE_RATE)
-        return cls(batch.num_rows, labels_of(batch, heads), rates, partition, offset, row, newest)
+        labels = labels_of(batch, heads)
+        return cls(batch.num_rows, labels, rates, partition, offset, row, times, newest, batch=batch)
+
+    def select(self, chosen: np.ndarray) -> "Ticket":
+        """The ticket of the rows where `chosen`, bool [rows], is true; it names all blocks, and passes the same."""
+        if chosen.all():
+            return self
+        columns = ("labels", "sample_rates", "partition", "offset", "row", "event_times_ms")
+        parts = {name: getattr(self, name)[chosen] for name in columns}
+        batch = self.batch.filter(pa.array(chosen)) if self.batch is not None else None
+        return replace(self, rows=int(chosen.sum()), batch=batch, **parts)
 
 
 class BatchQueue:

@@ -1,11 +1,11 @@
 """From train blocks to batches: repeated rows are refused, the others are cut into batches of at most so many rows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
-from millrace.training.stream.batch_queue import Ticket
+from millrace.training.stream.batch_queue import BlockRows, Ticket
 from millrace.training.stream.floor_tracker import FloorTracker
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Passed
@@ -20,13 +20,16 @@ class Batcher:
 
     Args:
       seen: source rows that were queued or applied before; this object goes on marking them.
+      alone: (partition, offset) of blocks whose rows share no batch with those of others.
 
     Attributes:
       rows: new rows that wait for `take`.
     """
 
-    def __init__(self, layout: TrainLayout, batch_size: int, seen: SeenRows) -> None:
-        self._layout, self._batch_size, self._seen = layout, batch_size, seen
+    def __init__(
+        self, layout: TrainLayout, batch_size: int, seen: SeenRows, alone: Collection[tuple[int, int]] = ()
+    ) -> None:
+        self._layout, self._batch_size, self._seen, self._alone = layout, batch_size, seen, alone
         self._floors = FloorTracker()
         self._pieces: list[tuple[pa.RecordBatch, Passed]] = []
         self.rows = 0
@@ -82,9 +85,16 @@ class Batcher:
         """The next batch of at most `batch_size` rows, in the order in which they were added, with its ticket."""
         taken: list[pa.RecordBatch] = []
         passed: list[Passed] = []
+        blocks: list[BlockRows] = []
         space = self._batch_size
         while self._pieces:
             rows, here = self._pieces[0]
+            ((partition, next_offset),) = here.offsets.items()
+            block = BlockRows(partition, next_offset - 1, min(rows.num_rows, space))
+            if blocks and block.rows and self._is_alone(block, blocks[0]):
+                break
+            if block.rows:
+                blocks.append(block)
             if rows.num_rows > space:
                 if space:
                     taken.append(rows.slice(0, space))
@@ -96,7 +106,10 @@ class Batcher:
             passed.append(here)
         batch = record_batch.concat(taken, self._layout.schema)
         self.rows -= batch.num_rows
-        return replace(Ticket.of(batch, self._layout.heads), passed=_merged(passed)), batch
+        return replace(Ticket.of(batch, self._layout.heads), passed=_merged(passed), blocks=tuple(blocks)), batch
+
+    def _is_alone(self, *blocks: BlockRows) -> bool:
+        return any((block.partition, block.offset) in self._alone for block in blocks)
 
 
 def _merged(parts: Sequence[Passed]) -> Passed:

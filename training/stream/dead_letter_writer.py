@@ -31,7 +31,7 @@ class _Letter(NamedTuple):
 class DeadLetterWriter:
     """Sends dead letters in the background, each until a broker acknowledges it.
 
-    They are numbered from 1 on. Any thread may call `wait`; the other methods belong to the reader's thread.
+    They are numbered from 1 on. Any thread may call `send` and `wait`; the others belong to the reader's thread.
 
     Args:
       topic: is created when it is missing, with the first letter.
@@ -50,6 +50,7 @@ class DeadLetterWriter:
         self._producer = make_producer(connection, message_timeout_ms=0)  # a broker that is away is waited for
         self._numbers = itertools.count(1)
         self._last = 0
+        self._sending = threading.Lock()  # the reader refuses blocks, the trainer rows of them
         self._lock = threading.Lock()  # of what follows: callbacks run on the thread that polls
         self._waiting: dict[int, _Letter] = {}
         self._waiting_bytes = 0
@@ -70,6 +71,10 @@ class DeadLetterWriter:
 
     def send(self, refused: Refused, partition: int, offset: int) -> None:
         """Sends one letter per value of `refused`, which lay at `offset` of `partition` of the train topic."""
+        with self._sending:
+            self._send(refused, partition, offset)
+
+    def _send(self, refused: Refused, partition: int, offset: int) -> None:
         self._ensure_topic()
         for value in refused.values:
             cut = len(value) > dead_letter.MAX_VALUE_BYTES

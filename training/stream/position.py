@@ -37,6 +37,7 @@ class Position:
       topic_ids: {partition of the train topic: id of the incarnation that `offsets` counts in}.
       seen: source rows applied.
       rows_applied, rows_duplicate, rows_too_old: since the model was born.
+      rows_not_finite: rows that were not learned since their update was not finite, since the model was born.
       dead_letters: number of the last dead letter of this process for what lies before `offsets`; it is not saved.
     """
 
@@ -47,11 +48,17 @@ class Position:
     rows_too_old: int = 0
     topic_ids: dict[int, str] = field(default_factory=dict)
     dead_letters: int = 0
+    rows_not_finite: int = 0
 
     def applied(self, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> None:
         """Records rows that a step has just learned: int64 [n] each, provenance that a Batcher admitted."""
         self.seen.mark(partition, offset, row)
         self.rows_applied += len(row)
+
+    def not_finite(self, partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> None:
+        """Records rows that were not learned and are not to be tried again; the arguments are those of `applied`."""
+        self.seen.mark(partition, offset, row)
+        self.rows_not_finite += len(row)
 
     def passed(self, passed: Passed) -> None:
         """Records that all blocks before `passed.offsets` are applied or refused.
@@ -69,5 +76,5 @@ class Position:
         """An independent copy; cheap, see `SeenRows.copy`."""
         return Position(
             dict(self.offsets), self.seen.copy(), self.rows_applied, self.rows_duplicate, self.rows_too_old,
-            dict(self.topic_ids), self.dead_letters,
+            dict(self.topic_ids), self.dead_letters, self.rows_not_finite,
         )  # fmt: skip

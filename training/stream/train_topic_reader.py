@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import tensorflow as tf
 
@@ -35,6 +35,7 @@ class TrainTopicReader:
       position: where to go on; the reader keeps a copy of its own.
       health: is told of each block whether any of its rows was taken.
       watch_seconds: between two looks at the topic's id and partitions.
+      alone, skipped: (partition, offset) of blocks whose rows share no batch with others, and of those passed over.
     """
 
     def __init__(
@@ -49,9 +50,12 @@ class TrainTopicReader:
         health: RefusalStreak | None = None,
         watch_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        alone: Collection[tuple[int, int]] = (),
+        skipped: Collection[tuple[int, int]] = (),
     ) -> None:
         self._name, self._queue = topic, batches
-        self._batcher = Batcher(batches.layout, batch_size, position.seen.copy())
+        self._batcher = Batcher(batches.layout, batch_size, position.seen.copy(), alone)
+        self._skipped = skipped
         self._gate = Gate(batches.layout)
         self._batch_size, self._max_wait, self._clock = batch_size, max_wait_seconds, clock
         self._health = health or RefusalStreak("train blocks")
@@ -95,6 +99,11 @@ class TrainTopicReader:
         """
         self._dead_letters.wait(number, seconds)
 
+    def refuse(self, refused: Refused, partition: int, offset: int) -> int:
+        """Sends what the trainer refused of a block to the dead letters; returns the number of the last; any thread."""
+        self._dead_letters.send(refused, partition, offset)
+        return self._dead_letters.last
+
     def _commit(self) -> None:
         offsets, self._to_commit = self._to_commit, {}
         if not offsets:
@@ -136,6 +145,10 @@ class TrainTopicReader:
         self._queue.put(ticket, batch)
 
     def _add(self, message: TrainMessage) -> None:
+        place = (message.partition, message.offset + 1)
+        if (message.partition, message.offset) in self._skipped:
+            self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
+            return
         checked = self._gate.check(message.value)
         for refused in checked.refused:
             self._refuse(refused, message)
@@ -143,7 +156,6 @@ class TrainTopicReader:
             self._health.refused(checked.refused[-1].reason)
         else:
             self._health.taken()
-        place = (message.partition, message.offset + 1)
         if checked.rows is None:
             self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
         else:

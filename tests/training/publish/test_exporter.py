@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.examples.feed_ranking import FeedRanking
+from millrace.ops.embedding_table import NOW
 from millrace.runtime.checksum import crc32c_of_file
 from millrace.training.publish.exporter import MANIFEST_PATH, Export, Exporter, serving_fids
 from millrace.training.step.train_step import TrainStep, new_stores
@@ -51,7 +52,7 @@ def trained() -> TrainStep:
     for i in range(20):
         batch = make_batch(TASK, i * 50, 50)
         queue.put(Ticket.of(batch, 1), batch)
-        step.step()
+        step.step(NOW)
     return step
 
 

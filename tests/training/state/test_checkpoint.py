@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from millrace.examples.feed_ranking import FeedRanking
+from millrace.ops.embedding_table import NOW
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import (
     CheckpointError,
@@ -47,7 +48,7 @@ class Trainer:
         batch = BATCHES[index]
         ticket = Ticket.of(batch, 1)
         self.queue.put(ticket, batch)
-        self.step.step()
+        self.step.step(NOW)
         self.position.applied(ticket.partition, ticket.offset, ticket.row)
         self.position.passed(Passed({0: index + 1}))
 

@@ -10,12 +10,13 @@ import pytest
 import tensorflow as tf
 
 from millrace.examples.feed_ranking import FeedRanking
+from millrace.ops.embedding_table import NOW
 from millrace.training.step.train_step import AUDIT_TABLE, TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
-from millrace.training.task import Head, LabelRule
+from millrace.training.task import Head, LabelRule, Task
 from millrace.training.task.heads import correct_logits, total_loss
-from millrace.transforms.batch.record_batch import INVALID_LABEL, LABEL
+from millrace.transforms.batch.record_batch import INVALID_LABEL, LABEL, WEIGHT
 from tests.fakes.train_blocks import make_batch
 
 HEADS = (Head("click", LabelRule("click", ("click",))),)
@@ -24,8 +25,8 @@ HEADS = (Head("click", LabelRule("click", ("click",))),)
 class Harness:
     """A step with its queue."""
 
-    def __init__(self, audit: bool = True, **settings: Any) -> None:
-        task = FeedRanking()
+    def __init__(self, audit: bool = True, task: Task | None = None, **settings: Any) -> None:
+        task = task or FeedRanking()
         self.layout = TrainLayout.of(task, audit)
         self.queue = BatchQueue(self.layout, "test-step")
         self.store, self.audit = new_stores(task, self.queue.name, audit)
@@ -33,7 +34,19 @@ class Harness:
 
     def learn(self, batch: pa.RecordBatch) -> np.ndarray:
         self.queue.put(Ticket.of(batch, 1), batch)
-        return np.asarray(self.step.step())
+        return np.asarray(self.step.step(NOW).logits)
+
+    def finite(self, batch: pa.RecordBatch) -> list[bool]:
+        """Learns a batch; which of its rows were learned."""
+        self.queue.put(Ticket.of(batch, 1), batch)
+        return np.asarray(self.step.step(NOW).finite).tolist()
+
+    def state(self) -> dict[str, Any]:
+        """All that a step may change."""
+        tables = {table.name: [a.tolist() for a in self.store.dump(table.name, True)] for table in self.store.tables}
+        dense = [v.numpy().tolist() for v in (*self.step.dense.variables, *self.step.optimizer.variables)]
+        audit = [a.tolist() for a in self.audit.dump(AUDIT_TABLE.name)] if self.audit is not None else []
+        return {"tables": tables, "dense": dense, "audit": audit, "step": int(self.step.global_step)}
 
     def predict(self, batch: pa.RecordBatch) -> np.ndarray:
         return np.asarray(self.step.predict(self.layout.arrays(batch)))
@@ -53,6 +66,63 @@ def batch(first: int = 0, records: int = 50) -> pa.RecordBatch:
 def with_labels(rows: pa.RecordBatch, value: float) -> pa.RecordBatch:
     labels = pa.array([[value]] * rows.num_rows, pa.list_(pa.float32()))
     return rows.set_column(rows.schema.get_field_index(LABEL), rows.schema.field(LABEL), labels)
+
+
+def with_weights(rows: pa.RecordBatch, weights: dict[int, float]) -> pa.RecordBatch:
+    column = pa.array([weights.get(i, 1.0) for i in range(rows.num_rows)], pa.float32())
+    return rows.set_column(rows.schema.get_field_index(WEIGHT), rows.schema.field(WEIGHT), column)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf"), 1e38])
+def test_a_batch_whose_gradient_is_not_finite_changes_nothing_and_the_next_is_learned(
+    harness: Harness, weight: float
+) -> None:
+    harness.learn(batch(0))
+    before = harness.state()
+    bad = with_weights(batch(1000), {3: weight})  # with ids that have no entry yet
+    assert harness.finite(bad) == [False] * bad.num_rows
+    assert harness.state() == before
+    assert all(harness.finite(batch(2000)))
+    assert harness.state()["step"] == 2
+
+
+def test_a_label_that_is_infinite_changes_nothing(harness: Harness) -> None:
+    before = harness.state()
+    assert not any(harness.finite(with_labels(batch(0), float("inf"))))
+    assert harness.state() == before
+
+
+def test_of_a_batch_in_slices_only_the_slice_that_is_not_finite_is_left_out() -> None:
+    rows = batch(0, 5)
+    harness, other = (Harness(audit=False, micro_batch=8, epochs=2) for _ in range(2))
+    expected = [True] * 8 + [False] * 8 + [True] * 4
+    assert harness.finite(with_weights(rows, {9: float("nan")})) == expected
+    assert all(other.finite(pa.Table.from_batches([rows.slice(0, 8), rows.slice(16)]).combine_chunks().to_batches()[0]))
+    assert harness.state()["tables"] == other.state()["tables"]
+    for each in (harness, other):
+        each.queue.close()
+
+
+def test_moving_averages_of_a_batch_that_is_not_finite_stay() -> None:
+    class Normalised(FeedRanking):
+        def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+            whole = keras.layers.BatchNormalization()(keras.layers.Concatenate()(list(embeddings.values())))
+            return {"click": keras.layers.Dense(1)(whole)}
+
+    harness = Harness(task=Normalised())
+    harness.learn(batch(0))
+    before = harness.state()
+    assert not any(harness.finite(with_weights(batch(1000), {3: float("nan")})))
+    assert harness.state() == before
+    harness.queue.close()
+
+
+def test_entries_are_stamped_with_the_time_that_the_step_is_given(harness: Harness) -> None:
+    for time in (1000, 900):
+        harness.queue.put(Ticket.of(batch(time), 1), batch(time))
+        harness.step.step(time)
+    stamps = {stamp for page in harness.store.entries("user") for stamp in page.timestamps.tolist()}
+    assert stamps == {900, 1000} or stamps == {1000}
 
 
 def test_a_batch_is_predicted_before_it_is_learned(harness: Harness) -> None:
