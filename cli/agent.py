@@ -24,6 +24,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         _run,
     )
     parser.add_argument("--server", type=common.addresses, required=True, metavar="HOST:PORT", help="the model server")
+    parser.add_argument(
+        "--control",
+        type=common.addresses,
+        metavar="HOST:PORT",
+        help="the server's control port (default: the port after that of --server)",
+    )
     parser.add_argument("--model", required=True, metavar="NAME")
     parser.add_argument(
         "--replica-id",
@@ -57,6 +63,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(arguments: argparse.Namespace) -> int:
     from millrace.runtime.telemetry import Heartbeat, setup_logging
     from millrace.serving.agent.agent import AgentConfig
+    from millrace.serving.agent.agent_process import run_agent
     from millrace.serving.agent.gate import parse_gate
     from millrace.serving.agent.registry import check_name
 
@@ -73,20 +80,23 @@ def _run(arguments: argparse.Namespace) -> int:
     # Servers that are away must not keep a restarted agent from telling what its state file remembers.
     connection, zookeeper = common.kafka_connection(arguments, check=False), common.zookeeper_address(arguments)
     topics = common.topics(arguments)
+    control = arguments.control or _next_port(arguments.server)
     state_file = arguments.state_file or _state_file(config, topics.prefix)
-    with common.tensorflow_import():
-        from millrace.serving.agent.agent_process import run_agent
-
     heartbeat = Heartbeat("reconciling")
     metrics = common.metrics_endpoint(arguments, heartbeat.reason)
     ready: Callable[[], None] = lambda: common.announce_ready(  # noqa: E731
         arguments, server=config.server, metrics=metrics.address
     )
     try:
-        run_agent(config, connection, topics, zookeeper, metrics.address, state_file, stop, heartbeat, ready)
+        run_agent(config, control, connection, topics, zookeeper, metrics.address, state_file, stop, heartbeat, ready)
     finally:
         metrics.close()
     return 0
+
+
+def _next_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + 1}"
 
 
 def _state_file(config: "AgentConfig", prefix: str) -> Path:

@@ -47,7 +47,10 @@ def _add_control_flags(parser: argparse.ArgumentParser) -> None:
         help="interface of the port by which agents say what to load; nobody is asked who he is there (%(default)s)",
     )
     parser.add_argument(
-        "--control-port", type=common.port_number, default=0, metavar="PORT", help="0: a free one (default)"
+        "--control-port",
+        type=common.port_number,
+        metavar="PORT",
+        help="0: a free one (default: the port after --port, where agents look for it)",
     )
     parser.add_argument(
         "--model-root",
@@ -115,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         control_host=arguments.control_host,
-        control_port=arguments.control_port,
+        control_port=_control_port(arguments),
         model_name=arguments.model_name,
         base_path=base_path,
         model_roots=tuple(_existing_folder("--model-root", root) for root in arguments.model_root),
@@ -144,6 +147,12 @@ def _serve(arguments: argparse.Namespace, config: "ServerConfig", stop: threadin
         server.stop()
         metrics.close()
     return 0
+
+
+def _control_port(arguments: argparse.Namespace) -> int:
+    if arguments.control_port is not None:
+        return int(arguments.control_port)
+    return arguments.port + 1 if 0 < arguments.port < 65535 else 0
 
 
 def _existing_folder(flag: str, path: str) -> str:

@@ -43,10 +43,11 @@ class Processes:
             self[name].start()
         with tensorflow_import():  # while they start: the stubs of the client need it
             import millrace.serving.client.predict_client  # noqa: F401
-        server = str(self["server"].wait_ready(START_SECONDS)["address"])
+        ready = self["server"].wait_ready(START_SECONDS)
+        server, control = str(ready["address"]), str(ready["control"])
         self._add(
-            "agent", "agent", "--server", server, "--model", scenario.model, "--zookeeper", zookeeper,
-            "--replica-id", "0", "--state-file", str(self._folder / "agent.json"), *common,
+            "agent", "agent", "--server", server, "--control", control, "--model", scenario.model,
+            "--zookeeper", zookeeper, "--replica-id", "0", "--state-file", str(self._folder / "agent.json"), *common,
         )  # fmt: skip
         self["agent"].start()
         for name in ("agent", "trainer", "feed"):

@@ -26,9 +26,6 @@ from millrace.serving.server.version_manager import VersionStatus
 
 _LOG = logging.getLogger(__name__)
 _STATUS_SCHEMA_VERSION = 1
-_FIRST_RETRY_SECONDS = 1.0
-_LAST_RETRY_SECONDS = 60.0
-_REFRESH_SECONDS = 1.0  # deltas come once per second, so ages change no faster
 _LOG_SECONDS = 10.0  # between two lines that say the same wait goes on
 # They change with every report: a new value alone is no reason to send one.
 _AGES = ("model_age_ms", "delta_lag_ms")
@@ -75,28 +72,7 @@ class EventSource(Protocol):
 class Server(Protocol):
     """`millrace.serving.agent.server_control.ServerControl`, or a fake."""
 
-    def statuses(self) -> list[VersionStatus]: ...
-
     def configure(self, plan: ModelPlan) -> ModelState: ...
-
-
-@dataclass
-class _Backoff:
-    """The time at which a failed attempt may be repeated."""
-
-    clock: Callable[[], float]
-    seconds: float = 0.0
-    not_before: float = field(default=0.0)
-
-    def ready(self) -> bool:
-        return self.clock() >= self.not_before
-
-    def failed(self) -> None:
-        self.seconds = min(_LAST_RETRY_SECONDS, self.seconds * 2 or _FIRST_RETRY_SECONDS)
-        self.not_before = self.clock() + self.seconds
-
-    def reset(self) -> None:
-        self.seconds = self.not_before = 0.0
 
 
 class Agent:
@@ -138,10 +114,9 @@ class Agent:
         self._announced = known.announced
         self._chooser = VersionChooser(config.gate, config.pin, known.admitted, known.in_service)
         self._choice = Choice(None)
-        self._sent: bytes | None = None
+        self._sent: ModelPlan | None = None
         self._state = ModelState()
-        self._retry = _Backoff(clock)
-        self._next_reconcile = self._next_report = self._next_refresh = self._next_rival_log = 0.0
+        self._next_reconcile = self._next_report = self._next_rival_log = 0.0
         self._last_report: dict[str, object] = {}
 
     def run(self, stop: threading.Event, heartbeat: telemetry.Heartbeat) -> None:
@@ -166,16 +141,19 @@ class Agent:
         """Compares the server with the target once, tells it what is missing, and reports."""
         if self._has_rival():
             return
+        self._choose()
         try:
-            statuses = self._server.statuses()
-            self._choose(statuses)
-            plan = self._tell(self._plan(statuses), statuses)
+            sent = self._tell(self._plan())
+            plan = self._plan()
+            if plan.versions not in (None, sent):  # what the server said changes what it should have
+                self._tell(plan)
+            plan = self._with_state(plan)
         except ServerDownError as error:
-            self._sent = None  # the next server that answers may be another process, which was not told
-            self._choose([])
-            statuses, plan = [], Plan(Phase.SERVER_DOWN, None, str(error))
+            self._state = ModelState()
+            plan = Plan(Phase.SERVER_DOWN, None, str(error))
+        self._note()
         self._memory.save(Memory(self._announced, self._chooser.admitted, self._chooser.in_service))
-        self._report(plan, _available(statuses))
+        self._report(plan, self._available())
 
     def _has_rival(self) -> bool:
         """Whether another agent has the replica's name: two would tell the server different things."""
@@ -199,14 +177,15 @@ class Agent:
             _LOG.warning("event at offset %d passed over: %s", record.offset, error)
             return False
         _EVENTS.labels("changed" if changed else "ignored").inc()
-        if changed:
-            self._retry.reset()
         return changed
 
-    def _choose(self, statuses: list[VersionStatus]) -> None:
+    def _note(self) -> None:
+        """Notes which version answers, once the server has said."""
+        if self._state.versions:
+            self._chooser.note(self._choice.target, self._available(), self._folders)
+
+    def _choose(self) -> None:
         """Decides what should run, and says so when it is news."""
-        if statuses:
-            self._chooser.note(self._choice.target, _available(statuses), self._folders)
         model, before = self._config.model, self._choice
         self._choice = choice = self._chooser.choose(self._announced, self._folders)
         target = choice.target
@@ -221,65 +200,62 @@ class Agent:
         _HELD_BACK.labels(model).set(choice.held_back)
         _IS_HELD.labels(model).set(int(bool(target and target.is_held)))
 
-    def _plan(self, statuses: list[VersionStatus]) -> Plan:
+    def _plan(self) -> Plan:
+        """What the server should have, from what it said last."""
         target, on_disk = self._choice.target, set[int]()
         if target:
             base = target.path.parent
             there = self._folders(base, target.version)
             on_disk = {v for v in there if v == target.version or self._chooser.is_usable(base / str(v))}
-        plan = make_plan(target, self._announced.retired, statuses, on_disk)
+        rows = [VersionStatus(row.version, State(row.state), row.error) for row in self._state.versions]
+        plan = make_plan(target, self._announced.retired, rows, on_disk)
         if target is None and self._choice.held_back:
             return Plan(Phase.HELD_BACK, plan.versions, self._choice.reason)
         return plan
 
-    def _tell(self, plan: Plan, statuses: list[VersionStatus]) -> Plan:
-        """Sends `plan` if the server may not have it: it is another, the server was away, or sending failed.
+    def _tell(self, plan: Plan) -> tuple[int, ...] | None:
+        """Sends `plan`, or the last one when it leaves the server as it is; takes what the server says.
 
-        Also now and then, to learn how old its weights are. Returns the plan, with the phase that the answer tells.
+        A plan that the server has changes nothing there, so it is sent at each look: a server that was restarted is
+        told again, and says how old its weights are. Returns the versions that were sent.
         """
-        if plan.versions is None:
-            return plan
-        target = self._choice.target
-        message = ModelPlan(
-            model_name=self._config.model,
-            base_path=str(target.path.parent) if target else "",
-            versions=plan.versions,
-            is_held=bool(target and target.is_held),
-            as_of_ms=target.as_of_ms if target else 0,
-        )
-        data, now = message.SerializeToString(), self._clock()
-        is_known = {status.version for status in statuses} >= set(plan.versions)
-        is_failed = plan.phase is Phase.FAILED
-        is_new = data != self._sent or not is_known or (is_failed and self._retry.ready())
-        if not is_new and (plan.phase is not Phase.AVAILABLE or now < self._next_refresh):
-            return self._with_state(plan)
-        if is_failed:
-            self._retry.failed()
+        target, message = self._choice.target, self._sent
+        if plan.versions is not None:
+            message = ModelPlan(
+                model_name=self._config.model,
+                base_path=str(target.path.parent) if target else "",
+                versions=plan.versions,
+                is_held=bool(target and target.is_held),
+                as_of_ms=target.as_of_ms if target else 0,
+            )
+        if message is None:
+            return None
         try:
             self._state = self._server.configure(message)
         except ServerDownError:
             _RELOADS.labels("failed").inc()
             raise
-        self._next_refresh = now + _REFRESH_SECONDS
-        if is_new:
+        if message != self._sent:
             _RELOADS.labels("ok").inc()
-            _LOG.info("%s told to serve %s%s", self._config.server, list(plan.versions), _hold_words(target))
-        self._sent = data
-        return self._with_state(plan)
+            _LOG.info("%s told to serve %s%s", self._config.server, list(message.versions), _hold_words(target))
+        self._sent = message
+        return tuple(message.versions)
 
     def _with_state(self, plan: Plan) -> Plan:
         """`plan` as the server's own words make it: loading anew to be held, or stale."""
-        version = self._target_state()
-        if plan.phase is not Phase.AVAILABLE:
+        version, target = self._target_state(), self._choice.target
+        if plan.phase is not Phase.AVAILABLE or version is None or target is None:
             return plan
-        if version and version.state and version.state != State.AVAILABLE:
+        if version.is_held != target.is_held:
             return Plan(Phase.LOADING, plan.versions)
         if self._choice.held_back:
             return Plan(Phase.HELD_BACK, plan.versions, self._choice.reason)
-        target = self._choice.target
-        if version and version.is_stale and not (target and target.is_held):
-            return Plan(Phase.STALE, plan.versions, f"its newest event is {version.model_age_ms / 1000:.0f} s old")
+        if version.is_stale:
+            return Plan(Phase.STALE, plan.versions, version.error)
         return plan
+
+    def _available(self) -> list[int]:
+        return sorted(row.version for row in self._state.versions if row.state == State.AVAILABLE)
 
     def _target_state(self) -> ModelState.Version | None:
         target = self._choice.target
@@ -337,10 +313,6 @@ class _Folders:
                 _LOG.warning("%s cannot be listed (%s); going on with what is known of it", base, error)
             return self._known.get(base, frozenset(if_unknown)) | set(if_unknown)
         return self._known[base]
-
-
-def _available(statuses: list[VersionStatus]) -> list[int]:
-    return sorted(status.version for status in statuses if status.state is State.AVAILABLE)
 
 
 def _hold_words(target: Target | None) -> str:

@@ -58,6 +58,7 @@ def open_events(connection: KafkaConnection, topics: Topics) -> TopicReader:
 
 def run_agent(
     config: AgentConfig,
+    control: str,
     connection: KafkaConnection,
     topics: Topics,
     zookeeper: str,
@@ -69,13 +70,16 @@ def run_agent(
 ) -> None:
     """Runs an agent until `stop` is set. Waits for Kafka and ZooKeeper without limit, and works meanwhile.
 
+    Args:
+      control: `host:port` of the server's control port.
+
     Raises:
       UserError: a server refuses the credentials, or `model.events` is not fit for its events.
     """
     owner = f"{config.namespace}/{config.model}/{config.replica_id}"
     memory = StateFile(state_file, f"{topics.model_events}:{owner}")
     statuses = StatusProducer(connection, topics.serving_status, owner)
-    server = ServerControl(config.server, config.model)
+    server = ServerControl(control)
     session = Late(lambda: ZooKeeperSession(zookeeper), f"ZooKeeper at {zookeeper}")
     events: Late[EventReader] = Late(
         lambda: open_events(connection, topics), f"Kafka at {connection.bootstrap_servers}"

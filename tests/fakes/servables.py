@@ -3,12 +3,12 @@
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from millrace.protos.serving_control_pb2 import ModelPlan, ModelState
 from millrace.runtime.topic_reader import Record
 from millrace.serving.server.errors import ServerDownError
 from millrace.serving.server.servable import Freshness, State, VersionSource
-from millrace.serving.server.version_manager import VersionStatus
 
 
 @dataclass
@@ -123,27 +123,23 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.down = False
-        self.rows: dict[int, VersionStatus] = {}
+        self.rows: dict[int, ModelState.Version] = {}
         self.configured: list[tuple[str, tuple[int, ...]]] = []
         self.plans: list[ModelPlan] = []
-        self.state = ModelState()
-
-    def statuses(self) -> list[VersionStatus]:
-        if self.down:
-            raise ServerDownError("down")
-        return [self.rows[version] for version in sorted(self.rows, reverse=True)]
 
     def configure(self, plan: ModelPlan) -> ModelState:
         if self.down:
             raise ServerDownError("down")
-        is_loaded = all(v in self.rows and self.rows[v].state is not State.END for v in plan.versions)
-        if plan not in self.plans[-1:] or not is_loaded:  # not merely asked how old its weights are
+        if plan not in self.plans[-1:] or not self.rows.keys() >= set(plan.versions):  # not merely asked how it is
             self.configured.append((plan.base_path, tuple(plan.versions)))
         self.plans.append(plan)
         for version in plan.versions:
-            if version not in self.rows or self.rows[version].state is State.END:
+            if version not in self.rows:
                 self.move(version, State.START)
-        return self.state
+        return ModelState(versions=[self.rows[version] for version in sorted(self.rows, reverse=True)])
 
-    def move(self, version: int, state: State, error: str = "") -> None:
-        self.rows[version] = VersionStatus(version, state, error)
+    def move(self, version: int, state: State, error: str = "", **fields: Any) -> None:
+        """`fields` are those of `ModelState.Version`; a loaded version is held as the last plan says."""
+        fields = {"model_age_ms": -1, "delta_lag_ms": -1} | fields
+        fields.setdefault("is_held", bool(self.plans and self.plans[-1].is_held))
+        self.rows[version] = ModelState.Version(version=version, state=int(state), error=error, **fields)

@@ -117,8 +117,8 @@ def trainer(own_servers: DevServers, tmp_path: Path) -> _Trainer:
 
 @pytest.fixture
 def server(start_millrace: Callable[..., ChildProcess], own_servers: DevServers) -> ChildProcess:
-    port = str(free_port())
-    server = start_millrace("serve", "--port", port, "--model-name", MODEL, "--kafka", own_servers.kafka_address)
+    ports = ["--port", str(free_port()), "--control-port", str(free_port())]
+    server = start_millrace("serve", *ports, "--model-name", MODEL, "--kafka", own_servers.kafka_address)
     server.wait_ready(_SECONDS)
     return server
 
@@ -126,7 +126,8 @@ def server(start_millrace: Callable[..., ChildProcess], own_servers: DevServers)
 @pytest.fixture
 def agent(start_millrace: Callable[..., ChildProcess], own_servers: DevServers, server: ChildProcess) -> ChildProcess:
     servers = ["--kafka", own_servers.kafka_address, "--zookeeper", own_servers.zookeeper_address]
-    flags = ["--server", str(server.ready["address"]), "--model", MODEL, "--replica-id", _REPLICA, *servers]
+    address = ["--server", str(server.ready["address"]), "--control", str(server.ready["control"])]
+    flags = [*address, "--model", MODEL, "--replica-id", _REPLICA, *servers]
     agent = start_millrace("agent", *flags)
     agent.wait_ready(_SECONDS)
     return agent

@@ -129,6 +129,7 @@ def test_a_restarted_server_is_told_again(world: _World) -> None:
     world.server.down, world.server.rows = False, {}
     world.tick()
     assert world.server.configured == [("/m", (1,)), ("/m", (1,))]
+    assert world.sent[-1]["state"] == "LOADING"
 
 
 def test_a_server_that_restarted_between_two_looks_is_told_again(world: _World) -> None:
@@ -150,15 +151,18 @@ def test_a_missing_folder_is_waited_for(world: _World) -> None:
     assert world.server.configured == [("/m", (7,))]
 
 
-def test_a_refused_version_is_tried_again_with_growing_pauses(world: _World) -> None:
+def test_a_refused_version_is_told_and_asked_for_until_the_server_takes_it(world: _World) -> None:
     world.disk = {1}
     world.announce("EXPORT", 1)
-    for _ in range(100):
-        world.tick(1.0)
-        world.server.move(1, State.END, "saved_model.pb: checksum differs")
-    assert 5 <= len(world.server.configured) <= 10
+    world.tick()
+    world.server.move(1, State.END, "saved_model.pb: checksum differs")
+    world.tick()
     assert world.sent[-1]["state"] == "FAILED"
     assert "saved_model.pb" in world.sent[-1]["error"]
+    assert list(world.server.plans[-1].versions) == [1]
+    world.server.move(1, State.AVAILABLE)
+    world.tick()
+    assert world.sent[-1]["state"] == "AVAILABLE"
 
 
 def test_retire_empties_the_server(world: _World) -> None:
@@ -227,7 +231,7 @@ def test_a_restarted_agent_finds_the_server_as_it_should_be(world: _World) -> No
     world.agent = world.make_agent()
     world.tick()
     world.tick()
-    assert world.server.rows[1].state is State.AVAILABLE
+    assert world.server.rows[1].state == State.AVAILABLE
     assert {versions for _, versions in world.server.configured} == {(1,)}
 
 
@@ -254,13 +258,15 @@ def test_a_rollback_is_sent_as_a_held_plan_and_outlives_exports_and_a_restart(wo
 
 def test_a_version_in_service_that_is_loaded_anew_to_be_held_is_not_available_yet(world: _World) -> None:
     world.serve(1)
-    world.server.state.versions.add(version=1, state=int(State.LOADING))
     world.announce("ROLLBACK", 1, as_of_ms="700")
     world.tick()
     assert world.sent[-1]["state"] == "LOADING"
-    world.server.state.versions[0].state = int(State.AVAILABLE)
-    world.tick(1.1)
+    world.server.move(1, State.AVAILABLE, is_held=True)
+    world.tick()
     assert world.sent[-1]["state"] == "AVAILABLE"
+    world.announce("RELEASE", 0)
+    world.tick()
+    assert world.sent[-1]["state"] == "LOADING"
 
 
 def test_a_version_that_the_gate_refuses_is_told_and_the_old_one_answers(world: _World) -> None:
@@ -285,24 +291,24 @@ def test_a_refused_first_version_is_held_back(world: _World) -> None:
 
 
 def test_stale_weights_and_lost_deltas_are_told(world: _World) -> None:
-    world.server.state.versions.add(
-        version=1, state=int(State.AVAILABLE), model_age_ms=90_000, delta_lag_ms=5, is_stale=True, resync_required=True
-    )
     world.serve(1)
+    world.server.move(
+        1, State.AVAILABLE, "older than 60 s", model_age_ms=90_000, delta_lag_ms=5, is_stale=True, resync_required=True
+    )
+    world.tick()
     status = world.sent[-1]
     assert (status["state"], status["model_age_ms"], status["delta_lag_ms"]) == ("STALE", 90_000, 5)
     assert status["resync_required"] and status["is_stale"]
-    assert world.binding is not None and world.binding["state"] == "STALE"
+    assert world.binding == {"versions": [1], "state": "STALE", "error": "older than 60 s"}
 
 
-def test_ages_are_asked_for_each_second_and_are_no_news(world: _World) -> None:
-    world.server.state.versions.add(version=1, state=int(State.AVAILABLE), model_age_ms=1)
+def test_an_age_alone_is_no_news(world: _World) -> None:
     world.serve(1)
-    sent, plans = len(world.sent), len(world.server.plans)
+    sent = len(world.sent)
     for age in range(2, 7):
-        world.server.state.versions[0].model_age_ms = age
+        world.server.move(1, State.AVAILABLE, model_age_ms=age)
         world.tick(1.1)
-    assert (len(world.sent), len(world.server.plans)) == (sent, plans + 5)
+    assert len(world.sent) == sent
 
 
 def test_without_kafka_the_server_is_told_what_the_agent_remembers(world: _World) -> None:
