@@ -18,6 +18,7 @@ from millrace.runtime.errors import StoppedError, UserError
 _COMMANDS = {
     "feed": "turn live events into training batches (Apache Beam)",
     "feed backfill": "turn stored events into training batches, hour by hour",
+    "workers": "start Beam workers for the runners of this host",
     "train": "train a model on live or stored batches",
     "export": "export a checkpoint as a SavedModel",
     "serve": "serve exported models over gRPC",

@@ -59,6 +59,8 @@ def setup_logging(role: str, level: str = "INFO") -> None:
 class Heartbeat:
     """Health of a loop: unhealthy when its last `beat` is more than `seconds` ago; healthy before the first.
 
+    `beats` counts them.
+
     Args:
       what: the loop, as its owner calls it.
       clock: seconds, monotonic.
@@ -67,13 +69,15 @@ class Heartbeat:
     def __init__(self, what: str, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._what, self._seconds, self._clock = what, seconds, clock
         self._last: float | None = None
+        self.beats = 0
 
     def beat(self) -> None:
         self._last = self._clock()
+        self.beats += 1
 
     def reset(self) -> None:
-        """Forgets the last beat: healthy until the next one is overdue."""
-        self._last = None
+        """Forgets all beats: healthy until the next one is overdue."""
+        self._last, self.beats = None, 0
 
     def reason(self) -> str | None:
         """What is wrong, for `MetricsEndpoint`; None when nothing is."""

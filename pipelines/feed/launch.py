@@ -18,17 +18,20 @@ from millrace.pipelines.feed.folder import mark_success, prepare_folder
 from millrace.pipelines.feed.graph import build_feed
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan, plan_reads
-from millrace.pipelines.kafka.process import FIRST_POLL, begin_feed
+from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, begin_feed
 from millrace.runtime.errors import UserError
 from millrace.runtime.memory import share_heaps, trim_heaps
 from millrace.runtime.outage import while_away
 from millrace.runtime.servers.artifacts import Progress
+from millrace.runtime.telemetry import WAITS
 
 __all__ = ["FeedFailedError", "run_feed"]
 
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1  # how soon a stop or the end of the job is noticed
 _STOP_SECONDS = 10.0  # how long a cancelled job may take to end; the process ends it afterwards
+_STILL_SECONDS = 60.0  # readers are asked several times per second; a busy machine takes some seconds
+_MOST_PASSED_SECONDS = 1.0
 _TRIM_SECONDS = 10.0  # rare enough to cost nothing, often enough that free memory does not pile up
 
 
@@ -59,17 +62,21 @@ def run_feed(
     if options.parquet is not None:
         prepare_folder(options.parquet, "--output-parquet")
     begin_feed()
-    with runners.started(options.runner, options.streaming, options.beam_flags, options.work_folder, progress) as flags:
+    watch = _Watch(options)
+    with runners.started(
+        options.runner, options.streaming, options.beam_flags, options.work_folder, progress, watch.bundle_failed
+    ) as flags:
         pipeline = beam.Pipeline(options=_parsed(options.runner, flags))
         build_feed(pipeline, options, plan)
-        job = _Job(pipeline)
+        job = _Job(pipeline, runners.workers_are_here(options.beam_flags))
         try:
-            _wait(job, stop, on_ready)
+            _wait(job, watch, stop, on_ready)
         finally:
             job.stop()
         counters = job.counters()  # while the runner still runs
-    if job.error is not None and not stop.is_set():
-        raise FeedFailedError(_one_line(job.error)) from job.error
+    error = watch.error or job.error
+    if error is not None and not stop.is_set():
+        raise FeedFailedError(_one_line(error)) from error
     if options.parquet is not None and not stop.is_set():
         mark_success(options.parquet, {"counters": counters, "config": options.config.to_json()})
     return counters
@@ -82,10 +89,10 @@ def _plan(options: FeedOptions, stop: threading.Event) -> ReadPlan:
     return while_away(lambda: plan_reads(options), f"Kafka at {options.source.connection.bootstrap_servers}", stop)
 
 
-def _wait(job: "_Job", stop: threading.Event, on_ready: Callable[[], None]) -> None:
-    """Returns when `job` has ended or `stop` is set; meanwhile it gives free memory back to the system."""
+def _wait(job: "_Job", watch: "_Watch", stop: threading.Event, on_ready: Callable[[], None]) -> None:
+    """Returns when `job` has ended or failed, or `stop` is set; meanwhile it gives free memory back to the system."""
     ready, next_trim = False, 0.0
-    while not stop.wait(_POLL_SECONDS) and not job.ended:
+    while not stop.wait(_POLL_SECONDS) and not job.ended and not watch.failed():
         if time.monotonic() >= next_trim:
             trim_heaps()
             next_trim = time.monotonic() + _TRIM_SECONDS
@@ -109,11 +116,47 @@ def _parsed(runner: str, flags: Sequence[str]) -> pipeline_options.PipelineOptio
     return pipeline_options.PipelineOptions(list(flags))
 
 
+class _Watch:
+    """Notices that a feed on a runner that retries nothing cannot go on, where the runner itself does not.
+
+    Prism logs the failure of a bundle, and may then wait for ever without ending the job.
+
+    Args:
+      clock: seconds, monotonic.
+    """
+
+    def __init__(self, options: FeedOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        self._retries, self._reads_here = options.runner_retries, options.in_one_process
+        self._clock, self._last_look = clock, clock()
+        self._beats, self._still = 0, 0.0
+        self.error: BaseException | None = None
+
+    def bundle_failed(self, error: BaseException) -> None:
+        """Takes what a bundle raised; the first counts, since others may follow from it."""
+        if not self._retries and self.error is None:
+            self.error = error
+
+    def failed(self) -> bool:
+        """Whether the feed cannot go on; to be called often, since only time between two close calls counts."""
+        now = self._clock()
+        # A process that was stopped itself, or starved, has not seen its readers stand still.
+        passed, self._last_look = min(now - self._last_look, _MOST_PASSED_SECONDS), now
+        if self._beats != HEARTBEAT.beats or WAITS.words():
+            self._beats, self._still = HEARTBEAT.beats, 0.0
+        elif self._beats and self._reads_here:
+            self._still += passed
+        if self._still > _STILL_SECONDS and self.error is None:
+            self.error = FeedFailedError(
+                f"no reader was asked for records for {_STILL_SECONDS:g} s, though no server is waited for"
+            )
+        return self.error is not None
+
+
 class _Job:
     """A pipeline that runs in a thread: the Direct runner blocks in `run`, and signals reach the main thread only."""
 
-    def __init__(self, pipeline: beam.Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: beam.Pipeline, workers_are_here: bool) -> None:
+        self._pipeline, self._workers_are_here = pipeline, workers_are_here
         self._result: Any = None
         self._stopping = False
         self.error: Exception | None = None
@@ -128,9 +171,7 @@ class _Job:
         """Whether workers read. Those of this process say so; of others only the state of the job is known."""
         if FIRST_POLL.is_set():
             return True
-        portable = self._pipeline.options.view_as(pipeline_options.PortableOptions)
-        elsewhere = portable.environment_type not in (None, "LOOPBACK")
-        return elsewhere and self._result is not None and self._result.state == PipelineState.RUNNING
+        return not self._workers_are_here and self._result is not None and self._result.state == PipelineState.RUNNING
 
     def stop(self) -> None:
         """Cancels the job unless it has ended."""
@@ -165,7 +206,7 @@ class _Job:
             self.error = error
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """The last line that is not empty: messages of Beam hold whole tracebacks of workers."""
     if isinstance(error, grpc.Call):
         return f"the runner has ended ({error.details()}); its log is in the work folder"

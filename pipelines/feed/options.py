@@ -171,6 +171,11 @@ class FeedOptions:
         return self.streaming and self.runner == "prism" and not elsewhere
 
     @property
+    def runner_retries(self) -> bool:
+        """Whether the runner does a bundle again that has failed."""
+        return self.runner in ("flink", "dataflow")
+
+    @property
     def streaming(self) -> bool:
         """Whether the feed reads on for ever."""
         return isinstance(self.source, KafkaSettings) and self.source.until is None

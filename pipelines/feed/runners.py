@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+from millrace.pipelines.feed.worker_pool import OnFailure, worker_pool
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.errors import UserError
 from millrace.runtime.servers.artifacts import Progress, prism_binary
@@ -21,10 +23,9 @@ _COMMON = {"max_cache_memory_usage_mb": "0"}
 _DIRECT = {"runner": "apache_beam.runners.portability.fn_api_runner.FnApiRunner"}
 # Beam waits for the job to end with this time-out. The default of 300 s would end every longer feed.
 _TEN_YEARS_SECONDS = "315360000"
-_PRISM = {"runner": "PrismRunner", "environment_type": "LOOPBACK", "job_server_timeout": _TEN_YEARS_SECONDS}
+_PRISM = {"runner": "PrismRunner", "job_server_timeout": _TEN_YEARS_SECONDS}
 _FLINK = {
     "runner": "PortableRunner",
-    "environment_type": "LOOPBACK",
     "parallelism": "1",
     "max_bundle_time_mills": "100",  # a bundle adds this much to the latency of a row at most
     "checkpointing_interval": "1000",  # ms; a restart reads again what came in this time
@@ -40,17 +41,24 @@ _DATAFLOW_PACKAGES = {"sdk_container_image", "setup_file", "extra_package", "ext
 
 @contextmanager
 def started(
-    runner: str, streaming: bool, flags: Sequence[str], folder: Path, progress: Progress = print
+    runner: str,
+    streaming: bool,
+    flags: Sequence[str],
+    folder: Path,
+    progress: Progress = print,
+    on_failure: OnFailure = lambda _: None,
 ) -> Iterator[list[str]]:
     """Yields the Beam flags to submit a pipeline with, while the runner is up; stops the runner afterwards.
 
-    With `--job_endpoint` among the flags of the user, that job server is used and none is started.
+    With `--job_endpoint` among the flags of the user, that job server is used and none is started. Unless they say
+    where workers run, those of Prism and Flink run in this process (`millrace.pipelines.feed.worker_pool`).
 
     Args:
       runner: one of `millrace.pipelines.feed.options.RUNNERS`.
       flags: Beam flags of the user (`--name=value` or `--name value`).
       folder: folder for logs and checkpoints; created when needed.
       progress: called with a few words on each step of the start.
+      on_failure: called with what a bundle raised, of workers in this process.
 
     Raises: UserError when the runner does not start, or lacks a flag.
     """
@@ -72,7 +80,36 @@ def started(
             defaults |= _FLINK | {"state_backend_storage_path": (folder.absolute() / "checkpoints").as_uri()}
             if "job_endpoint" not in given:
                 defaults["job_endpoint"] = stack.enter_context(FlinkJobServer(folder, progress=progress)).job_endpoint
+        if runner in ("prism", "flink") and workers_are_here(flags):
+            flags = [flag for flag in flags if flag.partition("=")[0] != "--environment_type" and flag != "LOOPBACK"]
+            given = names_of(flags)
+            pool = worker_pool(_cache_bytes(flags), on_failure)
+            defaults |= {"environment_type": "EXTERNAL", "environment_config": stack.enter_context(pool)}
         yield [*_as_flags(defaults, given), *flags]
+
+
+def workers_are_here(flags: Sequence[str]) -> bool:
+    """Whether the flags of the user leave the workers of Prism and Flink in this process."""
+    return _value_of("environment_type", flags) in (None, "LOOPBACK")
+
+
+def _value_of(name: str, flags: Sequence[str]) -> str | None:
+    """The value of `--name=value` or `--name value`, the last one; None without the flag."""
+    found = None
+    for flag, after in pairwise([*flags, ""]):
+        if flag == f"--{name}":
+            found = after
+        elif flag.startswith(f"--{name}="):
+            found = flag.partition("=")[2]
+    return found
+
+
+def _cache_bytes(flags: Sequence[str]) -> int:
+    name = "max_cache_memory_usage_mb"
+    text = _value_of(name, flags) or _COMMON[name]
+    if not text.isdecimal():
+        raise UserError(f"--{name}", text, "not a number", "give megabytes")
+    return int(text) << 20
 
 
 def names_of(flags: Sequence[str]) -> set[str]:
@@ -112,6 +149,6 @@ def _prism(folder: Path, progress: Progress) -> Iterator[str]:
     process.start()
     try:
         process.wait_listening(port, _PRISM_SECONDS, "--runner", "prism")
-        yield f"localhost:{port}"
+        yield f"127.0.0.1:{port}"
     finally:
         process.stop(5.0)

@@ -112,13 +112,18 @@ class ShardStateDoFn(beam.DoFn):
         self._loads = Metrics.counter(namespace, "index_loads")
 
     def setup(self) -> None:
+        self._open: dict[int, _Shard] = {}
         self._then.setup()
 
     def teardown(self) -> None:
+        if self._feed_id is not None:
+            for number in self._open:  # empty unless the bundle has failed
+                SHARDS.lose(self._run_id, number)
+        self._open = {}
         self._then.teardown()
 
     def start_bundle(self) -> None:
-        self._open: dict[int, _Shard] = {}
+        self._open = {}
         self._read_at: dict[int, Timestamp] = {}
         self._then.start_bundle()
 

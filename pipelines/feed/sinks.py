@@ -1,6 +1,7 @@
 """Writes the rows, dead letters and routed actions of a feed: to topics, or to Parquet files of a bounded feed."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from millrace.pipelines.feed.folder import WriteParquetDoFn
 from millrace.pipelines.feed.fused_steps import FusedSteps
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan
-from millrace.pipelines.kafka.sink import KafkaRecord, WriteToKafkaDoFn
+from millrace.pipelines.kafka.sink import DELIVERY_SECONDS, KafkaRecord, WriteToKafkaDoFn
 from millrace.transforms.batch import dead_letter, record_batch
 from millrace.transforms.batch.hashes import siphash24
 from millrace.transforms.batch.provenance import provenance_of, split_source_partition
@@ -40,11 +41,12 @@ def sinks_of(options: FeedOptions, plan: ReadPlan) -> Sinks:
     if not isinstance(options.source, KafkaSettings):
         raise TypeError(f"a feed that writes to topics must read topics, got {options.source!r}")
     connection, topics = options.source.connection, plan.topics
-    train = WriteToKafkaDoFn(connection, topics.train(options.config.model))
+    write = partial(WriteToKafkaDoFn, delivery_seconds=DELIVERY_SECONDS if options.runner_retries else None)
+    train = write(connection, topics.train(options.config.model))
     return Sinks(
         FusedSteps(_TrainBlocksDoFn(options.config, plan.train_partitions), train),
-        FusedSteps(_DeadLetterRecordsDoFn(), WriteToKafkaDoFn(connection, topics.dead_letter)),
-        FusedSteps(_BlockRecordsDoFn(), WriteToKafkaDoFn(connection, topics.routed_actions)),
+        FusedSteps(_DeadLetterRecordsDoFn(), write(connection, topics.dead_letter)),
+        FusedSteps(_BlockRecordsDoFn(), write(connection, topics.routed_actions)),
     )
 
 

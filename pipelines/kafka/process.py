@@ -18,7 +18,7 @@ from millrace.runtime.kafka_positions import Positions
 if TYPE_CHECKING:
     from millrace.pipelines.kafka.reader import KafkaBlockReader
 
-__all__ = ["FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS", "WRITES", "begin_feed", "progress_of"]
+__all__ = ["FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS", "WRITES", "LostShardError", "begin_feed", "progress_of"]
 
 
 class UnfinishedWrites:
@@ -79,6 +79,10 @@ class RestingReaders:
             self._readers.clear()
 
 
+class LostShardError(RuntimeError):
+    """A shard was in a bundle that failed, on a runner that does no bundle again."""
+
+
 class ShardCache:
     """Feed shards in memory between two bundles, by (id of the run, number of the shard)."""
 
@@ -86,6 +90,7 @@ class ShardCache:
         self._changed = threading.Condition()
         self._shards: dict[tuple[str, int], Any] = {}
         self._lent: set[tuple[str, int]] = set()
+        self._lost: set[tuple[str, int]] = set()
 
     def take(self, run_id: str, number: int) -> Any:
         """Takes a shard out, for good; None when it is not here."""
@@ -93,11 +98,24 @@ class ShardCache:
             return self._shards.pop((run_id, number), None)
 
     def lend(self, run_id: str, number: int) -> Any:
-        """Takes a shard out until `put`, after waiting while another bundle has it; None when there is none yet."""
+        """Takes a shard out until `put` or `lose`, after waiting while another bundle has it; None: there is none yet.
+
+        Raises: LostShardError when a bundle that had it has failed.
+        """
+        key = (run_id, number)
         with self._changed:
-            self._changed.wait_for(lambda: (run_id, number) not in self._lent)
-            self._lent.add((run_id, number))
-            return self._shards.pop((run_id, number), None)
+            self._changed.wait_for(lambda: key not in self._lent)
+            if key in self._lost:
+                raise LostShardError(f"shard {number} went down with a bundle that failed")
+            self._lent.add(key)
+            return self._shards.pop(key, None)
+
+    def lose(self, run_id: str, number: int) -> None:
+        """The bundle that has the shard has failed: nobody gets it any more, since what it held is not known."""
+        with self._changed:
+            self._lost.add((run_id, number))
+            self._lent.discard((run_id, number))
+            self._changed.notify_all()
 
     def put(self, run_id: str, number: int, shard: Any) -> None:
         with self._changed:
@@ -109,6 +127,7 @@ class ShardCache:
         with self._changed:
             self._shards.clear()
             self._lent.clear()
+            self._lost.clear()
             self._changed.notify_all()
 
 

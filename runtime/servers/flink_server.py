@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from millrace.runtime.atomic_file import write_text
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.servers.artifacts import Progress, java_program, maven_jars
 from millrace.runtime.servers.daemon import free_port
@@ -11,8 +12,18 @@ _START_SECONDS = 120.0  # a JVM with all of Flink, on a busy machine
 _OPENED_PACKAGES = ("java.util", "java.lang", "java.time", "java.nio")
 
 
+# What the embedded Flink itself listens on; the servers of Beam in it are those of patches/flink.
+_FLINK_CONFIGURATION = """\
+jobmanager.bind-host: 127.0.0.1
+rest.bind-address: 127.0.0.1
+rest.address: 127.0.0.1
+taskmanager.bind-host: 127.0.0.1
+taskmanager.host: 127.0.0.1
+"""
+
+
 class FlinkJobServer:
-    """Runs portable Beam pipelines on an embedded Flink.
+    """Runs portable Beam pipelines on an embedded Flink; all that it listens on is on 127.0.0.1.
 
     Submit with `--runner=PortableRunner --job_endpoint=<job_endpoint>`.
 
@@ -37,6 +48,9 @@ class FlinkJobServer:
         jars = maven_jars("flink", self._progress)
         temporary = self.folder / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
+        settings = self.folder / "conf" / "flink-conf.yaml"
+        settings.parent.mkdir(exist_ok=True)
+        write_text(settings, _FLINK_CONFIGURATION)
         ports: list[int] = []
         for _ in range(3):
             ports.append(free_port(exclude=ports))
@@ -51,17 +65,18 @@ class FlinkJobServer:
             f"{jars}/classes:{jars}/*",
             "org.apache.beam.runners.flink.FlinkJobServerDriver",
             "--flink-master=[local]",
-            "--job-host=localhost",
+            f"--flink-conf-dir={settings.parent}",
+            "--job-host=127.0.0.1",
             f"--job-port={job}",
             f"--artifact-port={artifact}",
             f"--expansion-port={expansion}",
             f"--artifacts-dir={self.folder / 'artifacts'}",
         ]
-        self._progress(f"starting the Flink job server on localhost:{job}")
+        self._progress(f"starting the Flink job server on 127.0.0.1:{job}")
         self._process = ChildProcess("flink", command, self.folder, ready=False)
         self._process.start()
         self._process.wait_listening(job, _START_SECONDS, "--runner", "flink")
-        self.job_endpoint = f"localhost:{job}"
+        self.job_endpoint = f"127.0.0.1:{job}"
 
     def stop(self) -> None:
         if self._process is not None:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from millrace.runtime.child_process import ChildProcess
-from millrace.runtime.memory import WORKER_ENVIRONMENT
 from millrace.runtime.servers.daemon import free_port
 
 _START_SECONDS = 120.0  # as long as the Flink beside it may take to start
@@ -30,16 +29,12 @@ class WorkerPool:
         """Returns when it accepts connections; raises UserError when it does not start."""
         self.folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
-        # The pool starts workers with the `python` on PATH, which must be this one with these packages.
-        environment = WORKER_ENVIRONMENT | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-            "PYTHONPATH": ":".join(path for path in sys.path if path),
-        }
+        command = [sys.executable, "-m", "millrace.cli.main", "workers", "--port", str(port)]
+        environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
         self._process = ChildProcess("workers", command, self.folder, environment, ready=False)
         self._process.start()
         self._process.wait_listening(port, _START_SECONDS, "--runner", "flink")
-        self.address = f"localhost:{port}"
+        self.address = f"127.0.0.1:{port}"
 
     def worker_pids(self) -> list[int]:
         """Pids of the workers that run now."""

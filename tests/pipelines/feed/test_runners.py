@@ -33,7 +33,28 @@ def test_a_users_flag_beats_the_default_whichever_way_it_is_written(tmp_path: Pa
     flags = _flags("flink", True, endpoint, "--parallelism", "4", "--checkpointing_interval=9", folder=tmp_path)
     assert flags[-4:] == [endpoint, "--parallelism", "4", "--checkpointing_interval=9"]
     assert not any(flag in flags for flag in ("--parallelism=1", "--checkpointing_interval=1000"))
-    assert "--streaming" in flags and "--environment_type=LOOPBACK" in flags
+    assert "--streaming" in flags and "--environment_type=EXTERNAL" in flags
+
+
+@pytest.mark.parametrize("given", [(), ("--environment_type=LOOPBACK",), ("--environment_type", "LOOPBACK")])
+@pytest.mark.parametrize("runner", ["prism", "flink"])
+def test_workers_of_this_process_come_from_a_pool_on_loopback(
+    runner: str, given: tuple[str, ...], tmp_path: Path
+) -> None:
+    flags = _flags(runner, True, "--job_endpoint=localhost:1", *given, folder=tmp_path)
+    options = PipelineOptions(flags).view_as(PortableOptions)
+    assert options.environment_type == "EXTERNAL" and options.environment_config.startswith("127.0.0.1:")
+
+
+def test_a_cache_of_state_that_is_no_number_names_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--max_cache_memory_usage_mb=lots: not a number"):
+        _flags("prism", True, "--job_endpoint=h:1", "--max_cache_memory_usage_mb", "lots", folder=tmp_path)
+
+
+def test_workers_that_the_user_names_are_used(tmp_path: Path) -> None:
+    given = ("--job_endpoint=localhost:1", "--environment_type=EXTERNAL", "--environment_config=localhost:9")
+    flags = _flags("flink", True, *given, folder=tmp_path)
+    assert [flag for flag in flags if flag.startswith("--environment")] == list(given[1:])
 
 
 def test_a_job_server_that_the_user_names_is_used_and_none_is_started(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the parts of one process share, and that no feed sees what an earlier one left."""
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -7,7 +8,17 @@ import pytest
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from millrace.pipelines.kafka import process
-from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, SHARDS, WRITES, begin_feed, progress_of
+from millrace.pipelines.kafka.process import (
+    FIRST_POLL,
+    HEARTBEAT,
+    RESTING,
+    SHARDS,
+    WRITES,
+    LostShardError,
+    ShardCache,
+    begin_feed,
+    progress_of,
+)
 from millrace.pipelines.kafka.reader import KafkaBlockReader
 
 
@@ -70,3 +81,40 @@ def test_only_the_reader_that_rests_at_a_place_leaves_it() -> None:
     RESTING.remove("source", {("t", 0): 1}, first)
     assert RESTING.take("source", {("t", 0): 1}) is second
     assert RESTING.take("source", {("t", 0): 1}) is None
+
+
+def test_a_shard_is_lent_to_one_bundle_at_a_time() -> None:
+    cache = ShardCache()
+    assert cache.lend("run", 0) is None
+    got: list[object] = []
+    waiting = threading.Thread(target=lambda: got.append(cache.lend("run", 0)))
+    waiting.start()
+    cache.put("run", 0, "machine")
+    waiting.join(30.0)
+    assert got == ["machine"]
+
+
+def test_a_bundle_that_waits_for_the_shard_of_a_failed_one_fails_too() -> None:
+    for _ in range(50):
+        cache, raised = ShardCache(), []
+        cache.lend("run", 0)
+
+        def lend(cache: ShardCache = cache, raised: list[str] = raised) -> None:
+            with pytest.raises(LostShardError) as error:
+                cache.lend("run", 0)
+            raised.append(str(error.value))
+
+        waiting = threading.Thread(target=lend)
+        waiting.start()
+        cache.lose("run", 0)
+        waiting.join(30.0)
+        assert raised == ["shard 0 went down with a bundle that failed"]
+        cache.clear()
+        assert cache.lend("run", 0) is None
+
+
+def test_other_shards_are_not_lost() -> None:
+    cache = ShardCache()
+    cache.lend("run", 0)
+    cache.lose("run", 0)
+    assert cache.lend("run", 1) is None

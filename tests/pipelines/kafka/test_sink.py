@@ -1,13 +1,19 @@
 """What a bundle of writes promises, without a broker."""
 
+import threading
+import time
+
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.display import DisplayData
+from confluent_kafka import KafkaError, KafkaException
 
 from millrace.pipelines.kafka import sink
 from millrace.pipelines.kafka.process import WRITES
 from millrace.pipelines.kafka.sink import KafkaRecord, RecordTooLargeError, WriteToKafka, WriteToKafkaDoFn
+from millrace.runtime import telemetry
+from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError
 
@@ -29,6 +35,7 @@ class _FakeProducer:
         return 0
 
     def flush(self, seconds: float) -> int:
+        time.sleep(0 if self.acknowledges else 0.001)
         while self.acknowledges and self.callbacks:
             self.callbacks.pop()(self.error, None)
         return len(self.callbacks)
@@ -48,8 +55,8 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> _FakeProducer:
     return fake
 
 
-def _write(*records: KafkaRecord) -> None:
-    do_fn = WriteToKafkaDoFn(CONNECTION, "t")
+def _write(*records: KafkaRecord, delivery_seconds: float | None = 60.0) -> None:
+    do_fn = WriteToKafkaDoFn(CONNECTION, "t", delivery_seconds=delivery_seconds)
     do_fn.start_bundle()
     for record in records:
         assert list(do_fn.process(record)) == []
@@ -73,8 +80,69 @@ def test_a_delivery_error_fails_the_bundle(producer: _FakeProducer) -> None:
 def test_a_missing_acknowledgement_fails_the_bundle_and_replaces_the_producer(producer: _FakeProducer) -> None:
     producer.acknowledges = False
     with pytest.raises(UndeliveredError, match="2 messages not acknowledged"):
+        _write(*TWO, delivery_seconds=0.05)
+    assert sink._shared_producers._producers == {}
+
+
+def test_a_bundle_that_is_not_retried_waits_as_long_as_brokers_are_away_and_says_so(
+    producer: _FakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "_SLOW_SECONDS", 0.02)
+    for outage in range(20):
+        producer.acknowledges, producer.values = False, []
+        bundle = threading.Thread(target=_write, args=TWO, kwargs={"delivery_seconds": None})
+        bundle.start()
+        wait_until(lambda: telemetry.WAITS.words() is not None, 30.0, f"wait {outage} is told")
+        assert str(telemetry.WAITS.words()).startswith("waiting for Kafka at 127.0.0.1:1 for ")
+        assert bundle.is_alive()
+        producer.acknowledges = True
+        bundle.join(30.0)
+        assert not bundle.is_alive() and producer.values == [b"1", b"2"]
+        assert telemetry.WAITS.words() is None and WRITES.none()
+
+
+def test_a_producer_that_gives_nothing_up_is_not_the_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr(sink, "make_producer", lambda _, **settings: made.append(settings) or _FakeProducer())
+    _write(*TWO)
+    _write(*TWO, delivery_seconds=None)
+    _write(*TWO, delivery_seconds=None)
+    assert [settings.get("message_timeout_ms") for settings in made] == [None, 0]
+
+
+def test_a_refusal_fails_a_bundle_that_would_wait(producer: _FakeProducer) -> None:
+    producer.error = _Error()
+    with pytest.raises(UndeliveredError, match="t: broker says no"):
+        _write(*TWO, delivery_seconds=None)
+
+
+def test_a_producer_that_has_failed_for_good_is_replaced(
+    producer: _FakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._FATAL))
+
+    monkeypatch.setattr(producer, "produce", refuse)
+    with pytest.raises(UndeliveredError, match="t: Local: Fatal error"):
         _write(*TWO)
     assert sink._shared_producers._producers == {}
+
+
+def test_a_full_queue_is_waited_for(producer: _FakeProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+    produce, full = producer.produce, [BufferError(), BufferError(), BufferError()]
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        if full:
+            raise full.pop()
+        produce(*arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(producer, "produce", refuse)
+    _write(*TWO)
+    assert producer.values == [b"1", b"2"]
+    full.extend([BufferError(), BufferError()])
+    monkeypatch.setattr(producer, "poll", lambda _: full.append(BufferError()))
+    with pytest.raises(UndeliveredError, match="the producer's queue is full"):
+        _write(*TWO, delivery_seconds=0.05)
 
 
 def test_a_bundle_counts_as_unfinished_from_its_beginning_to_its_acknowledgement() -> None:

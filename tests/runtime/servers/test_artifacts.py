@@ -96,7 +96,10 @@ def test_patches_of_a_server_are_compiled_against_its_jars(tool: Callable[[str, 
     arguments = (tmp_path / "javac").read_text().split()
     assert arguments[arguments.index("-cp") + 1].endswith("/*")
     assert arguments[arguments.index("-d") + 1].endswith("/classes")
-    assert [Path(file).name for file in arguments if file.endswith(".java")] == ["BundleCheckpointHandlers.java"]
+    assert [Path(file).name for file in arguments if file.endswith(".java")] == [
+        "BundleCheckpointHandlers.java",
+        "ServerFactory.java",
+    ]
 
 
 def test_a_patch_that_does_not_compile_leaves_nothing(tool: Callable[[str, str], None], tmp_path: Path) -> None:
