@@ -94,6 +94,7 @@ fuzz: setup  ## give damaged snapshots, deltas, records, streams and train block
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/snapshot_fuzz --runs $(RUNS)
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/records_fuzz --runs $$(( $(RUNS) / 8 ))
 	@$(bin)/python tests/fuzz/fuzz_deltas.py --runs $(RUNS)
+	@$(bin)/python -m tests.fuzz.fuzz_predict --runs $$(( $(RUNS) / 8 ))
 	@$(bin)/python -m tests.fuzz.fuzz_framing --runs $(RUNS)
 	@$(bin)/python -m tests.fuzz.fuzz_records --runs $(RUNS)
 	@$(bin)/python -m tests.fuzz.fuzz_train_blocks --runs $(RUNS)

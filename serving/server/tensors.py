@@ -156,4 +156,6 @@ def _dtype_name(number: int) -> str:
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"
+    """Up to 20 names, each cut off after 60 letters: a status travels in a header, and names come from the request."""
+    shown = [f"'{name[:60]}'" for name in names]
+    return ", ".join(shown[:20] + ["..."] * (len(shown) > 20)) or "none"
