@@ -15,7 +15,7 @@ from millrace.runtime.kafka_client import KafkaConnection
 from millrace.serving.server.control_service import ControlService
 from millrace.serving.server.errors import NotFoundError, StatusInterceptor
 from millrace.serving.server.model_roots import ModelRoots
-from millrace.serving.server.model_service import ModelService, wanted_version
+from millrace.serving.server.model_service import ModelService, StatusService, wanted_version
 from millrace.serving.server.model_source import DirectorySource, ModelConfig
 from millrace.serving.server.prediction_service import PredictionService
 from millrace.serving.server.saved_model_loader import SavedModelLoader
@@ -97,7 +97,7 @@ class ModelServer:
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(self._acquire, config.limits), server
         )
-        status = ModelService(self._manager, self._source, self._staleness, self._roots)
+        status = StatusService(self._manager, self._source, self._staleness)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(status, server)
         return server
 

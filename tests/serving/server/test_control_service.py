@@ -173,6 +173,9 @@ def test_a_control_port_that_others_reach_needs_roots(tmp_path: Path) -> None:
 def test_the_prediction_port_takes_no_configuration(server: ModelServer) -> None:
     _configure(server, "a", 1)
     _wait(server, "a", 1)
+    with pytest.raises(grpc.RpcError) as caught:
+        _reload(server.address)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/millrace.ServingControl/Configure")(b"", timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

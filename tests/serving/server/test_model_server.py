@@ -255,29 +255,29 @@ def _states(address: str) -> dict[int, tuple[str, str]]:
 
 def test_a_configuration_names_versions_and_labels(start_server: Callable[..., ModelServer], base_path: Path) -> None:
     server = start_server()
-    _reload(server.address, base_path, [1, 2], {"stable": 1})
+    _reload(server.control_address, base_path, [1, 2], {"stable": 1})
     wait_until(lambda: server.available(MODEL) == [2, 1], _SECONDS, "both versions")
     with grpc.insecure_channel(server.address) as channel:
         request = _request()
         request.model_spec.version_label = "stable"
         response = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=5)
     assert response.model_spec.version.value == 1
-    _reload(server.address, base_path, [1])
-    wait_until(lambda: _states(server.address).get(2, ("END", ""))[0] == "END", _SECONDS, "version 2 gone")
+    _reload(server.control_address, base_path, [1])
+    wait_until(lambda: _states(server.control_address).get(2, ("END", ""))[0] == "END", _SECONDS, "version 2 gone")
     assert server.available(MODEL) == [1]
 
 
 def test_a_configuration_without_sense_is_refused(start_server: Callable[..., ModelServer]) -> None:
     server = start_server()
     with pytest.raises(grpc.RpcError, match="must be an absolute path"):
-        _reload(server.address, Path("relative"), [1])
+        _reload(server.control_address, Path("relative"), [1])
     with pytest.raises(grpc.RpcError, match="specific.versions is empty"):
-        _reload(server.address, Path("/models"), [])
+        _reload(server.control_address, Path("/models"), [])
 
 
 def test_swapping_versions_fails_no_request(start_server: Callable[..., ModelServer], base_path: Path) -> None:
     server = start_server()
-    _reload(server.address, base_path, [1])
+    _reload(server.control_address, base_path, [1])
     wait_until(lambda: server.available(MODEL) == [1], _SECONDS, "version 1")
     stop, errors, biases = threading.Event(), [], set()
 
@@ -294,7 +294,7 @@ def test_swapping_versions_fails_no_request(start_server: Callable[..., ModelSer
     for thread in threads:
         thread.start()
     for version in (2, 1, 2):
-        _reload(server.address, base_path, [version])
+        _reload(server.control_address, base_path, [version])
         wait_until(lambda version=version: server.available(MODEL) == [version], _SECONDS, f"version {version}")  # type: ignore[misc]
     stop.set()
     for thread in threads:
@@ -340,7 +340,7 @@ def test_a_damaged_export_is_never_served_and_the_one_before_is(
     damage(write_export(tmp_path, 2, bias=0.5))
     server = start_server(base_path=str(tmp_path))
     wait_until(lambda: server.available(MODEL) == [1], _SECONDS, "version 1")
-    state, error = _states(server.address)[2]
+    state, error = _states(server.control_address)[2]
     assert state == "END"
     assert named in error
     assert any(named in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
@@ -353,6 +353,6 @@ def test_the_manifest_cannot_point_out_of_the_export(start_server: Callable[...,
     manifest["files"].append({"path": "../../secret", "size_bytes": 1, "crc32c": 0})
     manifest_path.write_text(json.dumps(manifest))
     server = start_server()
-    _reload(server.address, tmp_path, [1])
-    wait_until(lambda: _states(server.address).get(1, ("", ""))[0] == "END", _SECONDS, "refused")
-    assert "points out of the export" in _states(server.address)[1][1]
+    _reload(server.control_address, tmp_path, [1])
+    wait_until(lambda: _states(server.control_address).get(1, ("", ""))[0] == "END", _SECONDS, "refused")
+    assert "points out of the export" in _states(server.control_address)[1][1]
