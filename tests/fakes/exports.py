@@ -70,9 +70,12 @@ def write_export(
 
 def write_table_export(
     base_path: Path, version: int, rows: Mapping[int, float], delta_topic: str = "", delta_offset: int = 0,
-    delta_sequence: int = 0, model: str = MODEL,
+    delta_sequence: int = 0, model: str = MODEL, **fields: object,
 ) -> Path:  # fmt: skip
-    """Writes one version of a TableModel whose items have these weights; returns its folder."""
+    """Writes one version of a TableModel whose items have these weights; returns its folder.
+
+    `fields` replace fields of the manifest.
+    """
     temporary = base_path / f"temp-{version}"
     snapshot = base_path / f"temp-{version}-tables"
     shared_name = f"{model}@{version}"
@@ -87,7 +90,8 @@ def write_table_export(
     shutil.rmtree(snapshot)
     deltas = {"delta_topic": delta_topic, "delta_offsets": {"0": delta_offset} if delta_topic else {}}
     tables_fields = {"store": shared_name, "tables": ["item"], "delta_sequence": delta_sequence}
-    return _publish(temporary, model, version, deltas | tables_fields)
+    signature = {"signature": {"inputs": {"item_id": "int64"}, "outputs": ["click"]}}
+    return _publish(temporary, model, version, deltas | tables_fields | signature | fields)
 
 
 def _publish(temporary: Path, model: str, version: int, fields: Mapping[str, object]) -> Path:
