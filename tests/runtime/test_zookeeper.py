@@ -41,6 +41,19 @@ def test_an_unregistered_node_does_not_come_back(zookeeper: str, root: str) -> N
 
 
 @pytest.mark.service
+def test_a_claimed_node_belongs_to_one_session_until_that_closes(zookeeper: str, root: str) -> None:
+    path = f"{root}/replicas/a"
+    with ZooKeeperSession(zookeeper) as second:
+        with ZooKeeperSession(zookeeper) as first:
+            assert first.claim(path, b"first") is None
+            assert second.claim(path, b"second") == b"first"
+            assert first.claim(path, b"changed") is None
+            assert second.claim(path, b"second") == b"changed"
+        assert second.claim(path, b"second") is None
+        assert second.get(path) == b"second"
+
+
+@pytest.mark.service
 def test_a_node_that_somebody_deleted_is_made_again(zookeeper: str, root: str) -> None:
     with ZooKeeperSession(zookeeper) as owner, ZooKeeperSession(zookeeper) as other:
         owner.register(f"{root}/a", b"data")
