@@ -23,6 +23,7 @@ from millrace.ops.table_config import (
     Zeros,
 )
 from millrace.runtime.errors import UserError
+from millrace.training.task.guard import Guard
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 
 _INTEGER_COLUMNS = ("user_id", "item_id")
@@ -124,6 +125,7 @@ class Task(ABC):
       negative_rate: the probability with which the feed keeps a negative, in (0, 1].
       early_negatives: rows reach the trainer as negatives at once, and again when their action comes within the window;
         the loss is weighted accordingly (`millrace.transforms.feed.early_negatives`).
+      guard: when the trainer stops publishing the model; `Guard(enabled=False)`: never.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Task(ABC):
     window_seconds: float = 5.0
     negative_rate: float = 1.0
     early_negatives: bool = False
+    guard: Guard = Guard()
 
     @abstractmethod
     def build_model(self, embeddings: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
