@@ -134,14 +134,16 @@ class ModelServer:
         return [status.version for status in self._statuses(model) if status.state is State.AVAILABLE]
 
     def problem(self) -> str | None:
-        """What is wrong, for `MetricsEndpoint`: a model without a loaded version, or with a stale one."""
-        for model in self._manager.models():
-            statuses = [status for status in self._statuses(model) if status.state is State.AVAILABLE]
-            if not statuses:
-                return f"no version of {model} is loaded"
-            if reason := self._staleness.reason(statuses[0]):
-                return f"{model}:{statuses[0].version} {reason}"
-        return None
+        """What is wrong with `model_name`, for `MetricsEndpoint`: no version is loaded, or the newest one is stale.
+
+        Of other models only metrics and agents tell: a server stays in service for those that it can answer.
+        """
+        model = self._config.model_name
+        statuses = [status for status in self._statuses(model) if status.state is State.AVAILABLE]
+        if not statuses:
+            return f"no version of {model} is loaded"
+        reason = self._staleness.reason(statuses[0])
+        return f"{model}:{statuses[0].version} {reason}" if reason else None
 
     def _saved_model(self, name: str, version: int, source: VersionSource) -> SavedModelLoader:
         return SavedModelLoader(name, version, source, self._config.kafka, roots=self._roots)

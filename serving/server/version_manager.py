@@ -73,6 +73,8 @@ class VersionManager:
         self._lock = threading.RLock()
         self._models: dict[str, list[ServableVersion]] = {}
         self._aspired: dict[str, dict[int, VersionSource]] = {}
+        # The best version of each model, for requests; what may change it takes it out.
+        self._best: dict[str, ServableVersion] = {}
         self._failures: dict[tuple[ServableId, VersionSource], _Failures] = {}
         self._closed = False
         # Unloads have workers of their own: behind loads they would wait, and so would the memory that they free.
@@ -118,11 +120,21 @@ class VersionManager:
                 choices = ", ".join(sorted(self._aspired)) or "none"
                 raise NotFoundError(f"model '{name}' is not served here; models: {choices}")
             # Acquired under the lock: the policy may otherwise retire the chosen version between choice and use.
-            among = known if version is None else [each for each in known if each.id.version == version]
-            place = version_policy.best(self._snapshot(name, among))
-            if place is not None and (handle := among[place].acquire()):
+            chosen = self._choose(name, version, known)
+            if chosen is not None and (handle := chosen.acquire()):
                 return handle
             raise self._why_not(name, version, known)
+
+    def _choose(self, name: str, version: int | None, known: list[ServableVersion]) -> ServableVersion | None:
+        if version is None and name in self._best:
+            return self._best[name]
+        among = known if version is None else [each for each in known if each.id.version == version]
+        place = version_policy.best(self._snapshot(name, among))
+        if place is None:
+            return None
+        if version is None:
+            self._best[name] = among[place]
+        return among[place]
 
     def _why_not(self, name: str, version: int | None, known: list[ServableVersion]) -> ServingError:
         rows = sorted(known, key=lambda each: -each.id.version)
@@ -185,6 +197,7 @@ class VersionManager:
         else:
             _LOG.info("%s %s", version.id, version.state.name)
         with self._lock:
+            self._best.pop(version.id.name, None)
             self._note_outcome(version)
         self._on_change(version.id, version.state, version.error or "")
 
@@ -203,6 +216,7 @@ class VersionManager:
     def _advance(self, name: str) -> None:
         """Starts actions until the policy asks for no more."""
         with self._lock:
+            self._best.pop(name, None)
             self._hold_in_place(name)
             while action := version_policy.next_action(self._snapshot(name, self._models.get(name, []))):
                 self._start(self._models[name][action.index], action)

@@ -51,7 +51,7 @@ def start_server(loaders: FakeLoaders) -> Iterator[Callable[..., ModelServer]]:
 
 @pytest.fixture
 def server(start_server: Callable[..., ModelServer]) -> ModelServer:
-    return start_server(max_staleness=60.0)
+    return start_server(model_name="m", max_staleness=60.0)
 
 
 def _configure(server: ModelServer, model: str, *versions: int, **fields: Any) -> ModelState:
@@ -197,7 +197,7 @@ def test_methods_of_the_api_that_are_not_built_say_so(server: ModelServer) -> No
 
 
 def test_a_stale_version_is_told_by_health_status_and_state(server: ModelServer, loaders: FakeLoaders) -> None:
-    assert server.problem() is None  # no model is asked for
+    assert server.problem() == "no version of m is loaded"
     _configure(server, "m", 1)
     _wait(server, "m", 1)
     assert server.problem() is None
@@ -208,7 +208,11 @@ def test_a_stale_version_is_told_by_health_status_and_state(server: ModelServer,
     loaders.of(1).fresh = Freshness(-1, 61_000)
     assert "its newest delta 61 s" in str(server.problem())
     loaders.of(1).fresh = Freshness(1_000, 500)
+    _configure(server, "other", 2)
+    _wait(server, "other", 2)
+    loaders.of(2).fresh = Freshness(10**6, 500)
     assert server.problem() is None
+    assert "STALE" in _status(server.address, "other")[0][1]
 
 
 def test_without_a_limit_no_version_is_stale(start_server: Callable[..., ModelServer], loaders: FakeLoaders) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from prometheus_client import REGISTRY
 
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.runtime.kafka_client import KafkaConnection
@@ -127,4 +128,7 @@ def test_the_age_of_an_export_is_known_before_the_first_delta(tmp_path: Path) ->
     fresh = loader.freshness()
     assert fresh.model_age_ms > fresh.delta_lag_ms >= 100
     assert not fresh.resync_required
+    labels = {"model": MODEL, "version": "1"}
+    assert REGISTRY.get_sample_value("millrace_delta_lag_seconds", labels) is not None
     loader.unload()
+    assert REGISTRY.get_sample_value("millrace_delta_lag_seconds", labels) is None
