@@ -124,7 +124,8 @@ class Agent:
         while not stop.is_set():
             heartbeat.beat()
             self.step()
-        self._report(Plan(Phase.STOPPED, None), [])
+        if not self._has_rival():  # whose status it would be
+            self._report(Plan(Phase.STOPPED, None), [])
 
     def step(self) -> None:
         """Reads the events that are there; reconciles if one changed something or `reconcile_seconds` are over."""

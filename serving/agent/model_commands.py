@@ -100,15 +100,16 @@ def rollback_event(known: KnownModel, version: int, as_of_ms: int | None, reason
     Without `as_of_ms`, that is the cut of the version after it, or now when there is none.
 
     Raises:
-      UserError: the version is unknown, or was cut after `as_of_ms`, or the model is retired.
+      UserError: the version is unknown or gone, or was cut after `as_of_ms`, or the model is retired.
     """
     newest, folder = known.announced.newest, known.folder(version)
     assert newest is not None  # `read_model` refuses a model without versions
     if known.announced.retired:
         raise UserError("--model", newest.model_name, "it is retired", "start its trainer: an export revives it")
     if folder is None:
-        shown = ", ".join(map(str, known.versions[-_SHOWN_VERSIONS:]))
-        raise UserError("--to", version, "there is no such version", f"choose one of {shown}")
+        raise UserError("--to", version, "there is no such version", f"choose one of {_shown(known.versions)}")
+    if known.on_disk is not None and folder.parent == folder_of(newest).parent and version not in known.on_disk:
+        raise UserError("--to", version, f"{folder} is gone", f"choose one of {_shown(sorted(known.on_disk))}")
     cut = known.cut_ms(version)
     if as_of_ms is None:
         after = [known.cut_ms(each) for each in known.versions if each > version]
@@ -128,6 +129,10 @@ def rollback_event(known: KnownModel, version: int, as_of_ms: int | None, reason
         reason=reason,
         held_by="user",
     )
+
+
+def _shown(versions: list[int]) -> str:
+    return ", ".join(map(str, versions[-_SHOWN_VERSIONS:])) or "none"
 
 
 def send_event(connection: KafkaConnection, topic: str, event: ModelEvent) -> None:

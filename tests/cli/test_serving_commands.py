@@ -59,7 +59,7 @@ def test_a_served_folder_is_predicted_from_the_shell(
     answer = json.loads(done.stdout)  # type: ignore[attr-defined]
     assert answer["outputs"]["click"] == [0.25] * 3
     port = address.rpartition(":")[2]
-    taken = run_millrace("serve", "--port", port, "--model-name", "m", "--no-deltas")
+    taken = run_millrace("serve", "--port", port, "--control-port", "0", "--model-name", "m", "--no-deltas")
     assert taken.returncode == 2  # type: ignore[attr-defined]
     assert f"--port={port}" in taken.stderr  # type: ignore[attr-defined]
     assert server.stop() == 0

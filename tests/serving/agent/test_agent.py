@@ -1,10 +1,12 @@
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from millrace.runtime.telemetry import Heartbeat
 from millrace.serving.agent.agent import Agent, AgentConfig
 from millrace.serving.agent.gate import parse_gate
 from millrace.serving.agent.registry import Registry, agent_path, binding_path, service_path
@@ -79,6 +81,12 @@ class _World(SimpleNamespace):
     def binding(self) -> dict[str, Any] | None:
         data = self.nodes.data.get(binding_path("default", "m", "r1"))
         return json.loads(data) if data else None
+
+
+def _run_to_its_end(agent: Agent) -> None:
+    stop = threading.Event()
+    stop.set()
+    agent.run(stop, Heartbeat("reconciling"))
 
 
 @pytest.fixture
@@ -383,6 +391,7 @@ def test_a_second_agent_of_the_same_name_waits_until_the_first_has_ended(
     world.announce("EXPORT", 2)
     for _ in range(50):
         world.tick()
+    _run_to_its_end(world.agent)
     assert (len(world.server.plans), len(world.sent)) == (told, sent)
     assert "belongs to another agent (process 7 on h2, beside server h2:8500)" in caplog.text
     del world.nodes.data[path]
@@ -406,14 +415,8 @@ def test_a_binding_that_zookeeper_missed_is_shown_when_it_is_there(world: _World
 
 
 def test_the_end_of_an_agent_is_told(world: _World) -> None:
-    import threading
-
-    from millrace.runtime.telemetry import Heartbeat
-
     world.serve(1)
-    stop = threading.Event()
-    stop.set()
-    world.agent.run(stop, Heartbeat("reconciling"))
+    _run_to_its_end(world.agent)
     assert world.sent[-1]["state"] == "STOPPED"
 
 

@@ -59,6 +59,11 @@ def test_a_version_that_is_not_there_is_refused_with_the_choices() -> None:
         rollback_event(_known(1, 4, on_disk={3: Path("/m/3"), 4: Path("/m/4")}), 2, None, "", _NOW)
 
 
+def test_a_version_whose_folder_is_gone_is_refused_with_those_that_are_there() -> None:
+    with pytest.raises(UserError, match="--to=1: /m/1 is gone; choose one of 3, 4"):
+        rollback_event(_known(1, 4, on_disk={3: Path("/m/3"), 4: Path("/m/4")}), 1, None, "", _NOW)
+
+
 def test_a_folder_that_cannot_be_seen_from_here_is_believed() -> None:
     assert folder_of(rollback_event(_known(4), 2, None, "", _NOW)) == Path("/m/2")
 
