@@ -88,7 +88,10 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments, server=config.server, metrics=metrics.address
     )
     try:
-        run_agent(config, control, connection, topics, zookeeper, metrics.address, state_file, stop, heartbeat, ready)
+        run_agent(
+            config, control, connection, topics, zookeeper, metrics.address, state_file, stop, heartbeat, ready,
+            arguments.zookeeper_properties,
+        )  # fmt: skip
     finally:
         metrics.close()
     return 0

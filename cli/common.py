@@ -135,12 +135,17 @@ def add_namespace_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_zookeeper_flag(parser: argparse.ArgumentParser) -> None:
-    """--zookeeper."""
+    """--zookeeper and --zookeeper-properties."""
     parser.add_argument(
         "--zookeeper",
         type=addresses,
         metavar="HOST:PORT",
         help="ZooKeeper (default: $MILLRACE_ZOOKEEPER, else the server of `millrace dev`)",
+    )
+    parser.add_argument(
+        "--zookeeper-properties",
+        metavar="FILE",
+        help="TLS and credentials of ZooKeeper, one key=value per line; never logged",
     )
 
 

@@ -55,17 +55,18 @@ class UndeliveredError(RuntimeError):
     """A producer could not deliver every message."""
 
 
-def _read_properties(path: str) -> dict[str, str]:
+def read_properties(path: str, field_name: str) -> dict[str, str]:
+    """{key: value} of the `key=value` lines of a file that may hold secrets; UserError, without them, otherwise."""
     parser = configparser.ConfigParser(interpolation=None, delimiters=("=",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
         parser.read_string("[client]\n" + Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError("--kafka-properties", path, f"cannot be read ({problem})", "name a readable file") from error
+        raise UserError(field_name, path, f"cannot be read ({problem})", "name a readable file") from error
     except configparser.Error as error:
         # No text of the parser here: it quotes the line, which may hold a password.
-        raise UserError("--kafka-properties", path, "has a line that is not key=value", "correct it") from error
+        raise UserError(field_name, path, "has a line that is not key=value", "correct it") from error
     return dict(parser["client"])
 
 
@@ -84,7 +85,7 @@ class KafkaConnection:
     def client_config(self) -> dict[str, str | int | float | bool]:
         config: dict[str, str | int | float | bool] = {"bootstrap.servers": self.bootstrap_servers}
         if self.properties_file:
-            config.update(_read_properties(self.properties_file))
+            config.update(read_properties(self.properties_file, "--kafka-properties"))
         return config
 
 
@@ -351,6 +352,7 @@ __all__ = [
     "make_producer",
     "max_record_bytes",
     "partitions_of",
+    "read_properties",
     "topic_settings",
     "watermark_offsets",
     "watermarks",

@@ -3,17 +3,22 @@
 Only this module touches kazoo. Paths are absolute (`/millrace/serving/...`), data are bytes.
 """
 
+import importlib.util
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from kazoo.client import KazooClient, KazooState
+from kazoo.exceptions import ConfigurationError as KazooConfigurationError
 from kazoo.exceptions import KazooException, NodeExistsError, NoNodeError
 from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.protocol.states import KeeperState
 from kazoo.retry import KazooRetry
+from kazoo.security import CREATOR_ALL_ACL
 
-from millrace.runtime.errors import UnreachableError
+from millrace.runtime.errors import UnreachableError, UserError
+from millrace.runtime.kafka_client import read_properties
 
 _LOG = logging.getLogger(__name__)
 # Watches wake the session at once; it also looks this often, in case an event of a watch was lost.
@@ -37,8 +42,11 @@ class ZooKeeperSession:
       timeout_seconds: of the session: how long after a crash its ephemeral nodes stay.
       connect_seconds: how long to wait for the first connection.
       field_name: the flag that an error names.
+      properties_file: TLS and credentials, one `key=value` per line (docs/running.md); never logged. With credentials
+        the session's nodes are open to them alone.
 
     Raises:
+      UserError: the properties are wrong, or the server refuses the credentials.
       UnreachableError: no server answers within `connect_seconds`; a process that runs for ever waits
         (`millrace.runtime.outage`).
     """
@@ -49,21 +57,27 @@ class ZooKeeperSession:
         timeout_seconds: float = 4.0,
         connect_seconds: float = 10.0,
         field_name: str = "--zookeeper",
+        properties_file: str | None = None,
     ) -> None:
-        retry = KazooRetry(max_tries=-1, delay=0.1, backoff=2, max_delay=1.0)
-        self._client = KazooClient(hosts=address, timeout=timeout_seconds, connection_retry=retry)
-        logging.getLogger("kazoo").setLevel(logging.ERROR)  # it repeats every attempt of a reconnect
+        # kazoo repeats every attempt of a reconnect, and shows credentials that it sends.
+        logging.getLogger("kazoo").setLevel(logging.ERROR)
+        security = _security(properties_file) if properties_file else {}
+        self._client = _client(address, timeout_seconds, security, properties_file)
         self._registered: dict[str, bytes] = {}
         self._unregistered: set[str] = set()
         self._watches: list[_Watch] = []
         self._lock = threading.RLock()
         self._wake = threading.Event()
-        self._closed = False
+        self._closed = self._refused = False
         self._client.add_listener(self._state_changed)
         try:
             self._client.start(connect_seconds)
         except KazooTimeoutError as error:
             self._client.close()
+            if self._refused:
+                raise UserError(
+                    "--zookeeper-properties", properties_file, "the server refuses the credentials", "correct them"
+                ) from error
             raise UnreachableError(
                 field_name,
                 address,
@@ -173,6 +187,7 @@ class ZooKeeperSession:
     def _state_changed(self, state: str) -> None:
         # Runs on kazoo's connection thread, where a request would wait for itself: the session's thread acts.
         _LOG.info("ZooKeeper session: %s", state.lower())
+        self._refused = self._refused or self._client.client_state == KeeperState.AUTH_FAILED
         if state == KazooState.CONNECTED:
             self._wake.set()
 
@@ -242,6 +257,52 @@ class ZooKeeperSession:
             watches = list(self._watches)
         for watch in watches:
             watch.check()
+
+
+# Key of a properties file -> argument of kazoo's client.
+_TLS = {
+    "ssl.ca": "ca",
+    "ssl.certificate": "certfile",
+    "ssl.key": "keyfile",
+    "ssl.key.password": "keyfile_password",
+}
+_SASL = ("sasl.mechanism", "sasl.username", "sasl.password")
+_DIGEST = ("digest.username", "digest.password")
+
+
+def _security(path: str) -> dict[str, Any]:
+    """Arguments of kazoo's client for TLS, credentials and the access to nodes."""
+    flag = "--zookeeper-properties"
+    given = read_properties(path, flag)
+    known = {*_TLS, *_SASL, *_DIGEST}
+    for name in given:
+        if name not in known:
+            raise UserError(flag, path, f"{name} is unknown", f"choose from {', '.join(sorted(known))}")
+    for group in (_SASL, _DIGEST):
+        missing = [name for name in group if name not in given]
+        if 0 < len(missing) < len(group):
+            raise UserError(flag, path, f"{missing[0]} is missing", f"give {', '.join(group)}")
+    settings: dict[str, Any] = {argument: given[name] for name, argument in _TLS.items() if name in given}
+    if settings:
+        settings |= {"use_ssl": True, "check_hostname": True}
+    if _DIGEST[0] in given:
+        settings["auth_data"] = [("digest", ":".join(given[name] for name in _DIGEST))]
+    if _SASL[0] in given:
+        if importlib.util.find_spec("puresasl") is None:
+            raise UserError(flag, path, "SASL needs the package pure-sasl", "install it, or give digest.username")
+        settings["sasl_options"] = {name.removeprefix("sasl."): given[name] for name in _SASL}
+    if _DIGEST[0] in given or _SASL[0] in given:
+        settings["default_acl"] = CREATOR_ALL_ACL
+    return settings
+
+
+def _client(address: str, timeout_seconds: float, security: dict[str, Any], properties_file: str | None) -> KazooClient:
+    retry = KazooRetry(max_tries=-1, delay=0.1, backoff=2, max_delay=1.0)
+    try:
+        return KazooClient(hosts=address, timeout=timeout_seconds, connection_retry=retry, **security)
+    except KazooConfigurationError:
+        # No text of kazoo here: it may hold a password.
+        raise UserError("--zookeeper-properties", properties_file, "kazoo refuses a value", "correct it") from None
 
 
 class _Watch:

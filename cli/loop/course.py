@@ -8,6 +8,7 @@ from millrace.cli.loop import figures
 from millrace.cli.loop.client_load import ClientLoad, PredictCounter
 from millrace.cli.loop.freshness import FreshnessProber
 from millrace.cli.loop.options import LoopOptions
+from millrace.cli.loop.patience import Patience
 from millrace.cli.loop.processes import START_SECONDS, Processes
 from millrace.cli.loop.sampler import Sampler
 from millrace.cli.loop.scenario import Scenario
@@ -17,7 +18,8 @@ from millrace.runtime.deadline import Deadline
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 
-_LATE_PRODUCER_SECONDS = 20.0  # a slow machine sends the last events late; past this it is stopped
+_STALL_SECONDS = 120.0  # the longest that a process stood still on a busy machine was half of it
+_CLIENT_SECONDS = 60.0  # a slow answer is no failed one
 _TICK_SECONDS = 5.0  # one line per tick where the terminal has no live screen
 _KILL_AT = 0.45  # share of the run after which the trainer is killed: both halves see enough versions
 
@@ -42,26 +44,34 @@ class Course:
         self.prober: FreshnessProber | None = None
 
     def flow(self, kafka: KafkaConnection, stack: ExitStack, screen: Screen) -> tuple[PredictCounter, FreshnessProber]:
-        """Runs until all that was sent is trained or `drain_seconds` are over; `stack` closes the clients."""
+        """Runs until all that was sent is trained, or nothing moves any more; `stack` closes the clients.
+
+        Raises:
+          ChildProcessError: a process ended by itself, or the producer failed.
+          StalledError: what should move has stood still.
+        """
         self.phase = "events are flowing"
         producer = self._processes["producer"]
         producer.start()
-        began, deadline = time.monotonic(), Deadline(self._options.seconds + _LATE_PRODUCER_SECONDS)
+        self._processes.wait_ready("producer")
+        began = time.monotonic()
         self._wait_for_version()
         counter, prober = self._start_client(kafka, stack)
         tick = Deadline(_TICK_SECONDS)
         kill_after = _KILL_AT * self._options.seconds
-        while producer.running() and not deadline.expired():
+        sending = Patience("the producer", _STALL_SECONDS, f"{producer.log_path} says what it waits for")
+        while producer.running():
             self._processes.check_alive()
             if self._options.kill_trainer and not self.kills and time.monotonic() - began > kill_after:
                 self._kill_trainer()
             if tick.expired():
                 screen.tick()
+                sending.look(self._processes.metrics("producer").get("millrace_events_sent_total"))
                 tick = Deadline(_TICK_SECONDS)
             time.sleep(0.1)
         prober.stop_sending()
-        if producer.stop() != 0:
-            raise ChildProcessError(f"producer failed: {producer.log_tail()}")
+        if producer.exit_code != 0:
+            raise ChildProcessError(f"producer exited with {producer.exit_code}: {producer.log_tail()}")
         self._drain(prober)
         return counter, prober
 
@@ -82,7 +92,7 @@ class Course:
         from millrace.serving.client.predict_client import PredictClient
 
         scenario = self._scenario
-        client = PredictClient(str(self._processes["server"].ready["address"]), scenario.model)
+        client = PredictClient(str(self._processes["server"].ready["address"]), scenario.model, _CLIENT_SECONDS)
         stack.callback(client.close)
         self.counter = PredictCounter(client)
         load = ClientLoad(self.counter, scenario.users, scenario.items, scenario.probe.inputs)
@@ -104,9 +114,10 @@ class Course:
         killed = time.monotonic()
         trainer.kill()
         trainer.start()
-        trainer.wait_ready(START_SECONDS)
-        deadline = Deadline(START_SECONDS)
-        while self._rows_trained() <= 0 and not deadline.expired():
+        self._processes.wait_ready("trainer")
+        producer, deadline = self._processes["producer"], Deadline(START_SECONDS)
+        while self._rows_trained() <= 0 and producer.running() and not deadline.expired():
+            self._processes.check_alive()
             time.sleep(0.1)
         seconds = round(time.monotonic() - killed, 2)
         self._sampler.mark("back", f"back after {seconds:g} s")
@@ -117,17 +128,20 @@ class Course:
         return self._processes.metrics("trainer").get("millrace_rows_trained_total", 0)
 
     def _drain(self, prober: FreshnessProber) -> None:
-        """Waits until the trained rows match the ledger, or `drain_seconds` are over."""
+        """Waits until the trained rows match the ledger, or nothing has moved for `drain_seconds`."""
         self.phase = "draining"
         rows = figures.read_ledger(self._folder / "ledger.parquet").num_rows + len(prober.probes)
-        deadline = Deadline(self._options.drain_seconds)
-        while not deadline.expired():
+        arriving = Patience(
+            "rows that were sent", self._options.drain_seconds, f"the logs in {self._folder} say where they are"
+        )
+        while True:
             self._processes.check_alive()
             fed = self._processes.metrics("feed")
             # Dropped rows never reach the trainer; what a recipe makes of a row does, as often as the feed says.
             emitted = int(fed.get("millrace_feed_rows_emitted_total", 0))
             left = emitted + int(fed.get("millrace_feed_rows_dropped_total", 0)) >= rows
-            applied = figures.rows_applied(self._folder / "model") >= emitted
-            if left and applied and not prober.outstanding():
+            applied, outstanding = figures.rows_applied(self._folder / "model"), len(prober.outstanding())
+            if left and applied >= emitted and not outstanding:
                 return
+            arriving.look(emitted, applied, outstanding)
             time.sleep(0.5)

@@ -15,8 +15,8 @@ class LoopOptions:
       report: folder for the report.
       state: folder for the run's servers, model and logs.
       window_seconds: an impression without an action is a negative after this time.
-      seconds: how long events flow; a producer that has more by then is stopped.
-      drain_seconds: how long after the last event a row may still be on its way before it counts as lost.
+      seconds: how long events flow.
+      drain_seconds: how long nothing may move after the last event before rows on their way count as lost.
       kill_trainer: kill the trainer once with SIGKILL.
       delays: rows by which a model learns late, one point of the curve of AUC against delay each.
     """
@@ -30,6 +30,6 @@ class LoopOptions:
     checkpoint_seconds: float = 10.0
     probe_interval_seconds: float = 0.5
     seconds: float = 100.0
-    drain_seconds: float = 40.0
+    drain_seconds: float = 60.0
     kill_trainer: bool = True
     delays: Sequence[int] = field(default=(256, 1024, 8192, 33_000))

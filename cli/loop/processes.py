@@ -11,7 +11,8 @@ from millrace.runtime.child_process import ChildProcess, ChildProcessError
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 
-START_SECONDS = 90.0  # a process imports TensorFlow in 10 s here, and in a minute while the machine is busy
+START_SECONDS = 600.0  # TensorFlow is imported in 10 s here, and in minutes on a busy machine: only a hang takes longer
+_STOP_SECONDS = 120.0
 
 # The producer first, so that nothing new comes; the server last, so that no request of a client fails.
 _STOP_ORDER = ("producer", "feed", "trainer", "agent", "server")
@@ -43,7 +44,7 @@ class Processes:
             self[name].start()
         with tensorflow_import():  # while they start: the stubs of the client need it
             import millrace.serving.client.predict_client  # noqa: F401
-        ready = self["server"].wait_ready(START_SECONDS)
+        ready = self.wait_ready("server")
         server, control = str(ready["address"]), str(ready["control"])
         self._add(
             "agent", "agent", "--server", server, "--control", control, "--model", scenario.model,
@@ -51,9 +52,16 @@ class Processes:
         )  # fmt: skip
         self["agent"].start()
         for name in ("agent", "trainer", "feed"):
-            self[name].wait_ready(START_SECONDS)
+            self.wait_ready(name)
         ledger = ("--ledger", str(self._folder / "ledger.parquet"))
-        self._add("producer", "events", *scenario.producer, *ledger, *common, ready=False)
+        self._add("producer", "events", *scenario.producer, *ledger, *common)
+
+    def wait_ready(self, name: str) -> dict[str, object]:
+        """What the process says when it can work; ChildProcessError when it ends or takes too long."""
+        try:
+            return self[name].wait_ready(START_SECONDS)
+        except TimeoutError as error:
+            raise ChildProcessError(f"{error}; its log says what it does, less work beside it helps") from error
 
     def metrics(self, name: str) -> dict[str, float]:
         """{sample: value} of the process's `/metrics`; empty while it does not answer."""
@@ -74,7 +82,7 @@ class Processes:
         """Stops all that run."""
         for name in _STOP_ORDER:
             if name in self._by_name:
-                self._by_name[name].stop()
+                self._by_name[name].stop(_STOP_SECONDS)
 
     def _add_trainer(self, scenario: Scenario, options: LoopOptions, common: tuple[str, ...]) -> None:
         self._add(

@@ -28,6 +28,7 @@ class RunRecord:
     `fed_rows_per_s`, `trained_rows_per_s`, `predictions_per_s`, `version`, `deltas_applied`.
     `marks`: dicts with `t`, `kind` (`version`, `kill`, `back`) and `label`.
     `delay_curve`: dicts with `delay_rows` (None: without ids) and `auc`.
+    `unfinished`: what did not come to its end, one line each; figures that need it are missing.
     """
 
     title: str
@@ -36,12 +37,14 @@ class RunRecord:
     marks: list[dict[str, object]] = field(default_factory=list)
     freshness_ms: list[float] = field(default_factory=list)
     delay_curve: list[dict[str, float | None]] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
 
     def failures(self) -> list[str]:
-        """Guarantees of the loop that this run did not keep, one line each."""
-        broken = [f"{name}={self.summary.get(name)}" for name in _MUST_BE_ZERO if self.summary.get(name)]
+        """What did not come to its end, and guarantees of the loop that this run did not keep, one line each."""
+        broken = [*self.unfinished]
+        broken += [f"{name}={self.summary.get(name)}" for name in _MUST_BE_ZERO if self.summary.get(name)]
         expected = self.summary.get("dead_letters_expected")
-        if self.summary.get("dead_letters") != expected:
+        if expected is not None and self.summary.get("dead_letters") != expected:
             broken.append(f"dead_letters={self.summary.get('dead_letters')} but {expected} bad records were sent")
         return broken
 

@@ -44,8 +44,8 @@ def generated(rate: float, seconds: float, seed: int, bad_records: int) -> Scena
     )  # fmt: skip
 
 
-def movielens(folder: Path, rate: float) -> Scenario:
-    """Replays `folder`/ratings.csv in time order, `rate` events per second (two events per rating)."""
+def movielens(folder: Path, rate: float, seconds: float) -> Scenario:
+    """Replays `folder`/ratings.csv in time order, `rate` events per second (two per rating), for `seconds` at most."""
     if not (folder / "ratings.csv").is_file():
         raise UserError("--data", folder, "there is no ratings.csv in it", "name a MovieLens folder")
     return Scenario(
@@ -56,6 +56,6 @@ def movielens(folder: Path, rate: float) -> Scenario:
         users=600,
         items=2000,
         probe=ProbeEvents("rate", 5.0, {}, {"genres": "", "year": ""}),
-        producer=("replay", "--format", "movielens", str(folder), "--rate", str(rate)),
+        producer=("replay", "--format", "movielens", str(folder), "--rate", str(rate), "--duration", str(seconds)),
         data=folder,
     )

@@ -67,11 +67,13 @@ def run_agent(
     stop: threading.Event,
     heartbeat: Heartbeat,
     on_ready: Callable[[], None] = lambda: None,
+    zookeeper_properties: str | None = None,
 ) -> None:
     """Runs an agent until `stop` is set. Waits for Kafka and ZooKeeper without limit, and works meanwhile.
 
     Args:
       control: `host:port` of the server's control port.
+      zookeeper_properties: file of TLS settings and credentials (`millrace.runtime.zookeeper`).
 
     Raises:
       UserError: a server refuses the credentials, or `model.events` is not fit for its events.
@@ -80,7 +82,9 @@ def run_agent(
     memory = StateFile(state_file, f"{topics.model_events}:{owner}")
     statuses = StatusProducer(connection, topics.serving_status, owner)
     server = ServerControl(control)
-    session = Late(lambda: ZooKeeperSession(zookeeper), f"ZooKeeper at {zookeeper}")
+    session = Late(
+        lambda: ZooKeeperSession(zookeeper, properties_file=zookeeper_properties), f"ZooKeeper at {zookeeper}"
+    )
     events: Late[EventReader] = Late(
         lambda: open_events(connection, topics), f"Kafka at {connection.bootstrap_servers}"
     )

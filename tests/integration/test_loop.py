@@ -1,5 +1,9 @@
 """The whole loop with real processes: the trainer is killed, and the audit finds every row applied exactly once."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
@@ -44,3 +48,13 @@ def test_an_action_on_a_new_item_reaches_the_server(record: RunRecord) -> None:
     freshness = record.summary["freshness_ms"]
     assert isinstance(freshness, dict) and freshness["n"] >= 20
     assert int(str(record.summary["deltas_applied"])) > 5
+
+
+def test_a_run_that_breaks_off_tells_why_and_leaves_a_report_of_what_there_is(tmp_path: Path) -> None:
+    options = LoopOptions(report=tmp_path / "report", state=tmp_path / "state", seconds=20.0, drain_seconds=5.0)
+    broken = replace(generated(100, 20.0, seed=1, bad_records=0), producer=("generate", "--rate", "much"))
+    record = LoopRun(broken, options, Console(stderr=True)).run()
+    assert "producer exited with 2: " in record.failures()[0] and "--rate" in record.failures()[0]
+    assert record.summary["unfinished"] == record.failures()
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["versions_published"] >= 1
+    assert "producer exited with 2" in (tmp_path / "report" / "report.html").read_text()

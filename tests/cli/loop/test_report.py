@@ -81,3 +81,12 @@ def test_a_browser_finds_every_plot_drawn(tmp_path: Path) -> None:
     for name in _PLOTS:
         plot = re.search(rf'<svg id="{name}".*?</svg>', done.stdout, re.DOTALL)
         assert plot and plot.group().count("<path") > 5, name
+
+
+def test_what_did_not_come_to_its_end_is_a_failure_and_stands_in_the_report(tmp_path: Path) -> None:
+    record = RunRecord(
+        "t", {"unfinished": ["producer exited with 1: <log>"]}, unfinished=["producer exited with 1: <log>"]
+    )
+    assert record.failures() == ["producer exited with 1: <log>"]
+    write_report(record, tmp_path)
+    assert "producer exited with 1: &lt;log&gt;" in (tmp_path / "report.html").read_text()
