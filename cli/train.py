@@ -79,6 +79,12 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
         help="rows whose loss or gradients are NaN or infinite: count them, send them to the dead letters and go on, "
         "or end the process (default: skip); the model never learns them",
     )
+    group.add_argument(
+        "--resume-from-good",
+        action="store_true",
+        help="after an alarm of the guard: go on from the newest checkpoint from before what went wrong, and pass over "
+        "the rows that raised it",
+    )
     group.add_argument("--create-topics", action="store_true", help="create the train topic if it is missing")
 
 
@@ -165,14 +171,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     from millrace.runtime.kafka_client import partitions_of
     from millrace.runtime.outage import while_away
-    from millrace.runtime.telemetry import Heartbeat, RefusalStreak, setup_logging
+    from millrace.runtime.telemetry import Condition, Heartbeat, RefusalStreak, setup_logging
 
     options = _online_options(arguments)
     setup_logging("trainer", arguments.log_level)
     stop, save_now = stop_on_signals(), threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: save_now.set())
-    heartbeat, intake = Heartbeat("the training loop"), RefusalStreak("train blocks")
-    endpoint = metrics_endpoint(arguments, lambda: heartbeat.reason() or intake.reason())
+    heartbeat, intake, guard = Heartbeat("the training loop"), RefusalStreak("train blocks"), Condition()
+    endpoint = metrics_endpoint(arguments, lambda: heartbeat.reason() or guard.reason() or intake.reason())
     try:
         connection, names = kafka_connection(arguments, stop=stop), topics(arguments)
         if not arguments.create_topics:
@@ -186,7 +192,7 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
         train_online(
             task, connection, names, options, stop,
             ready=lambda: announce_ready(arguments, metrics=endpoint.address, model=task.name),
-            heartbeat=heartbeat, save_now=save_now, intake=intake,
+            heartbeat=heartbeat, save_now=save_now, intake=intake, guard=guard,
         )  # fmt: skip
     finally:
         endpoint.close()
@@ -210,6 +216,7 @@ def _online_options(arguments: argparse.Namespace) -> "OnlineOptions":
         max_wait_seconds=arguments.max_wait_ms / 1000,
         micro_batch=arguments.micro_batch or 64,
         on_not_finite=arguments.on_not_finite,
+        resume_from_good=arguments.resume_from_good,
         create_topics=arguments.create_topics,
     )
 

@@ -111,6 +111,21 @@ class RefusalStreak:
         return f"the last {self._refused} {self._what} were all refused, the newest for: {self._why}"
 
 
+class Condition:
+    """Health that its owner judges itself.
+
+    Attributes:
+      problem: what is wrong; None when nothing is.
+    """
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+
+    def reason(self) -> str | None:
+        """`problem`, for `MetricsEndpoint`."""
+        return self.problem
+
+
 class LogLimit:
     """Says which messages are logged: of each kind, one per `seconds`.
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,9 @@ class _Block:
     offsets: dict[int, int]
 
 
+_NONE = _Block({}, 0, {})
+
+
 class Judge:
     """Takes the predictions of each batch; `alarm` is set once and for all when they are suspicious.
 
@@ -66,6 +70,7 @@ class Judge:
         self._blocks: deque[_Block] = deque(maxlen=self._past_blocks + self._gap_blocks)
         self._standards: dict[str, tuple[float, float]] = {}
         self._sums: dict[str, float] = {}
+        self._judged_since = 0  # count of blocks when there were standards first
         self._count = 0
         self._pending: dict[str, list[np.ndarray]] = {}
         self._pending_rows = 0
@@ -79,8 +84,32 @@ class Judge:
 
     @property
     def is_content(self) -> bool:
-        """Whether the past is long enough to judge by, and nothing is suspicious."""
-        return self.alarm is None and len(self._blocks) >= self._least_blocks + self._gap_blocks
+        """Whether there is a past to judge by, so many rows as the gap holds were judged by it, and all is well."""
+        judged = self._count - self._judged_since if self._standards else 0
+        return self.alarm is None and (not self._guard.enabled or judged >= self._gap_blocks)
+
+    def past(self) -> dict[str, Any]:
+        """What no alarm can question any more, as JSON; `remember` takes it, in another process too."""
+        blocks = list(self._blocks)[: max(0, len(self._blocks) - self._gap_blocks)]
+        figures = {name: [round(block.figures[name], 5) for block in blocks] for name in (blocks or [_NONE])[0].figures}
+        return {"figures": figures, "gradients": [float(f"{each:.4g}") for each in self._gradients]}
+
+    def remember(self, past: Mapping[str, Any], now_ms: int, offsets: Mapping[int, int]) -> None:
+        """Goes on from what `past` returned, if it is of these heads; `now_ms` and `offsets` are those of the start."""
+        figures: Mapping[str, list[float]] = past.get("figures", {})
+        if {name.partition("/")[2] for name in figures} != set(self._heads):
+            return
+        for values in zip(*figures.values(), strict=True):
+            self._blocks.append(_Block(dict(zip(figures, values, strict=True)), now_ms, dict(offsets)))
+        self._gradients.extend(past.get("gradients", ()))
+        if len(self._blocks) >= self._least_blocks:
+            self._renew_standards(list(self._blocks))
+
+    @property
+    def trusted_ms(self) -> int:
+        """Unix milliseconds; an alarm that is raised now questions nothing from before. 0 while nothing is judged."""
+        gap = max(self._gap_blocks, 1)
+        return self._blocks[-gap].begun_ms if len(self._blocks) >= gap else 0
 
     def add(
         self,
@@ -127,8 +156,9 @@ class Judge:
         means = {name: _mean(np.concatenate(parts)) for name, parts in self._pending.items()}
         self._pending, self._pending_rows = {}, 0
         begun, self._block_begun = self._block_begun, None
-        if self._count % _RENEW_BLOCKS == 0:
-            self._renew_standards()
+        past = list(self._blocks)[: max(0, len(self._blocks) - self._gap_blocks)]
+        if self._count % _RENEW_BLOCKS == 0 and len(past) >= self._least_blocks:
+            self._renew_standards(past)
         self._blocks.append(_Block(means, *begun))
         self._count += 1
         for name, (mean, spread) in self._standards.items():
@@ -140,12 +170,12 @@ class Judge:
         if highest > self._guard.threshold:
             self._raise(_words(name), offsets)
 
-    def _renew_standards(self) -> None:
-        """Mean and standard deviation of each figure in the past, once that is long enough."""
-        past = list(self._blocks)[: max(0, len(self._blocks) - self._gap_blocks)]
-        if len(past) >= self._least_blocks:
-            names = past[0].figures
-            self._standards = {name: _standard(np.array([each.figures[name] for each in past])) for name in names}
+    def _renew_standards(self, past: list[_Block]) -> None:
+        """Mean and standard deviation of each figure in the past."""
+        if not self._standards:
+            self._judged_since = self._count
+        names = past[0].figures
+        self._standards = {name: _standard(np.array([each.figures[name] for each in past])) for name in names}
 
     def _accumulate(self, name: str, z: float) -> None:
         self._sums[name] = max(0.0, self._sums.get(name, 0.0) + min(z, _CLIP) - self._guard.slack)

@@ -24,6 +24,7 @@ class OnlineOptions:
       micro_batch: rows of one update within a step; 0: the whole batch.
       on_not_finite: what becomes of rows whose update is NaN or infinite: "skip" counts them, sends them to the dead
         letters and goes on; "stop" ends the process.
+      resume_from_good: go on after an alarm of the guard, from a checkpoint from before what went wrong.
       create_topics: create the train topic when it is missing, instead of refusing to start.
     """
 
@@ -40,4 +41,5 @@ class OnlineOptions:
     max_wait_seconds: float = 0.05
     micro_batch: int = 64
     on_not_finite: str = "skip"
+    resume_from_good: bool = False
     create_topics: bool = False

@@ -1,6 +1,7 @@
 """The endless loop of a trainer: read, predict, learn; and deltas, checkpoints and exports when they are due."""
 
 import logging
+import shutil
 import threading
 import time
 from collections import deque
@@ -14,9 +15,10 @@ import tensorflow as tf
 from millrace.ops.embedding_table import NOW, EmbeddingStore
 from millrace.ops.table_config import NEVER_DAYS
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
-from millrace.runtime.telemetry import Heartbeat, RefusalStreak, counter
+from millrace.runtime.telemetry import Condition, Heartbeat, RefusalStreak, counter
 from millrace.runtime.topics import Topics
 from millrace.training.online.bad_blocks import BadBlocks, StepError
+from millrace.training.online.guarded import GuardedModel, begin_guarded
 from millrace.training.online.not_finite import NotFiniteRows
 from millrace.training.online.options import OnlineOptions
 from millrace.training.online.progress import Progress
@@ -60,6 +62,7 @@ def train_online(
     heartbeat: Heartbeat | None = None,
     save_now: threading.Event | None = None,
     intake: RefusalStreak | None = None,
+    guard: Condition | None = None,
 ) -> None:
     """Trains until `stop` is set; then saves and returns. Goes on from the newest checkpoint in `model_dir`.
 
@@ -75,9 +78,9 @@ def train_online(
       UserError: the train topic is missing, or the checkpoint belongs to another declaration.
     """
     heartbeat, save_now = heartbeat or Heartbeat("the training loop"), save_now or threading.Event()
-    bad_blocks, is_ready = BadBlocks(), False
+    guard, bad_blocks, is_ready = guard or Condition(), BadBlocks(), False
     while True:
-        trainer = OnlineTrainer(task, connection, topics, options, intake, bad_blocks)
+        trainer = OnlineTrainer(task, connection, topics, options, intake, bad_blocks, guard)
         try:
             if not is_ready:
                 ready()
@@ -116,6 +119,7 @@ class OnlineTrainer:
         options: OnlineOptions,
         intake: RefusalStreak | None = None,
         bad_blocks: BadBlocks | None = None,
+        condition: Condition | None = None,
     ) -> None:
         model_dir = options.model_dir
         model_dir.mkdir(parents=True, exist_ok=True)
@@ -129,20 +133,26 @@ class OnlineTrainer:
             model_dir, task.name, task.schema_fingerprint(),
             options.keep_checkpoints, options.keep_checkpoint_every_seconds,
         )  # fmt: skip
+        guard_state = begin_guarded(model_dir, self._checkpoints, options.resume_from_good)
         restored = self._checkpoints.restore(self._step)
         self._position, self._checkpoint_name = restored.position, restored.name
         self._event_clock = EventClock(restored.event_clock)
-        bad_blocks = bad_blocks or BadBlocks()
+        self._bad_blocks = bad_blocks = bad_blocks or BadBlocks()
+        self._passed_over = guard_state
         self._step.step.get_concrete_function()  # traced now, so that the first rows do not wait for it
         self._reader = TrainTopicReader(
             connection, train_topic, topics.train_dead_letter, self._batches, self._position,
             options.batch_size, options.max_wait_seconds, intake,
-            alone=bad_blocks.alone, skipped=bad_blocks.skipped,
+            alone=bad_blocks.alone, skip_reason=self._skip_reason,
         )  # fmt: skip
         self._not_finite = NotFiniteRows(options.on_not_finite == "stop", self._reader.refuse)
         self._deltas = DeltaPublisher(connection, topics.deltas(task.name), task.name, store, self._step.dense)
         self._events = EventPublisher(connection, topics, task.name)
         self._exporter = Exporter(task, model_dir)
+        self._guarded = GuardedModel(
+            task, model_dir, self._exporter.base, self._exporter.versions(), self._events, guard_state, restored.guard,
+            self._position.offsets, condition or Condition(),
+        )  # fmt: skip
         self._progress = Progress(model_dir, restored.prediction_rows, [head.name for head in task.heads])
         self._steps = int(self._step.global_step.numpy())
         self._event_time_ms = 0
@@ -179,9 +189,13 @@ class OnlineTrainer:
         self._reader.start()
         while not stop.is_set():
             heartbeat.beat()
-            ticket = self._batches.next_ticket(_IDLE_SECONDS)
-            if ticket is not None:
-                self._learn(ticket)
+            if self._guarded.may_learn:
+                ticket = self._batches.next_ticket(_IDLE_SECONDS)
+                if ticket is not None:
+                    self._learn(ticket)
+            else:
+                stop.wait(_IDLE_SECONDS)
+            self._guarded.poll()
             self._deltas.poll()
             if save_now.is_set():
                 save_now.clear()
@@ -201,18 +215,25 @@ class OnlineTrainer:
     def _learn(self, ticket: Ticket) -> None:
         if ticket.rows:
             try:
-                logits, finite, _ = (
+                logits, finite, gradient_rms = (
                     tensor.numpy() for tensor in self._step.step(self._event_clock.add(ticket.event_times_ms))
                 )
             except tf.errors.OpError as error:
                 raise StepError(ticket.blocks) from error
             if not finite.all():
                 self._leave_out(ticket, finite)
+            self._guarded.learned(ticket, logits, finite, float(gradient_rms), self._position.offsets)
             if finite.any():
                 self._learned(ticket.select(finite), logits[finite])
         self._position.passed(ticket.passed)
         _DUPLICATE.inc(ticket.passed.duplicates)
         _TOO_OLD.inc(ticket.passed.too_old)
+
+    def _skip_reason(self, partition: int, offset: int) -> str | None:
+        """Why a block of the train topic is passed over."""
+        if (partition, offset) in self._bad_blocks.skipped:
+            return "step_failed"
+        return "guard" if self._passed_over is not None and (partition, offset) in self._passed_over else None
 
     def _leave_out(self, ticket: Ticket, finite: np.ndarray) -> None:
         last = self._not_finite.handle(ticket, finite)
@@ -229,22 +250,34 @@ class OnlineTrainer:
         _STEPS.inc()
 
     def _do_what_is_due(self) -> None:
-        if self._delta_timer.due():
+        if self._delta_timer.due() and self._guarded.may_publish:
             self._deltas.publish(self._steps, self._base_version, self._event_time_ms)
         if self._report_timer.due():
             self._progress.report(self._steps, self._position)
         if self._deltas.has_lost_ids():
             self._export_saver.schedule.force()
+        if not self._guarded.may_learn:
+            return  # what is in memory is suspicious
+        savers = self._savers if self._guarded.may_publish else deque([self._checkpoint_saver])
         # One save at a time: both cut the same store, which takes one cut at a time.
-        start_in_turn(self._savers, self._steps)
+        start_in_turn(savers, self._steps)
 
     def _cut_checkpoint(self) -> CheckpointCut:
         rows = self._progress.predictions.rows_when_flushed()
-        return self._checkpoints.cut(self._step, self._position, self._deltas.sequence, rows, self._event_clock.now)
+        return self._checkpoints.cut(
+            self._step,
+            self._position,
+            self._deltas.sequence,
+            rows,
+            self._event_clock.now,
+            self._guarded.past(),
+        )
 
     def _write_checkpoint(self, cut: CheckpointCut) -> None:
         self._reader.wait_for_dead_letters(cut.position.dead_letters, _DEAD_LETTER_SECONDS)
+        self._checkpoints.trusted_ms = self._guarded.trusted_ms
         self._checkpoints.finish(cut)
+        self._guarded.saved(cut.position.offsets)
         self._checkpoint_name = cut.folder.name
         _CHECKPOINTS.inc()
         try:
@@ -261,6 +294,7 @@ class OnlineTrainer:
             _EVICTED.inc(int(np.sum(store.evict(self._event_clock.now or NOW))))
 
     def _cut_export(self) -> ExportCut:
+        self._cut_ms = time.time_ns() // 1_000_000
         return self._exporter.cut(
             self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset, self._event_clock.now
         )
@@ -268,8 +302,15 @@ class OnlineTrainer:
     def _write_export(self, cut: ExportCut) -> None:
         start = time.monotonic()
         export = self._exporter.write(cut, self._step)
+        if not self._guarded.may_announce(self._cut_ms):
+            shutil.rmtree(export.path, ignore_errors=True)  # a server that looks into the folder must not find it
+            _LOG.warning(
+                "version %d is removed, and announced to nobody: it has what the guard objects to", cut.version
+            )
+            return
         self._events.export(export, self._checkpoint_name)
         self._base_version = export.version
+        self._guarded.exported(export.version, self._cut_ms)
         _EXPORTS.inc()
         _LOG.info("version %d is exported in %.1f s", export.version, time.monotonic() - start)
 
@@ -277,8 +318,11 @@ class OnlineTrainer:
         self._reader.stop()
         self._export_saver.wait(_STOP_SECONDS)
         self._checkpoint_saver.wait(_STOP_SECONDS)
-        self._deltas.publish(self._steps, self._base_version, self._event_time_ms)
-        self._deltas.flush(_FLUSH_SECONDS)
+        if self._guarded.may_publish:
+            self._deltas.publish(self._steps, self._base_version, self._event_time_ms)
+            self._deltas.flush(_FLUSH_SECONDS)
         self._progress.report(self._steps, self._position)
-        self._checkpoint_saver.save_at_end(self._steps, _STOP_SECONDS)
+        if self._guarded.may_learn:  # otherwise what is in memory is suspicious
+            self._checkpoint_saver.save_at_end(self._steps, _STOP_SECONDS)
+        self._guarded.poll()
         _LOG.info("stopped at step %d with %d rows applied", self._steps, self._position.rows_applied)

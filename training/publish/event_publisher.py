@@ -21,6 +21,7 @@ from millrace.training.publish.exporter import Export
 
 _DELIVERY_SECONDS = 30  # an announcement may wait for a new leader of its partition
 _SCHEMA_VERSION = 1
+_HOLD_SCHEMA_VERSION = 2  # the first that has holds
 
 
 class EventPublisher:
@@ -67,6 +68,35 @@ class EventPublisher:
         """
         event = self._event(kind=ModelEvent.CHECKPOINT, global_step=global_step, ckpt_name=folder.name)
         self._send(f"{self._bzid}/{self._model_name}/checkpoint", event)
+
+    def rollback(self, version: int, base: Path, as_of_ms: int, reason: str) -> None:
+        """Holds servers at a version in the folder `base`, with deltas made up to `as_of_ms`, Unix milliseconds.
+
+        Raises:
+          UndeliveredError: no broker acknowledged the event.
+        """
+        path = base.resolve() / str(version)
+        event = self._event(
+            kind=ModelEvent.ROLLBACK,
+            version=version,
+            export_base=str(path.parent),
+            sub_graphs={"standalone": ModelEvent.SubGraph(path=str(path))},
+            as_of_ms=as_of_ms,
+            reason=reason,
+            held_by="guard",
+        )
+        event.schema_version = _HOLD_SCHEMA_VERSION
+        self._send(f"{self._bzid}/{self._model_name}/hold", event)
+
+    def release(self, reason: str) -> None:
+        """Ends a hold: servers follow the newest version again.
+
+        Raises:
+          UndeliveredError: no broker acknowledged the event.
+        """
+        event = self._event(kind=ModelEvent.RELEASE, reason=reason)
+        event.schema_version = _HOLD_SCHEMA_VERSION
+        self._send(f"{self._bzid}/{self._model_name}/hold", event)
 
     def _event(self, **fields: Any) -> ModelEvent:
         return ModelEvent(

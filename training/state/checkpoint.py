@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +33,7 @@ _READ_VERSIONS = (1, 2)  # 1: dense variables by position
 _MANIFEST = "manifest.json"
 _TABLES, _AUDIT = "tables", "audit"
 _REPLACED = ".replaced"  # ending of a checkpoint's name while another one of its step takes its place
+_SET_ASIDE = "suspect-"  # beginning of the name of a checkpoint that nothing goes on from
 _CHECKPOINT = re.compile(rf"(\d+)({re.escape(_REPLACED)})?")
 
 
@@ -46,7 +48,7 @@ class CheckpointCut:
       delta_sequence: number of the last delta whose content the tables have.
       prediction_rows: rows of predictions.bin at this moment.
       dense: {name: value} of dense variables and their optimizer.
-      event_clock: see Restored.
+      event_clock, guard: see Restored.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class CheckpointCut:
     prediction_rows: int = 0
     dense: Mapping[str, np.ndarray] = field(default_factory=dict)
     event_clock: int = 0
+    guard: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Restored:
 
     Attributes:
       event_clock: Unix seconds, the event time up to which the model has learned; 0 when it is not known.
+      guard: what the guard knew of the past, see `Judge.past`; empty when nothing is known.
       name: of the checkpoint's folder; empty without a checkpoint, when everything stands at the beginning.
     """
 
@@ -74,6 +78,7 @@ class Restored:
     prediction_rows: int = 0
     name: str = ""
     event_clock: int = 0
+    guard: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CheckpointError(ValueError):
@@ -90,6 +95,9 @@ class Checkpoints:
       schema_fingerprint: of the task; a checkpoint with another one is refused.
       keep, keep_every_seconds: which checkpoints stay, see Retention. `<model_dir>/exempt_checkpoints.json` names
         others that stay, too; it is read at each save.
+
+    Attributes:
+      trusted_ms: Unix milliseconds; the newest checkpoint from before stays, whatever the rules say. 0: none does.
     """
 
     def __init__(
@@ -104,6 +112,7 @@ class Checkpoints:
         self._exempt = model_dir / "exempt_checkpoints.json"
         self._model_name, self._fingerprint = model_name, schema_fingerprint
         self._retention = Retention(keep, keep_every_seconds)
+        self.trusted_ms = 0
 
     def cut(
         self,
@@ -112,11 +121,13 @@ class Checkpoints:
         delta_sequence: int,
         prediction_rows: int = 0,
         event_clock: int = 0,
+        guard: Mapping[str, Any] | None = None,
     ) -> CheckpointCut:
         """Holds what the next step would change; to be called between steps.
 
         Args:
           event_clock: Unix seconds; entries that are expired by then are left out. 0: by the wall clock.
+          guard: see Restored.
 
         Raises:
           OSError, tf.errors.OpError: the disk failed.
@@ -126,7 +137,7 @@ class Checkpoints:
         cuts = {name: store.cut(event_clock or NOW) for name, store in stores.items() if store is not None}
         return CheckpointCut(
             self._folder / str(global_step), cuts, global_step, position.copy(), delta_sequence,
-            prediction_rows, dense_file.dense_arrays(step), event_clock,
+            prediction_rows, dense_file.dense_arrays(step), event_clock, guard or {},
         )  # fmt: skip
 
     def finish(self, cut: CheckpointCut) -> CheckpointManifest:
@@ -169,6 +180,7 @@ class Checkpoints:
             "rows_too_old": position.rows_too_old,
             "rows_not_finite": position.rows_not_finite,
             "event_clock": cut.event_clock,
+            "guard": cut.guard,
             "prediction_rows": cut.prediction_rows,
         }
         (folder / "offsets.json").write_text(json.dumps(state), "utf-8")
@@ -193,6 +205,29 @@ class Checkpoints:
         write_text(folder / _MANIFEST, json_format.MessageToJson(manifest, preserving_proto_field_name=True))
         sync_tree(folder)
         return manifest
+
+    def set_aside(self, since_ms: int) -> list[Path]:
+        """Renames checkpoints that were written at `since_ms`, Unix milliseconds, or later: they are restored no more.
+
+        Those that an earlier call has set aside are removed.
+
+        Returns: the checkpoints' folders, under their new names.
+
+        Raises:
+          UserError: none is older.
+        """
+        manifests = {folder: folder / _MANIFEST for folder in self._newest_first() if (folder / _MANIFEST).exists()}
+        late = [folder for folder, path in manifests.items() if path.stat().st_mtime * 1000 >= since_ms]
+        if late and len(late) == len(manifests):
+            raise UserError(
+                "--resume-from-good",
+                self._folder,
+                "all checkpoints were written after the model began to go wrong",
+                "start a new model directory, or put a checkpoint from before there",
+            )
+        for folder in self._folder.glob(f"{_SET_ASIDE}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        return [folder.rename(folder.with_name(_SET_ASIDE + folder.name)) for folder in late]
 
     def restore(self, step: TrainStep) -> Restored:
         """Loads the newest checkpoint that verifies into `step`; logs a warning for each newer one that does not.
@@ -228,7 +263,7 @@ class Checkpoints:
         step.global_step.assign(manifest.global_step)
         return Restored(
             position, manifest.global_step, manifest.delta_sequence, state["prediction_rows"], folder.name,
-            state.get("event_clock", 0),
+            state.get("event_clock", 0), state.get("guard", {}),
         )  # fmt: skip
 
     def _read_dense(self, folder: Path, manifest: CheckpointManifest, step: TrainStep) -> dict[str, np.ndarray]:
@@ -278,7 +313,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             _LOG.warning("no checkpoint is removed: %s", error)
             return
-        for folder in self._retention.superfluous(saved, exempt):
+        trusted = [each.path for each in saved if each.saved_at * 1000 < self.trusted_ms]
+        for folder in self._retention.superfluous(saved, exempt | set(trusted[-1:])):
             # The manifest goes first: what a crash leaves of the rest is no checkpoint.
             (folder / _MANIFEST).unlink()
             shutil.rmtree(folder)

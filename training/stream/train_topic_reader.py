@@ -19,6 +19,7 @@ from millrace.training.stream.train_topic import TrainMessage, TrainTopic
 _LOG = logging.getLogger(__name__)
 _BAD_BLOCKS = counter("train_blocks_bad", "blocks of the train topic that were refused as a whole", ("reason",))
 _DEAD_ROWS = counter("train_rows_dead", "rows of other blocks that were refused", ("reason",))
+_PASSED_OVER = counter("train_rows_passed_over", "rows of blocks that are not to be learned", ("reason",))
 _POLL_SECONDS = 0.01  # a read without records takes so long, and a batch that is due leaves at most so much later
 _MAX_RECORDS = 64  # blocks per read: so many wait in memory, at most 1 MB each, until they are cut into batches
 _JOIN_SECONDS = 10.0  # for the thread's end: a read or a commit in progress ends within seconds
@@ -35,7 +36,8 @@ class TrainTopicReader:
       position: where to go on; the reader keeps a copy of its own.
       health: is told of each block whether any of its rows was taken.
       watch_seconds: between two looks at the topic's id and partitions.
-      alone, skipped: (partition, offset) of blocks whose rows share no batch with others, and of those passed over.
+      alone: (partition, offset) of blocks whose rows share no batch with others.
+      skip_reason: called with partition and offset of a block: why it is passed over, None when it is not.
     """
 
     def __init__(
@@ -51,11 +53,11 @@ class TrainTopicReader:
         watch_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         alone: Collection[tuple[int, int]] = (),
-        skipped: Collection[tuple[int, int]] = (),
+        skip_reason: Callable[[int, int], str | None] = lambda partition, offset: None,
     ) -> None:
         self._name, self._queue = topic, batches
         self._batcher = Batcher(batches.layout, batch_size, position.seen.copy(), alone)
-        self._skipped = skipped
+        self._skip_reason = skip_reason
         self._gate = Gate(batches.layout)
         self._batch_size, self._max_wait, self._clock = batch_size, max_wait_seconds, clock
         self._health = health or RefusalStreak("train blocks")
@@ -146,10 +148,11 @@ class TrainTopicReader:
 
     def _add(self, message: TrainMessage) -> None:
         place = (message.partition, message.offset + 1)
-        if (message.partition, message.offset) in self._skipped:
+        checked = self._gate.check(message.value)
+        if (reason := self._skip_reason(message.partition, message.offset)) is not None:
+            _PASSED_OVER.labels(reason).inc(checked.rows.num_rows if checked.rows is not None else 0)
             self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
             return
-        checked = self._gate.check(message.value)
         for refused in checked.refused:
             self._refuse(refused, message)
         if checked.refused and (checked.rows is None or not checked.rows.num_rows):

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -366,3 +367,17 @@ def test_a_process_that_dies_while_it_replaces_a_checkpoint_leaves_one_of_them(
     assert (restored.name, restored.global_step) == (f"{newer.name}.replaced", 2)
     trainer.save(checkpoints)
     assert sorted(path.name for path in newer.parent.iterdir()) == ["1", "2"]
+
+
+def test_checkpoints_that_may_hold_what_went_wrong_are_set_aside_and_the_one_before_is_kept(tmp_path: Path) -> None:
+    trainer, checkpoints = Trainer(), checkpoints_in(tmp_path, keep=1)
+    for index, saved_at in enumerate((1000, 2000, 3000)):
+        trainer.learn(index)
+        checkpoints.trusted_ms = 1500 * 1000 if index else 0
+        folder = trainer.save(checkpoints)
+        os.utime(folder / "manifest.json", (saved_at, saved_at))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
+    assert [path.name for path in checkpoints.set_aside(2_500_000)] == ["suspect-3"]
+    assert checkpoints.restore(Trainer().step).name == "1"
+    with pytest.raises(UserError, match="all checkpoints were written after"):
+        checkpoints.set_aside(500_000)

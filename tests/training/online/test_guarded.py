@@ -1,0 +1,149 @@
+"""What an alarm does: nothing is learned or published, servers are held, and a restart goes on only when told to."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from millrace.examples.feed_ranking import FeedRanking
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import UndeliveredError
+from millrace.runtime.telemetry import Condition
+from millrace.training.online.guarded import GuardedModel, begin_guarded
+from millrace.training.state.checkpoint import Checkpoints
+from millrace.training.state.guard_file import read_guard_state
+from millrace.training.stream.batch_queue import BlockRows, Ticket
+from millrace.training.task import Guard
+
+ROWS = 64
+
+
+class GuardedRanking(FeedRanking):
+    guard = Guard(past_rows=2048, gap_rows=512, least_rows=1024)
+
+
+class Holds:
+    """What was announced; the broker is away for the first `failures` attempts."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.sent: list[tuple[Any, ...]] = []
+        self._failures = failures
+
+    def rollback(self, version: int, base: Path, as_of_ms: int, reason: str) -> None:
+        self._send("rollback", version, as_of_ms)
+
+    def release(self, reason: str) -> None:
+        self._send("release")
+
+    def _send(self, *what: Any) -> None:
+        self._failures -= 1
+        if self._failures >= 0:
+            raise UndeliveredError("no broker")
+        self.sent.append(what)
+
+
+class Trainer:
+    """A guarded model and a clock that goes on by 100 ms with each batch of 64 rows, one block of partition 0."""
+
+    def __init__(self, model_dir: Path, resume: bool = False, failures: int = 0, past: dict[str, Any] | None = None):
+        self.model_dir, self.now_ms, self.offset = model_dir, 1_000_000, 0
+        self.holds, self.condition, self.rng = Holds(failures), Condition(), np.random.default_rng(1)
+        task = GuardedRanking()
+        checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
+        self.guarded = GuardedModel(
+            task, model_dir, model_dir / "exports", [7], self.holds, begin_guarded(model_dir, checkpoints, resume),
+            past or {}, {0: 0}, self.condition, lambda: self.now_ms,
+        )  # fmt: skip
+
+    def learn(self, batches: int, flipped: bool = False) -> None:
+        for _ in range(batches):
+            logits = self.rng.normal(0, 1.5, (ROWS, 1)).astype(np.float32)
+            labels = self.rng.random((ROWS, 1)) < 1 / (1 + np.exp(-logits))
+            none = np.zeros(0, np.int64)
+            ticket = Ticket(
+                ROWS, (labels ^ flipped).astype(np.float32), np.ones(ROWS, np.float32), none, none, none,
+                blocks=(BlockRows(0, self.offset, ROWS),),
+            )  # fmt: skip
+            self.guarded.learned(ticket, logits, np.ones(ROWS, bool), 1.0, {0: self.offset})
+            self.offset += 1
+            self.now_ms += 100
+
+
+def test_after_an_alarm_nothing_is_learned_or_published_and_servers_are_held_before_it_began(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path)
+    trainer.learn(60)
+    trainer.guarded.exported(8, trainer.now_ms)
+    trainer.learn(60)
+    trainer.guarded.exported(9, trainer.now_ms)
+    begun, offset = trainer.now_ms, trainer.offset
+    assert trainer.guarded.may_learn and trainer.guarded.may_publish and trainer.condition.reason() is None
+    trainer.learn(20, flipped=True)
+    assert not trainer.guarded.may_learn and not trainer.guarded.may_publish
+    assert not trainer.guarded.may_announce(begun) and trainer.guarded.may_announce(begun - 3_000)
+    ((kind, version, as_of_ms),) = trainer.holds.sent
+    assert (kind, version) == ("rollback", 8) and as_of_ms <= begun
+    reason = trainer.condition.reason()
+    assert reason is not None and "log loss" in reason and "--resume-from-good" in reason
+    state = read_guard_state(tmp_path)
+    assert state is not None and state.suspect_offsets[0] <= offset < state.offsets[0]
+
+
+def test_a_hold_that_no_broker_took_is_announced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tmp_path, failures=1)
+    trainer.learn(60)
+    trainer.learn(20, flipped=True)
+    assert trainer.holds.sent == []
+    monkeypatch.setattr("millrace.training.online.guarded._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(trainer.guarded, "_retry_at", 0.0)
+    trainer.guarded.poll()
+    assert [each[0] for each in trainer.holds.sent] == ["rollback"]
+
+
+def test_a_restart_after_an_alarm_stands_and_holds_until_it_is_told_to_resume(tmp_path: Path) -> None:
+    first = Trainer(tmp_path)
+    first.learn(60)
+    past = first.guarded.past()
+    first.learn(20, flipped=True)
+    state = read_guard_state(tmp_path)
+    assert state is not None
+    second = Trainer(tmp_path)
+    second.guarded.poll()
+    assert not second.guarded.may_learn and second.holds.sent == first.holds.sent
+    third = Trainer(tmp_path, resume=True, past=past)
+    assert third.guarded.may_learn and not third.guarded.may_publish and third.guarded.state is not None
+    assert [offset for offset in range(100) if (0, offset) in third.guarded.state] == list(
+        range(state.suspect_offsets[0], state.offsets[0])
+    )
+    third.offset = state.offsets[0]
+    third.learn(8)
+    assert third.guarded.may_publish
+    third.guarded.exported(10, third.now_ms)
+    third.guarded.poll()
+    assert third.holds.sent == [("release",)] and third.condition.reason() is None
+    third.guarded.saved({0: state.offsets[0] - 1})
+    assert read_guard_state(tmp_path) is not None
+    third.guarded.saved({0: state.offsets[0]})
+    assert read_guard_state(tmp_path) is None
+
+
+def test_poison_that_goes_on_after_a_resume_is_found_by_what_was_known_before(tmp_path: Path) -> None:
+    first = Trainer(tmp_path)
+    first.learn(60)
+    past = first.guarded.past()
+    first.learn(20, flipped=True)
+    again = Trainer(tmp_path, resume=True, past=past)
+    again.learn(20, flipped=True)
+    assert not again.guarded.may_learn and not again.guarded.may_publish
+    assert [each[0] for each in again.holds.sent] == ["rollback"]
+
+
+def test_resuming_without_an_alarm_is_no_error(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, resume=True)
+    assert trainer.guarded.may_learn and trainer.guarded.may_publish
+
+
+def test_a_guard_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "guard.json").write_text('{"reason": 1}')
+    with pytest.raises(UserError, match="guard.json"):
+        read_guard_state(tmp_path)
