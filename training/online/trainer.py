@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from millrace.ops.embedding_table import NOW, EmbeddingStore
 from millrace.ops.table_config import NEVER_DAYS
-from millrace.runtime.kafka_client import KafkaConnection, ensure_topic
+from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError, ensure_topic
 from millrace.runtime.telemetry import Condition, Heartbeat, RefusalStreak, counter
 from millrace.runtime.topics import Topics
 from millrace.training.online.bad_blocks import BadBlocks, StepError
@@ -274,7 +274,11 @@ class OnlineTrainer:
         )
 
     def _write_checkpoint(self, cut: CheckpointCut) -> None:
-        self._reader.wait_for_dead_letters(cut.position.dead_letters, _DEAD_LETTER_SECONDS)
+        try:
+            self._reader.wait_for_dead_letters(cut.position.dead_letters, _DEAD_LETTER_SECONDS)
+        except UndeliveredError:
+            cut.drop()
+            raise
         self._checkpoints.trusted_ms = self._guarded.trusted_ms
         self._checkpoints.finish(cut)
         self._guarded.saved(cut.position.offsets)

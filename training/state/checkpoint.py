@@ -61,6 +61,11 @@ class CheckpointCut:
     event_clock: int = 0
     guard: Mapping[str, Any] = field(default_factory=dict)
 
+    def drop(self) -> None:
+        """Frees what a cut that is not written holds: a store takes no other one before."""
+        for cut in self.tables.values():
+            cut.drop()
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -146,13 +151,14 @@ class Checkpoints:
         Raises:
           OSError, tf.errors.OpError: the disk failed.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
         temporary = self._folder / temporary_name(str(cut.global_step))
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
             manifest = self._write(cut, temporary)
             self._put_in_place(temporary, cut.folder)
         except BaseException:
+            cut.drop()
             shutil.rmtree(temporary, ignore_errors=True)  # it is no checkpoint, and the disk may be full
             raise
         self._remove_old()

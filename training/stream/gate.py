@@ -78,6 +78,8 @@ class Gate:
 
     def __init__(self, layout: TrainLayout) -> None:
         self._layout = layout
+        self._known = pa.schema([])  # of the newest block whose columns were right, and which of them are plain
+        self._plain: list[int] = []
 
     def check(self, value: bytes | None) -> Checked:
         """What can be trained of the value of one message, and what not."""
@@ -102,11 +104,14 @@ class Gate:
 
     def _plain_columns(self, block: pa.RecordBatch) -> pa.RecordBatch:
         """The columns of plain types, which the layout's columns are, with valid buffers."""
-        try:
-            self._layout.check_columns(block)
-        except ValueError as error:
-            raise _BadBlockError(BadBlock.WRONG_COLUMNS, str(error)) from error
-        plain = block.select([index for index, field in enumerate(block.schema) if _is_plain(field.type)])
+        if not block.schema.equals(self._known):
+            try:
+                self._layout.check_columns(block)
+            except ValueError as error:
+                raise _BadBlockError(BadBlock.WRONG_COLUMNS, str(error)) from error
+            self._known = block.schema
+            self._plain = [index for index, field in enumerate(block.schema) if _is_plain(field.type)]
+        plain = block if len(self._plain) == block.num_columns else block.select(self._plain)
         try:
             plain.validate(full=True)
         except pa.ArrowException as error:

@@ -1,5 +1,6 @@
 """Which columns of a train block become which tensors of a train step."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ class TrainLayout:
         """`features`, and `__AUDIT__` if the blocks carry it."""
         return (*self.features, record_batch.AUDIT) if self.audit else self.features
 
-    @property
+    @functools.cached_property
     def schema(self) -> pa.Schema:
         """What `project` keeps: the fid columns, labels, weight, sample rate, event time and provenance."""
         flat = {field.name: field for field in record_batch.METADATA_FIELDS}

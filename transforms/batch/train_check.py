@@ -1,6 +1,6 @@
 """Checks of a train batch: its columns as a whole, and which of its rows cannot be trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.floors import BlockFloors
-from millrace.transforms.batch.list_columns import lengths, row_of_value, splits_of
+from millrace.transforms.batch.list_columns import lengths, row_of_value, splits_of, values_and_splits
 from millrace.transforms.batch.provenance import MAX_COPIES, ROWS_PER_RECORD, provenance_of
 
 
@@ -64,29 +64,29 @@ def bad_rows(
       heads: number of labels that each row must have; None: any.
       floors: of the block, so that rows which they exclude are found.
     """
-    checks: list[tuple[BadRow, Callable[[], np.ndarray]]] = [
-        (BadRow.NULL, lambda: np.logical_or.reduce([_nulls(batch.column(name)) for name in _needed(features)])),
-        (BadRow.LABEL_COUNT, lambda: _wrong_count(batch.column(record_batch.LABEL), heads)),
-        (BadRow.LABEL_INFINITE, lambda: _infinite(batch.column(record_batch.LABEL))),
-        (
-            BadRow.WEIGHT_OUT_OF_RANGE,
-            lambda: ~_in_range(batch, record_batch.WEIGHT, lambda w: (w >= 0) & np.isfinite(w)),
-        ),
-        (
-            BadRow.SAMPLE_RATE_OUT_OF_RANGE,
-            lambda: ~_in_range(batch, record_batch.SAMPLE_RATE, lambda r: (r > 0) & (r <= 1)),
-        ),
-        (BadRow.PROVENANCE_OUT_OF_RANGE, lambda: _wrong_provenance(batch)),
-        (BadRow.BELOW_FLOOR, lambda: _below_floor(batch, floors)),
+    nulls = _nulls(batch, features)
+    if nulls is not None:  # they have no values to look at: the other rows are checked alone
+        others = bad_rows(batch.filter(pa.array(~nulls)), features, heads, floors)
+        return [(BadRow.NULL, nulls), *_spread(others, ~nulls)]
+    labels = batch.column(record_batch.LABEL)
+    weights = record_batch.numpy_column(batch, record_batch.WEIGHT)
+    rates = record_batch.numpy_column(batch, record_batch.SAMPLE_RATE)
+    partition, offset, row = provenance_of(batch)
+    checks = [
+        (BadRow.LABEL_COUNT, lengths(labels) != heads if heads is not None else None),
+        (BadRow.LABEL_INFINITE, _infinite(labels)),
+        (BadRow.WEIGHT_OUT_OF_RANGE, ~((weights >= 0) & np.isfinite(weights))),
+        (BadRow.SAMPLE_RATE_OUT_OF_RANGE, ~((rates > 0) & (rates <= 1))),
+        (BadRow.PROVENANCE_OUT_OF_RANGE, (partition < 0) | (offset < 0) | (row < 0) | (row > _LAST_ROW)),
+        (BadRow.BELOW_FLOOR, _below_floor(partition, offset, floors)),
     ]
-    found, bad = [], np.zeros(batch.num_rows, bool)
-    for reason, check in checks:
-        new = check() & ~bad
+    found: list[tuple[BadRow, np.ndarray]] = []
+    for reason, rows in checks:
+        if rows is None or not rows.any():
+            continue
+        new = rows & ~np.logical_or.reduce([before for _, before in found]) if found else rows
         if new.any():
             found.append((reason, new))
-            bad |= new
-        if reason is BadRow.NULL and bad.any():  # nulls have no value to look at: the others are checked alone
-            return found + _spread(bad_rows(batch.filter(pa.array(~bad)), features, heads, floors), ~bad)
     return found
 
 
@@ -102,15 +102,18 @@ def validate_train_batch(
     features = features if features is not None else record_batch.fid_columns(batch.schema)
     check_train_columns(batch, features)
     for name in _needed(features):
-        nulls = int(_nulls(batch.column(name)).sum())
-        if nulls:
-            raise ValueError(f"column {name}: null in {nulls} of {batch.num_rows} rows")
+        nulls = _nulls_in(batch.column(name))
+        if nulls is not None:
+            raise ValueError(f"column {name}: null in {int(nulls.sum())} of {batch.num_rows} rows")
     for reason, rows in bad_rows(batch, features, heads):
         raise ValueError(f"{int(rows.sum())} of {batch.num_rows} rows: {DETAILS[reason]}")
 
 
+_METADATA = tuple(field.name for field in record_batch.METADATA_FIELDS)
+
+
 def _needed(features: Sequence[str]) -> list[str]:
-    return [*(field.name for field in record_batch.METADATA_FIELDS), *features]
+    return [*_METADATA, *features]
 
 
 def _spread(found: list[tuple[BadRow, np.ndarray]], rows: np.ndarray) -> list[tuple[BadRow, np.ndarray]]:
@@ -123,47 +126,43 @@ def _spread(found: list[tuple[BadRow, np.ndarray]], rows: np.ndarray) -> list[tu
     return spread
 
 
-def _nulls(column: pa.Array) -> np.ndarray:
-    """bool [rows]: null, or a list with a null."""
-    found = np.zeros(len(column), bool)
-    if column.null_count:
-        found |= column.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_list(column.type):
-        values = column.flatten()
-        if values.null_count:
-            rows = row_of_value(splits_of(lengths(column)))
-            found[rows[values.is_null().to_numpy(zero_copy_only=False)]] = True
-    return found
+def _nulls(batch: pa.RecordBatch, features: Sequence[str]) -> np.ndarray | None:
+    """bool [rows]: rows with a null, or with a list that has one, in a needed column; None when there are none."""
+    found = [rows for name in _needed(features) if (rows := _nulls_in(batch.column(name))) is not None]
+    return np.logical_or.reduce(found) if found else None
 
 
-def _wrong_count(labels: pa.ListArray, heads: int | None) -> np.ndarray:
-    return np.zeros(len(labels), bool) if heads is None else lengths(labels) != heads
+def _nulls_in(column: pa.Array) -> np.ndarray | None:
+    """bool [rows]: null, or a list with a null; None when no row is."""
+    nested = isinstance(column, pa.ListArray) and column.values.null_count > 0
+    if not column.null_count and not nested:
+        return None
+    found = column.is_null().to_numpy(zero_copy_only=False).copy()
+    if nested:
+        rows = row_of_value(splits_of(lengths(column)))
+        found[rows[column.flatten().is_null().to_numpy(zero_copy_only=False)]] = True
+    return found if found.any() else None
 
 
-def _infinite(labels: pa.ListArray) -> np.ndarray:
+def _infinite(labels: pa.ListArray) -> np.ndarray | None:
+    """bool [rows] of a column without nulls: a label is plus infinity; None when none is."""
+    values, splits = values_and_splits(labels)
+    infinite = np.isposinf(values)
+    if not infinite.any():
+        return None
     found = np.zeros(len(labels), bool)
-    infinite = np.isposinf(labels.flatten().to_numpy(zero_copy_only=False))
-    if infinite.any():
-        found[row_of_value(splits_of(lengths(labels)))[infinite]] = True
+    found[row_of_value(splits)[infinite]] = True
     return found
 
 
-def _in_range(batch: pa.RecordBatch, name: str, test: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    return test(record_batch.numpy_column(batch, name))
-
-
-def _wrong_provenance(batch: pa.RecordBatch) -> np.ndarray:
-    partition, offset, row = provenance_of(batch)
-    return (partition < 0) | (offset < 0) | (row < 0) | (row >= ROWS_PER_RECORD * MAX_COPIES)
-
-
-def _below_floor(batch: pa.RecordBatch, floors: BlockFloors | None) -> np.ndarray:
-    """Rows whose offset is below the lowest floor that the block names for their source partition."""
-    partition, offset, _ = provenance_of(batch)
-    found = np.zeros(len(offset), bool)
+def _below_floor(partition: np.ndarray, offset: np.ndarray, floors: BlockFloors | None) -> np.ndarray | None:
+    """bool [rows]: the offset is below the lowest floor that the block names for the row's source partition."""
+    if floors is None:
+        return None
     lowest = dict[int, int]()
-    for _, source, floor in floors.floors if floors is not None else ():
+    for _, source, floor in floors.floors:
         lowest[source] = min(floor, lowest.get(source, floor))
+    found = np.zeros(len(offset), bool)
     for source, floor in lowest.items():
         found |= (partition == source) & (offset < floor)
     return found

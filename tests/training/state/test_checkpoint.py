@@ -381,3 +381,17 @@ def test_checkpoints_that_may_hold_what_went_wrong_are_set_aside_and_the_one_bef
     assert checkpoints.restore(Trainer().step).name == "1"
     with pytest.raises(UserError, match="all checkpoints were written after"):
         checkpoints.set_aside(500_000)
+
+
+def test_a_save_that_fails_before_it_begins_frees_the_store_and_topic_ids_are_kept(tmp_path: Path) -> None:
+    trainer, checkpoints = Trainer(), checkpoints_in(tmp_path)
+    trainer.learn(0)
+    trainer.position.passed(Passed({0: 5}, {0: "id"}))
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError) as kept:
+        trainer.save(checkpoints)
+    (tmp_path / "checkpoints").unlink()
+    trainer.save(checkpoints)
+    assert kept.traceback  # what holds the error, holds the cut too
+    restored = checkpoints.restore(Trainer().step).position
+    assert (restored.offsets, restored.topic_ids) == ({0: 5}, {0: "id"})
