@@ -159,11 +159,6 @@ class VersionManager:
                     rows[each.id.version] = each
             return [_status(rows[number]) for number in sorted(rows, reverse=True)]
 
-    def models(self) -> list[str]:
-        """Names that are aspired."""
-        with self._lock:
-            return sorted(self._aspired)
-
     def close(self) -> None:
         """Unloads everything, after the requests in flight; takes no new aspirations."""
         with self._lock:

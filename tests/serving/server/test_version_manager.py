@@ -35,6 +35,14 @@ def _at(*versions: int, base: str = "/m", as_of_ms: int | None = None) -> dict[i
     return {version: VersionSource(f"{base}/{version}", as_of_ms) for version in versions}
 
 
+def _is_unknown(manager: VersionManager) -> bool:
+    try:
+        manager.statuses("m")
+    except NotFoundError:
+        return True
+    return False
+
+
 def _wait(manager: VersionManager, states: dict[int, State]) -> None:
     def there() -> bool:
         found = {status.version: status.state for status in manager.statuses("m")}
@@ -129,7 +137,7 @@ def test_a_forgotten_model_is_unloaded_and_not_found(manager: VersionManager, lo
     wait_until(lambda: loaders.of(1).unloads == 1, _SECONDS, "unload")
     with pytest.raises(NotFoundError):
         manager.acquire("m")
-    assert manager.models() == []
+    wait_until(lambda: _is_unknown(manager), _SECONDS, "nothing is known of it", 0.005)
 
 
 def test_two_versions_answer_side_by_side_when_both_are_aspired(manager: VersionManager) -> None:
