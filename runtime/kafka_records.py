@@ -7,17 +7,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress, repeat
 from operator import eq, itemgetter
-from typing import NoReturn
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, TopicPartition
 
 from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer
-from millrace.runtime.kafka_positions import Positions
+from millrace.runtime.kafka_positions import Partition, Positions
 from millrace.runtime.kafka_topics import KafkaTopic, TopicDescriber
 
 
 class KafkaReadError(RuntimeError):
     """A partition cannot be read on: the broker refuses for good, and a retry would not help."""
+
+
+class OffsetGoneError(KafkaReadError):
+    """The next offset of a partition lies below its first or beyond its end."""
 
 
 @dataclass
@@ -127,6 +130,12 @@ class PartitionReader:
         self._next |= start
         self._consumer.incremental_assign([TopicPartition(*key, offset) for key, offset in start.items()])
 
+    def remove(self, partitions: Collection[tuple[str, int]]) -> None:
+        """From now on does not read these partitions."""
+        for key in partitions:
+            self._next.pop(key, None)
+        self._consumer.incremental_unassign([TopicPartition(*key) for key in partitions])
+
     def pause(self, partitions: Collection[tuple[str, int]]) -> None:
         """Stops reading these partitions until `resume`. The client drops their records that it holds already."""
         self._consumer.pause([TopicPartition(*key) for key in partitions])
@@ -135,8 +144,14 @@ class PartitionReader:
         """Reads these partitions again, from where they were paused; the client fetches anew what it dropped."""
         self._consumer.resume([TopicPartition(*key) for key in partitions])
 
-    def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
+    def read(
+        self, max_records: int, seconds: float, troubled: dict[Partition, KafkaReadError] | None = None
+    ) -> list[TopicRecords]:
         """Waits until `max_records` records have come or `seconds` have passed, and returns what has come.
+
+        Args:
+          troubled: takes {partition: what is wrong} of those that stop because their offset or their topic does not
+            exist any more; None: that is raised.
 
         Returns: one element per topic that has records; [] when none came.
         Raises: KafkaReadError when an offset does not exist any more (retention), a topic was deleted, or the broker
@@ -144,7 +159,7 @@ class PartitionReader:
         """
         messages: Sequence[Message] = self._consumer.consume(max_records, seconds)
         if any(map(Message.error, messages)):
-            messages = [message for message in messages if not self._is_passing(message)]
+            messages = [message for message in messages if not self._is_passing(message, troubled)]
         found = [_records_of(topic, chosen) for topic, chosen in _by_topic(messages)]
         for records in found:
             for partition, offset in dict(zip(records.partitions, records.offsets, strict=True)).items():
@@ -188,39 +203,51 @@ class PartitionReader:
             return None
         return int(low)
 
-    def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
+    def commit(self, positions: Mapping[tuple[str, int], int], tags: Mapping[str, str] | None = None) -> None:
         """Stores `positions`, {partition: next offset}, as the group's committed offsets, and does not wait.
 
         A failure is not told: the group keeps its older offsets, and a reader that starts from them repeats records.
+
+        Args:
+          tags: {topic: text that is stored with its offsets}, by which `kafka_positions` tells whose they are.
         """
+        tags = tags or {}
         self._consumer.commit(
-            offsets=[TopicPartition(*key, offset) for key, offset in positions.items()], asynchronous=True
+            offsets=[
+                TopicPartition(topic, partition, offset, tags.get(topic, ""))
+                for (topic, partition), offset in positions.items()
+            ],
+            asynchronous=True,
         )
 
     def close(self) -> None:
         """Closes the client; commits nothing by itself."""
         self._consumer.close()
 
-    def _is_passing(self, message: Message) -> bool:
+    def _is_passing(self, message: Message, troubled: dict[Partition, KafkaReadError] | None) -> bool:
         """Whether `message` is an error that passes, not a record; raises KafkaReadError for one that does not."""
         error = message.error()
         if error is None:
             return False
         if not is_passing(error):
-            self._fail(message.topic(), message.partition(), error)
+            key = (message.topic() or "", message.partition() or 0)
+            problem = self._problem(key, error)
+            if troubled is None or error.code() not in _GONE | _OUT_OF_RANGE:
+                raise problem
+            if key in self._next:  # else the client speaks of a partition that was removed
+                troubled[key] = problem
         return True
 
-    def _fail(self, topic: str | None, partition: int | None, error: KafkaError) -> NoReturn:
-        place = f"{topic}[{partition}]"
+    def _problem(self, key: Partition, error: KafkaError) -> KafkaReadError:
+        place = f"{key[0]}[{key[1]}]"
         if error.code() in _GONE:
-            raise KafkaReadError(f"{place} does not exist any more; was the topic deleted?")
+            return KafkaReadError(f"{place} does not exist any more; was the topic deleted?")
         if error.code() in _OUT_OF_RANGE:
-            offset = self._next.get((topic or "", partition or 0))
-            raise KafkaReadError(
-                f"{place}: offset {offset} is out of range: retention removed it, or the topic was created anew; "
-                "start from earliest or from another offset"
+            return OffsetGoneError(
+                f"{place}: offset {self._next.get(key)} is out of range: retention removed it, or the topic was "
+                "created anew; start from earliest or from another offset"
             )
-        raise KafkaReadError(f"{place}: {error.str()}")
+        return KafkaReadError(f"{place}: {error.str()}")
 
 
 _GONE = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}

@@ -16,7 +16,7 @@ from millrace.pipelines.feed.options import FeedOptions, FileSettings, Tuning
 from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.feed.rows_stage import RowsStageFactory
 from millrace.pipelines.feed.sinks import Sinks
-from millrace.pipelines.feed.source import DeadLetterWatch, ReadEventFiles, read_topics
+from millrace.pipelines.feed.source import DeadLetterWatch, ReadEventFiles, decoded_rows, read_topics
 from millrace.runtime import telemetry
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch.raw_block import raw_topic
@@ -24,23 +24,22 @@ from millrace.transforms.beam.dead_letters import DEAD_LETTERS, DeadLetters
 from millrace.transforms.feed.config import FeedConfig
 from millrace.transforms.feed.events import decode_actions, decode_impressions
 from millrace.transforms.feed.shards import by_request
+from millrace.transforms.feed.spans import shard_pieces
 
 __all__ = ["add_event_feed"]
 
 _NAMESPACE = telemetry.namespace("pipelines", "training_feed")
 
 
-def add_event_feed(
-    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks, feed_id: str | None
-) -> None:
+def add_event_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks, feed_id: str) -> None:
     """Adds the whole feed of events to `pipeline`; see `millrace.pipelines.feed.graph.build_feed`.
 
     Args:
       feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
     """
-    decode = beam.ParDo(_DecodeDoFn(options.config, plan.topics, options.tuning))
-    decode = decode.with_output_types(tuple[int, pa.RecordBatch]).with_outputs(DEAD_LETTERS, main="rows")
-    decoded = _read(pipeline, options, plan, feed_id) | "DecodeEvents" >> decode
+    decode = _DecodeDoFn(options.config, plan.topics, options.tuning)
+    blocks = _read(pipeline, options, plan, feed_id)
+    rows = decoded_rows(blocks, "DecodeEvents", decode, sinks.dead_letters, options.streaming)
     tuning = options.tuning
     join = JoinEvents(
         options.config,
@@ -51,14 +50,18 @@ def add_event_feed(
         max_pending_rows=tuning.max_pending_rows,
         spill_folder=tuning.spill_folder,
         feed_id=feed_id,
+        in_memory=options.in_one_process,
+        shards=tuning.join_shards,
+        routed=sinks.routed_actions if options.streaming else None,
+        floors=options.streaming,
     )
-    joined = decoded.rows | "JoinAndWrite" >> join
-    _ = joined[ROUTED_ACTIONS] | "WriteRoutedActions" >> beam.ParDo(sinks.routed_actions)
-    _ = decoded[DEAD_LETTERS] | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
+    joined = rows | "JoinAndWrite" >> join
+    if not options.streaming:
+        _ = joined[ROUTED_ACTIONS] | "WriteRoutedActions" >> beam.ParDo(sinks.routed_actions)
 
 
 def _read(
-    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, feed_id: str | None
+    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, feed_id: str
 ) -> beam.PCollection[pa.RecordBatch]:
     source = options.source
     if isinstance(source, FileSettings):
@@ -87,6 +90,9 @@ class _DecodeDoFn(beam.DoFn):
         self._rows = Metrics.counter(_NAMESPACE, "impression_rows")
         self._actions = Metrics.counter(_NAMESPACE, "actions")
 
+    def start_bundle(self) -> None:
+        self._watch.start_bundle()
+
     def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | DeadLetters]:
         now_ms = int(self._clock() * 1000)
         if raw_topic(block) == self._topics.actions:
@@ -96,7 +102,9 @@ class _DecodeDoFn(beam.DoFn):
             rows, dead = decode_impressions(block, self._context_fields, now_ms)
             self._rows.inc(rows.num_rows)
         self._watch.observe(block, dead)
-        if rows.num_rows:
-            yield from by_request(rows, self._shards)
+        yield from shard_pieces(by_request(rows, self._shards), rows, block, self._shards)
         if dead.num_rows:
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
+
+    def finish_bundle(self) -> None:
+        self._watch.publish()

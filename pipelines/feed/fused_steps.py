@@ -51,3 +51,39 @@ class FusedSteps(beam.DoFn):
             return
         for element in elements:
             yield from self._from(index + 1, self._steps[index].process(element) or ())
+
+
+class WithSide(beam.DoFn):
+    """A DoFn whose output of one tag goes to another DoFn in the same step: its rows leave only with that output.
+
+    Args:
+      step: DoFn whose `process` takes the element only.
+      tag: of the output that `side` takes.
+      side: what it gives joins the main output.
+    """
+
+    def __init__(self, step: beam.DoFn, tag: str, side: beam.DoFn) -> None:
+        self._step, self._tag, self._side = step, tag, side
+
+    def setup(self) -> None:
+        self._step.setup()
+        self._side.setup()
+
+    def teardown(self) -> None:
+        self._step.teardown()
+        self._side.teardown()
+
+    def start_bundle(self) -> None:
+        self._step.start_bundle()
+        self._side.start_bundle()
+
+    def process(self, element: Any) -> Iterator[Any]:
+        for each in self._step.process(element) or ():
+            if isinstance(each, beam.pvalue.TaggedOutput) and each.tag == self._tag:
+                yield from self._side.process(each.value) or ()
+            else:
+                yield each
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        yield from self._step.finish_bundle() or ()
+        yield from self._side.finish_bundle() or ()

@@ -19,6 +19,5 @@ def build_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan) ->
     Args:
       plan: where to read (`millrace.pipelines.feed.read_plan.plan_reads`).
     """
-    feed_id = uuid.uuid4().hex if options.in_one_process else None
     add_feed = add_record_feed if options.reads_records else add_event_feed
-    add_feed(pipeline, options, plan, sinks_of(options, plan), feed_id)
+    add_feed(pipeline, options, plan, sinks_of(options, plan), uuid.uuid4().hex)

@@ -22,7 +22,7 @@ from millrace.runtime import telemetry
 from millrace.transforms.batch import record_batch  # noqa: F401 (the coder is registered)
 from millrace.transforms.beam import coder  # noqa: F401 (the coder is registered)
 from millrace.transforms.feed.config import FeedConfig
-from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
+from millrace.transforms.feed.event_schemas import PLACED_ACTION_SCHEMA, impression_schema
 from millrace.transforms.feed.join import JoinIndex, join_bounded
 from millrace.transforms.feed.row_spill import IN_MEMORY, SpillSettings
 from millrace.transforms.feed.shards import is_actions
@@ -56,7 +56,9 @@ class JoinEvents(beam.PTransform):
       max_pending_rows: most rows that a shard holds in memory; older ones lie in files of `spill_folder`.
       spill_folder: on a local disk; default: the system's folder of temporary files.
       clock: seconds since the epoch.
-      feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
+      feed_id, in_memory, shards: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`.
+      routed: takes the routed actions in the same step, which then have no output; for streaming.
+      floors: whether `then` takes floors too.
 
     Counters (`pipelines.join_events`): the fields of `transforms.feed.join.JoinCounters`, `index_loads`.
     """
@@ -72,9 +74,14 @@ class JoinEvents(beam.PTransform):
         spill_folder: Path | None = None,
         clock: Callable[[], float] = time.time,
         feed_id: str | None = None,
+        in_memory: bool = False,
+        shards: int = 1,
+        routed: beam.DoFn | None = None,
+        floors: bool = False,
     ) -> None:
         super().__init__()
-        self._feed_id = feed_id
+        self._feed_id, self._in_memory, self._shards = feed_id, in_memory, shards
+        self._routed, self._floors = routed, floors
         self._config, self._streaming, self._then, self._stage = config, streaming, then, rows_stage
         self._spill = SpillSettings(max_pending_rows, spill_folder)
         self._timer_seconds, self._clock = timer_seconds, clock
@@ -82,7 +89,17 @@ class JoinEvents(beam.PTransform):
     def expand(self, sharded: beam.PCollection[tuple[int, pa.RecordBatch]]) -> Any:
         if self._streaming:
             join = join_do_fn(
-                self._config, self._timer_seconds, self._then, self._stage, self._spill, self._clock, self._feed_id
+                self._config,
+                self._timer_seconds,
+                self._then,
+                self._stage,
+                self._spill,
+                self._clock,
+                feed_id=self._feed_id,
+                in_memory=self._in_memory,
+                shards=self._shards,
+                side={} if self._routed is None else {ROUTED_ACTIONS: self._routed},
+                floors=self._floors,
             )
             return sharded | "JoinInState" >> _with_routes(join)
         grouped = sharded | "GroupShards" >> beam.GroupByKey()
@@ -99,13 +116,14 @@ def join_do_fn(
     rows_stage: Callable[[], RowsStage] | None = None,
     spill: SpillSettings = IN_MEMORY,
     clock: Callable[[], float] = time.time,
-    feed_id: str | None = None,
+    **settings: Any,
 ) -> ShardStateDoFn:
-    """The streaming join, with the arguments of `JoinEvents`."""
+    """The streaming join, with the arguments of `JoinEvents`; `settings` are those of `ShardStateDoFn`."""
     factory: MachineFactory = JoinMachineFactory(config, spill)
     if rows_stage is not None:
         factory = ComposedMachineFactory(factory, rows_stage)
-    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock, feed_id=feed_id)
+    kinds = frozenset([_IMPRESSIONS])
+    return ShardStateDoFn(factory, _NAMESPACE, timer_seconds, then, _kind_of, clock, kinds=kinds, **settings)
 
 
 @dataclass(frozen=True)
@@ -143,6 +161,9 @@ class JoinMachine:
         _HELD.labels(str(shard)).set(self._index.nbytes)
         _SPILLED.labels(str(shard)).set(self._index.spilled_bytes)
 
+    def held(self) -> Mapping[int, int]:
+        return self._index.held()
+
     def to_bytes(self) -> bytes:
         return self._index.to_state()
 
@@ -172,7 +193,7 @@ class JoinBoundedDoFn(beam.DoFn):
         parts = list(element[1])
         schema = impression_schema(self._config.context_fields())
         impressions = record_batch.concat([part for part in parts if not is_actions(part)], schema)
-        actions = record_batch.concat([part for part in parts if is_actions(part)], ACTION_SCHEMA)
+        actions = record_batch.concat([part for part in parts if is_actions(part)], PLACED_ACTION_SCHEMA)
         joined = join_bounded(impressions, actions, self._config)
         _count(joined.counters.take())
         rows = self._staged(joined.rows)

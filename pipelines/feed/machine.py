@@ -36,6 +36,9 @@ class Machine(Protocol):
     def publish(self, shard: int) -> None:
         """Passes what was counted since the last call, and the gauges, on to the metrics."""
 
+    def held(self) -> Mapping[int, int]:
+        """{source partition: offset}: nothing of a record below it waits. Those of which nothing waits are missing."""
+
     def to_bytes(self) -> bytes:
         """The machine, for its factory; without counts and side rows."""
 
@@ -89,6 +92,9 @@ class ComposedMachine:
         self._first.publish(shard)
         self._stage.publish()
 
+    def held(self) -> Mapping[int, int]:
+        return self._first.held()
+
     def to_bytes(self) -> bytes:
         """One Arrow IPC stream with one row: `first` and `stage`, the bytes of each."""
         parts = {"first": self._first.to_bytes(), "stage": self._stage.save()}
@@ -135,6 +141,9 @@ class PassThrough:
 
     def publish(self, shard: int) -> None:
         pass
+
+    def held(self) -> Mapping[int, int]:
+        return {}
 
     def to_bytes(self) -> bytes:
         return b""

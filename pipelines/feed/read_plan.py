@@ -1,16 +1,16 @@
 """Decides from where to where a feed reads, before its pipeline is built, and refuses wrong topics and positions."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
+from millrace.pipelines.kafka.topic_sources import commit_tag, note_lost, topic_sources
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import check_broker, ensure_topic, partitions_of
 from millrace.runtime.kafka_positions import Positions, resolve_start
 from millrace.runtime.topics import Topics
 
-# How long a timer, a bundle and a flush to Kafka may take together, after the join's window has closed.
-_COMMIT_MARGIN_SECONDS = 5.0
 _KINDS = ("impressions", "actions")
 _RECORDS = "records"
 
@@ -22,14 +22,14 @@ class ReadPlan:
     Attributes:
       start, end: {(topic, partition): offset}; `end` is None for an unbounded feed, both are empty for files.
       train_partitions: partitions of the train topic.
-      commit_delay_seconds: how far committed offsets trail, so that a restart reads again what the join may hold.
+      sources: {topic: number of the source} of the topics that are read (`millrace.transforms.batch.provenance`).
     """
 
     topics: Topics = field(default_factory=Topics)
     start: Positions = field(default_factory=dict)
     end: Positions | None = None
     train_partitions: int = 1
-    commit_delay_seconds: float = 0.0
+    sources: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan_reads(options: FeedOptions) -> ReadPlan:
@@ -38,8 +38,10 @@ def plan_reads(options: FeedOptions) -> ReadPlan:
     if not isinstance(source, KafkaSettings):
         return ReadPlan()
     check_broker(source.connection)
-    start = _positions(source, "--start", source.start)
-    end = None if source.until is None else _positions(source, "--until", source.until)
+    topics = _topics(source)
+    sources = topic_sources(source.connection, topics.values())
+    start = _positions(source, topics, sources, "--start", source.start)
+    end = None if source.until is None else _positions(source, topics, sources, "--until", source.until)
     if end is not None:
         end = {key: max(offset, start[key]) for key, offset in end.items()}
     train_partitions = 1
@@ -50,19 +52,27 @@ def plan_reads(options: FeedOptions) -> ReadPlan:
         if options.config.routed_actions and source.records is None:
             ensure_topic(source.connection, source.topics.routed_actions)
         train_partitions = len(partitions_of(source.connection, train))
-    delay = options.config.window_seconds + options.tuning.timer_seconds + _COMMIT_MARGIN_SECONDS
-    return ReadPlan(source.topics, start, end, train_partitions, delay)
+    return ReadPlan(source.topics, start, end, train_partitions, sources)
 
 
-def _positions(source: KafkaSettings, flag: str, text: str) -> Positions:
+def _topics(source: KafkaSettings) -> dict[str, str]:
+    """{kind: topic}."""
     if source.records is not None:
-        topics, by_kind = {_RECORDS: source.records[0]}, {_RECORDS: text}
-    else:
-        topics, by_kind = {kind: getattr(source.topics, kind) for kind in _KINDS}, _by_kind(flag, text)
+        return {_RECORDS: source.records[0]}
+    return {kind: getattr(source.topics, kind) for kind in _KINDS}
+
+
+def _positions(
+    source: KafkaSettings, topics: Mapping[str, str], sources: Mapping[str, int], flag: str, text: str
+) -> Positions:
+    by_kind = {_RECORDS: text} if source.records is not None else _by_kind(flag, text)
+    on_lost = note_lost if flag == "--start" else None
     positions: Positions = {}
     for kind, topic in topics.items():
         where = "latest" if flag == "--until" and by_kind[kind] == "end" else by_kind[kind]
-        for partition, offset in resolve_start(source.connection, topic, where, source.group, flag).items():
+        tag = commit_tag(sources[topic]) if topic in sources else None
+        found = resolve_start(source.connection, topic, where, source.group, flag, tag, on_lost)
+        for partition, offset in found.items():
             positions[topic, partition] = offset
     return positions
 

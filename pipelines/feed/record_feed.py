@@ -20,7 +20,7 @@ from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.feed.rows_stage import RowsStageFactory, TrainRowsStage
 from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.pipelines.feed.sinks import Sinks
-from millrace.pipelines.feed.source import DeadLetterWatch, read_topics
+from millrace.pipelines.feed.source import DeadLetterWatch, decoded_rows, read_topics
 from millrace.pipelines.files import sources as file_sources
 from millrace.pipelines.files.decode import Decode, make_decoder
 from millrace.pipelines.files.format import ROW_FORMATS, RecordSettings, file_framing
@@ -28,41 +28,49 @@ from millrace.runtime import telemetry
 from millrace.transforms.batch.provenance import provenance_of
 from millrace.transforms.beam.dead_letters import DEAD_LETTERS, DeadLetters
 from millrace.transforms.feed.shards import by_partition
+from millrace.transforms.feed.spans import shard_pieces
 
 _NAMESPACE = telemetry.namespace("pipelines", "record_feed")
 
 
-def add_record_feed(
-    pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks, feed_id: str | None
-) -> None:
+def add_record_feed(pipeline: beam.Pipeline, options: FeedOptions, plan: ReadPlan, sinks: Sinks, feed_id: str) -> None:
     """Adds the whole feed of records to `pipeline`; see `millrace.pipelines.feed.graph.build_feed`.
 
     Args:
-      feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`; without a stateful step nothing sets a pace.
+      feed_id: as of `millrace.pipelines.feed.shard_state.ShardStateDoFn`. A streaming feed has that step though its
+        recipe may have no state: it sets the pace of the readers, and knows the floors.
     """
     stage = RowsStageFactory(options.config, options.recipe, joined=False)
-    stateful = stage.stateful
-    feed_id = feed_id if stateful else None
-    rows, dead = _read(pipeline, options, plan, feed_id, stage.required_features)
-    if not stateful:
-        run: beam.PTransform = beam.ParDo(FusedSteps(_StageDoFn(stage), sinks.rows))
-    elif options.streaming:
-        factory = ComposedMachineFactory(pass_through, stage)
-        run = beam.ParDo(ShardStateDoFn(factory, _NAMESPACE, options.tuning.timer_seconds, sinks.rows, feed_id=feed_id))
-    else:
+    rows = _read(pipeline, options, plan, feed_id, stage.required_features, sinks.dead_letters)
+    if options.streaming:
+        run: beam.PTransform = beam.ParDo(
+            ShardStateDoFn(
+                ComposedMachineFactory(pass_through, stage),
+                _NAMESPACE,
+                options.tuning.timer_seconds,
+                sinks.rows,
+                feed_id=feed_id,
+                in_memory=options.in_one_process,
+                shards=options.tuning.join_shards,
+                floors=True,
+            )
+        )
+    elif stage.stateful:
         run = _RunGrouped(FusedSteps(_GroupedStageDoFn(stage), sinks.rows))
+    else:
+        run = beam.ParDo(FusedSteps(_StageDoFn(stage), sinks.rows))
     _ = rows | "RecipeAndWrite" >> run
-    _ = dead | "WriteDeadLetters" >> beam.ParDo(sinks.dead_letters)
 
 
 def _read(
     pipeline: beam.Pipeline,
     options: FeedOptions,
     plan: ReadPlan,
-    feed_id: str | None,
+    feed_id: str,
     features: Collection[str] | None,
-) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
-    """Returns (collection of (feed shard, rows), collection of dead letters).
+    dead_letters: beam.DoFn,
+) -> beam.PCollection[tuple[int, pa.RecordBatch]]:
+    """Returns (feed shard, rows); dead letters go to `dead_letters`.
 
     Args:
       features: the features that are used later: a source may leave out all others; None: it reads all.
@@ -71,27 +79,26 @@ def _read(
     if isinstance(source, KafkaSettings):
         assert source.records is not None
         raw = pipeline | "ReadRecords" >> read_topics(options, plan, feed_id)
-        return _decoded(raw, source.records[1], options)
+        decode = _decode(source.records[1], options)
+        return decoded_rows(raw, "DecodeRecords", decode, dead_letters, options.streaming)
     assert isinstance(source, RecordFiles)
     read = pipeline | "ReadFiles" >> _file_source(source, features)
     if source.format.name in ROW_FORMATS:
         rows = read["rows"] | "ToShards" >> beam.ParDo(_ToShardDoFn(options.tuning.join_shards)).with_output_types(
             _SHARDED
         )
-        return rows, read[file_sources.DEAD_LETTERS]
-    rows, dead = _decoded(read["rows"], replace(source.format, frames=None), options)
-    return rows, (dead, read[file_sources.DEAD_LETTERS]) | "AllDeadLetters" >> beam.Flatten()
+    else:
+        decode = _decode(replace(source.format, frames=None), options)
+        rows = decoded_rows(read["rows"], "DecodeRecords", decode, dead_letters, False)
+    _ = read[file_sources.DEAD_LETTERS] | "WriteDeadLettersOfFiles" >> beam.ParDo(dead_letters)
+    return rows
 
 
 _SHARDED = tuple[int, pa.RecordBatch]
 
 
-def _decoded(
-    raw: beam.PCollection[pa.RecordBatch], format: RecordFormat, options: FeedOptions
-) -> tuple[beam.PCollection[tuple[int, pa.RecordBatch]], beam.PCollection[pa.RecordBatch]]:
-    decode = beam.ParDo(_DecodeRecordsDoFn(format, options.tuning.join_shards, options.tuning.max_drop_ratio))
-    found = raw | "DecodeRecords" >> decode.with_output_types(_SHARDED).with_outputs(DEAD_LETTERS, main="rows")
-    return found.rows, found[DEAD_LETTERS]
+def _decode(format: RecordFormat, options: FeedOptions) -> "_DecodeRecordsDoFn":
+    return _DecodeRecordsDoFn(format, options.tuning.join_shards, options.tuning.max_drop_ratio)
 
 
 def _file_source(source: RecordFiles, features: Collection[str] | None) -> beam.PTransform:
@@ -116,14 +123,20 @@ class _DecodeRecordsDoFn(beam.DoFn):
         settings = RecordSettings(self._format.name, tf_example=self._format.tf_example)
         self._decode = make_decoder(settings, self._format.frames)
 
+    def start_bundle(self) -> None:
+        self._watch.start_bundle()
+
     def process(self, block: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | DeadLetters]:
         assert self._decode is not None
         rows, dead = self._decode(block)
         self._watch.observe(block, dead)
         self._rows.inc(rows.num_rows)
-        yield from by_partition(rows, self._shards)
+        yield from shard_pieces(by_partition(rows, self._shards), rows, block, self._shards)
         if dead.num_rows:
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, dead)
+
+    def finish_bundle(self) -> None:
+        self._watch.publish()
 
 
 class _ToShardDoFn(beam.DoFn):

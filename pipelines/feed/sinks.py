@@ -1,6 +1,7 @@
 """Writes the rows, dead letters and routed actions of a feed: to topics, or to Parquet files of a bounded feed."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,10 @@ from millrace.pipelines.feed.folder import WriteParquetDoFn
 from millrace.pipelines.feed.fused_steps import FusedSteps
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan
+from millrace.pipelines.feed.shard_state import ShardFloors
 from millrace.pipelines.kafka.sink import DELIVERY_SECONDS, KafkaRecord, WriteToKafkaDoFn
 from millrace.transforms.batch import dead_letter, record_batch
+from millrace.transforms.batch.floors import BlockFloors
 from millrace.transforms.batch.hashes import siphash24
 from millrace.transforms.batch.provenance import provenance_of, split_source_partition
 from millrace.transforms.feed import shards as fid_sharding
@@ -24,6 +27,8 @@ from millrace.transforms.feed.rows_folder import DEAD_LETTERS_FOLDER, ROUTED_ACT
 _CONTENT_TYPE = (("content-type", record_batch.CONTENT_TYPE.encode("ascii")),)
 # A bundle with more rows than this gives several train blocks, to bound memory; a row of a larger block costs no less.
 _BUNDLE_ROWS = 20_000
+# A trainer remembers rows down to the lowest floor it knows: ten seconds of a partition more are some megabytes.
+_FLOOR_SECONDS = 10.0
 
 
 class Sinks(NamedTuple):
@@ -44,7 +49,7 @@ def sinks_of(options: FeedOptions, plan: ReadPlan) -> Sinks:
     write = partial(WriteToKafkaDoFn, delivery_seconds=DELIVERY_SECONDS if options.runner_retries else None)
     train = write(connection, topics.train(options.config.model))
     return Sinks(
-        FusedSteps(_TrainBlocksDoFn(options.config, plan.train_partitions), train),
+        FusedSteps(TrainBlocksDoFn(options.config, plan.train_partitions), train),
         FusedSteps(_DeadLetterRecordsDoFn(), write(connection, topics.dead_letter)),
         FusedSteps(_BlockRecordsDoFn(), write(connection, topics.routed_actions)),
     )
@@ -76,25 +81,49 @@ class _NameDeadLettersDoFn(beam.DoFn):
         yield f"{topic}-{partition:05d}-{offset:012d}", dead
 
 
-class _TrainBlocksDoFn(beam.DoFn):
-    """(feed shard, train rows) to train blocks: one per bundle and partition of the train topic, or a few."""
+class TrainBlocksDoFn(beam.DoFn):
+    """(feed shard, train rows) to train blocks: one per bundle and partition of the train topic, or a few.
 
-    def __init__(self, config: FeedConfig, partitions: int) -> None:
-        self._partitions = partitions
+    A block carries the floors of the feed shards of its bundle, as they were when the bundle began. A partition that
+    got no block for `floor_seconds`, though floors have moved, gets one without rows.
+
+    Args:
+      partitions: of the train topic.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        config: FeedConfig,
+        partitions: int,
+        floor_seconds: float = _FLOOR_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._partitions, self._floor_seconds, self._clock = partitions, floor_seconds, clock
         self._user_slot = fid_sharding.user_slot(config)
+        self._no_rows = record_batch.empty(config.train_schema())
+
+    def setup(self) -> None:
+        # By train partition: when it last got floors, and the last ones of each feed shard.
+        self._written = [self._clock()] * self._partitions
+        self._told: list[dict[int, Mapping[int, int]]] = [{} for _ in range(self._partitions)]
 
     def start_bundle(self) -> None:
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
+        self._floors: dict[int, ShardFloors] = {}
 
-    def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[KafkaRecord]:
+    def process(self, element: tuple[int, pa.RecordBatch] | ShardFloors) -> Iterator[KafkaRecord]:
+        if isinstance(element, ShardFloors):
+            self._floors[element.shard] = element
+            return
         self._held.append(element[1])
         self._held_rows += element[1].num_rows
         if self._held_rows >= _BUNDLE_ROWS:
             yield from self._take()
 
     def finish_bundle(self) -> Iterator[beam.utils.windowed_value.WindowedValue]:
-        for record in self._take():
+        for record in [*self._take(), *self._floors_alone()]:
             yield GlobalWindows.windowed_value(record)
 
     def _take(self) -> Iterator[KafkaRecord]:
@@ -104,8 +133,31 @@ class _TrainBlocksDoFn(beam.DoFn):
         self._held, self._held_rows = [], 0
         parts = fid_sharding.by_user(batch, self._partitions, self._user_slot)
         for partition, rows in parts.items():
-            for _, data in record_batch.split_to_bytes(rows):
-                yield KafkaRecord(data, str(partition).encode("ascii"), partition, _CONTENT_TYPE)
+            for _, data in record_batch.split_to_bytes(self._with_floors(rows, partition)):
+                yield _train_block(data, partition)
+
+    def _floors_alone(self) -> Iterator[KafkaRecord]:
+        """A block without rows for each partition that has not heard of floors for long."""
+        now = self._clock()
+        for partition in range(self._partitions):
+            told = self._told[partition]
+            moved = any(each.floors and told.get(shard) != each.floors for shard, each in self._floors.items())
+            if moved and now - self._written[partition] >= self._floor_seconds:
+                data = record_batch.to_bytes(self._with_floors(self._no_rows, partition))
+                yield _train_block(data, partition)
+
+    def _with_floors(self, rows: pa.RecordBatch, partition: int) -> pa.RecordBatch:
+        if not self._floors:
+            return rows
+        some = next(iter(self._floors.values()))
+        floors = [(each.shard, *floor) for each in self._floors.values() for floor in each.floors.items()]
+        self._written[partition] = self._clock()
+        self._told[partition] |= {each.shard: each.floors for each in self._floors.values()}
+        return BlockFloors(some.run, some.shards, self._partitions, tuple(floors)).attach(rows)
+
+
+def _train_block(data: bytes, partition: int) -> KafkaRecord:
+    return KafkaRecord(data, str(partition).encode("ascii"), partition, _CONTENT_TYPE)
 
 
 class _TrainFilesDoFn(beam.DoFn):

@@ -1,24 +1,26 @@
 """Reads the topics or the event files of a feed, and watches how many records are unreadable."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.metrics import Metrics
 
+from millrace.pipelines.feed.fused_steps import WithSide
 from millrace.pipelines.feed.options import FeedOptions, KafkaSettings
 from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.files.sources import DEAD_LETTERS, ReadJsonLines
 from millrace.pipelines.kafka.source import ReadFromKafka
 from millrace.runtime import telemetry
 from millrace.transforms.batch import dead_letter
-from millrace.transforms.beam.dead_letters import count_dead_letters
 from millrace.transforms.feed.drop_guard import DropRatioGuard
 
 _DEAD = telemetry.counter("feed_dead_letters", "Records that could not be read.", ("reason",))
 
 
-def read_topics(options: FeedOptions, plan: ReadPlan, feed_id: str | None) -> beam.PTransform:
+def read_topics(options: FeedOptions, plan: ReadPlan, feed_id: str) -> beam.PTransform:
     """Reads the topics of a feed as `plan` says; `feed_id` as of `ReadFromKafka`."""
     source, tuning = options.source, options.tuning
     if not isinstance(source, KafkaSettings):
@@ -30,9 +32,27 @@ def read_topics(options: FeedOptions, plan: ReadPlan, feed_id: str | None) -> be
         group_id=source.group,
         splits=tuning.splits,
         poll_seconds=tuning.poll_seconds,
-        commit_delay_seconds=plan.commit_delay_seconds,
         feed_id=feed_id,
+        paced=options.in_one_process,
+        sources=plan.sources,
     )
+
+
+def decoded_rows(
+    blocks: beam.PCollection[pa.RecordBatch], label: str, decode: beam.DoFn, dead_letters: beam.DoFn, streaming: bool
+) -> beam.PCollection[tuple[int, pa.RecordBatch]]:
+    """(feed shard, rows) that `decode` makes of raw blocks; its dead letters go to `dead_letters`.
+
+    In a streaming feed they go there in the same step: rows arrive only when the dead letters of their block are
+    acknowledged, so that an offset is not committed before.
+    """
+    if streaming:
+        step = beam.ParDo(WithSide(decode, DEAD_LETTERS, dead_letters))
+        return blocks | label >> step.with_output_types(tuple[int, pa.RecordBatch])
+    outputs = beam.ParDo(decode).with_output_types(tuple[int, pa.RecordBatch]).with_outputs(DEAD_LETTERS, main="rows")
+    found = blocks | label >> outputs
+    _ = found[DEAD_LETTERS] | "WriteDeadLetters" >> beam.ParDo(dead_letters)
+    return found.rows
 
 
 class ReadEventFiles(beam.PTransform):
@@ -73,14 +93,26 @@ class DeadLetterWatch:
     Args:
       namespace: metric namespace of the Beam counters `dead_letters_<reason>`.
       max_drop_ratio: as of `DropRatioGuard`.
+
+    The counts of a bundle are published when it ends, so that one that is retried counts once.
     """
 
     def __init__(self, namespace: str, max_drop_ratio: float) -> None:
         self._namespace, self._guard = namespace, DropRatioGuard(max_drop_ratio)
+        self._counts: Counter[str] = Counter()
+
+    def start_bundle(self) -> None:
+        """Drops the counts of a bundle that failed."""
+        self._counts.clear()
 
     def observe(self, block: pa.RecordBatch, dead: pa.RecordBatch) -> None:
         """Takes a raw block and its dead letters; raises TooManyDeadLettersError."""
         self._guard.observe(block, dead)
-        count_dead_letters(self._namespace, dead)
-        for reason, count in dead_letter.count_by_reason(dead).items():
+        self._counts.update(dead_letter.count_by_reason(dead))
+
+    def publish(self) -> None:
+        """Passes the counts of this bundle on to Beam's metrics and to `/metrics` of this process."""
+        for reason, count in self._counts.items():
+            Metrics.counter(self._namespace, f"dead_letters_{reason}").inc(count)
             _DEAD.labels(reason).inc(count)
+        self._counts.clear()

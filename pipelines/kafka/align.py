@@ -145,6 +145,11 @@ class PartitionAligner:
         for topic, number in partitions:
             self._partitions[topic, number] = _Partition(TopicRecords(topic))
 
+    def remove(self, partitions: Collection[Partition]) -> int:
+        """Aligns these partitions no more; returns how many of their records were held, which are dropped."""
+        self._paused -= set(partitions)
+        return sum(self._partitions.pop(key).held for key in partitions)
+
     def held(self, key: Partition) -> int:
         """Records of the partition that were read and not given."""
         return self._partitions[key].held

@@ -1,29 +1,34 @@
-"""How far a feed's stateful step has come compared with its readers, where all of them run in one process.
+"""How far a feed's stateful step has come, where it runs in the same process as the feed's readers.
 
 Prism keeps whatever a reader gives in memory, without a limit. A reader that catches up would get minutes ahead of the
-join, take its processor time, and commit offsets of records that nobody has processed. So the join tells how far it has
-come, a reader waits while too many of its records are not processed, and commits wait for the join. A record's place is
-told by the time stamp of its element, which such a reader sets to the time of reading.
+join and take its processor time. So the step tells how far it has come, and a reader waits while too many of its
+records are not processed. By the same reports a reader knows what it may commit (`millrace.pipelines.kafka.commits`).
 """
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+from millrace.transforms.feed.spans import Span
 
-# Dead letters never reach the join. They count as processed once it has had nothing to do for this long: longer than a
-# bundle takes.
-_QUIET_SECONDS = 5.0
+# A runner's timer comes within a second, even on a busy machine. Later than this, its clock may have stepped back.
+_LATE_SECONDS = 3.0
 
 
-class JoinProgress:
-    """What each shard of the stateful step has processed, and when the oldest row that it holds is due.
+@dataclass
+class _Report:
+    """What one feed shard reported last."""
 
-    A block has rows for nearly every shard, and blocks arrive in the order of their time stamps. So what the slowest
-    shard has processed, all shards have.
+    ends: Mapping[int, int]
+    floors: Mapping[int, int]
+    due: float
+
+
+class FeedProgress:
+    """What the feed shards of the stateful step have processed and let go.
+
+    Every shard gets a piece of every block, so what the slowest shard has processed, all have.
 
     Args:
       clock: seconds, monotonic.
@@ -31,70 +36,70 @@ class JoinProgress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock, self._clock = threading.Lock(), clock
-        self._read_at: dict[int, Timestamp] = {}
-        self._due: dict[int, float] = {}
-        self._heard = clock()
+        self._shards = 0
+        self._reports: dict[int, _Report] = {}
 
-    def reached(self, shard: int, read_at: Timestamp | None, due_seconds: float | None) -> None:
-        """A bundle of `shard` is about to end.
+    def finished(
+        self,
+        shard: int,
+        shards: int,
+        ends: Mapping[int, int],
+        floors: Mapping[int, int],
+        due_seconds: float | None = None,
+    ) -> None:
+        """A bundle of `shard` has ended, and what it wrote is acknowledged.
 
         Args:
-          read_at: everything that was read up to then is processed; None when only time has passed.
-          due_seconds: from now until the oldest row that is held must leave, negative when it is late; None when
-            nothing is held.
+          shards: how many there are.
+          ends: {source partition: offset below which the shard has processed everything}.
+          floors: {source partition: offset below which it holds nothing either}.
+          due_seconds: from now until something that it holds must leave; None when nothing is held.
         """
+        due = float("inf") if due_seconds is None else self._clock() + due_seconds
         with self._lock:
-            now = self._clock()
-            if read_at is not None:
-                self._read_at[shard] = max(read_at, self._read_at.get(shard, read_at))
-            self._due[shard] = float("inf") if due_seconds is None else now + due_seconds
-            self._heard = now
+            self._shards = shards
+            self._reports[shard] = _Report(dict(ends), dict(floors), due)
 
-    def read_at(self) -> Timestamp:
-        """Everything that was read up to then is processed."""
-        with self._lock:
-            return min(self._read_at.values(), default=MIN_TIMESTAMP)
+    def processed(self, source_partition: int) -> int | None:
+        """The offset below which all shards have processed everything; None while one has not reported."""
+        return self._least(source_partition, lambda report: report.ends)
 
-    def due(self) -> float:
-        """When, on this clock, the oldest row that is held must leave; infinity when nothing is held."""
-        with self._lock:
-            return min(self._due.values(), default=float("inf"))
+    def floor(self, source_partition: int) -> int | None:
+        """The offset below which nothing is held or unsent in any shard; None while one has not reported."""
+        return self._least(source_partition, lambda report: report.floors)
 
-    def quiet(self) -> bool:
-        """Whether no shard has reported for `_QUIET_SECONDS`."""
+    def overdue(self) -> bool:
+        """Whether something should have left a few seconds ago, so that the timer for it may have been lost."""
         with self._lock:
-            return self._clock() - self._heard > _QUIET_SECONDS
+            due = min((report.due for report in self._reports.values()), default=float("inf"))
+        return self._clock() > due + _LATE_SECONDS
+
+    def _least(self, source_partition: int, of: Callable[[_Report], Mapping[int, int]]) -> int | None:
+        with self._lock:
+            if not self._reports or len(self._reports) < self._shards:
+                return None
+            found = [of(report).get(source_partition) for report in self._reports.values()]
+        known = [offset for offset in found if offset is not None]
+        return min(known) if len(known) == len(found) else None
 
 
 @dataclass
 class UnderWay:
-    """Counts the records that one reader has given and the stateful step has not processed.
+    """Counts the records that one reader has given and the stateful step has not processed."""
 
-    Args:
-      idle: returns whether that step has no bundle at work.
-    """
+    progress: FeedProgress
+    _given: dict[int, tuple[int, int]] = field(default_factory=dict)
 
-    progress: JoinProgress
-    idle: Callable[[], bool]
-    _blocks: deque[tuple[Timestamp, int]] = field(default_factory=deque)
-    _records: int = 0
-
-    def given(self, read_at: Timestamp, records: int) -> None:
-        """The reader gave a block of `records` records with time stamp `read_at`."""
-        self._blocks.append((read_at, records))
-        self._records += records
+    def given(self, spans: Iterable[Span]) -> None:
+        """The reader gave a block with these spans."""
+        for span in spans:
+            begin, _ = self._given.get(span.source_partition, (span.begin, 0))
+            self._given[span.source_partition] = begin, span.after
 
     def records(self) -> int:
-        """How many there are now."""
-        reached = self.progress.read_at()
-        while self._blocks and self._blocks[0][0] <= reached:
-            self._records -= self._blocks.popleft()[1]
-        if self._blocks and self.progress.quiet() and self.idle():
-            self._blocks.clear()
-            self._records = 0
-        return self._records
-
-    def processed(self, read_at: Timestamp) -> bool:
-        """Whether everything that was read up to then is processed."""
-        self.records()
-        return not self._blocks or self._blocks[0][0] > read_at
+        """How many there are now; offsets without a record count too."""
+        total = 0
+        for number, (begin, after) in self._given.items():
+            processed = self.progress.processed(number)
+            total += after - (begin if processed is None else max(begin, processed))
+        return total

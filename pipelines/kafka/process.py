@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from millrace.pipelines.kafka.pace import JoinProgress
+from millrace.pipelines.kafka.pace import FeedProgress
 from millrace.runtime import telemetry
 from millrace.runtime.kafka_positions import Positions
 
@@ -146,14 +146,14 @@ RESTING = RestingReaders()
 SHARDS = ShardCache()
 """Machines of the stateful step, which live longer than the bundles that use them."""
 
-_progress: dict[str, JoinProgress] = {}
+_progress: dict[str, FeedProgress] = {}
 _progress_lock = threading.Lock()
 
 
-def progress_of(feed_id: str) -> JoinProgress:
-    """How far the stateful step of this feed has come; its readers wait for it."""
+def progress_of(feed_id: str) -> FeedProgress:
+    """How far the stateful step of this feed has come, as far as it runs in this process."""
     with _progress_lock:
-        return _progress.setdefault(feed_id, JoinProgress())
+        return _progress.setdefault(feed_id, FeedProgress())
 
 
 def begin_feed() -> None:

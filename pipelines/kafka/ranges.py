@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from millrace.pipelines.kafka.process import HEARTBEAT
 from millrace.pipelines.kafka.reader import counted_block
+from millrace.pipelines.kafka.topic_sources import number_of
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
-from millrace.transforms.batch.provenance import source_number
 
 # A bounded read fails when an offset of its range has not come for this long: longer than a broker takes to restart.
 _QUIET_SECONDS = 30.0
@@ -74,7 +74,7 @@ class ReadRangesDoFn(beam.DoFn):
             found = reader.describe([topic], _QUIET_SECONDS)
             if not found:
                 raise KafkaReadError(f"{topic}: no broker says what this topic is, after {_QUIET_SECONDS:g} s")
-            self._sources[topic] = source_number(found[topic].cluster, found[topic].id)
+            self._sources[topic] = number_of(found[topic])
         return self._sources[topic]
 
     def teardown(self) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,15 +15,18 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS, SILENT_SECONDS, PartitionAligner
-from millrace.pipelines.kafka.commits import TrailingCommits
-from millrace.pipelines.kafka.pace import UnderWay
-from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, WRITES, progress_of
+from millrace.pipelines.kafka.commits import FloorCommits
+from millrace.pipelines.kafka.pace import FeedProgress, UnderWay
+from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, progress_of
+from millrace.pipelines.kafka.topic_sources import commit_tag, note_lost, number_of
 from millrace.pipelines.kafka.watermark import PartitionWatermarks, TimestampPolicy, record_times
 from millrace.runtime import telemetry
-from millrace.runtime.kafka_positions import Positions
-from millrace.runtime.kafka_records import KafkaReadError, PartitionReader, TopicRecords
-from millrace.transforms.batch.provenance import source_number
+from millrace.runtime.kafka_positions import Partition, Positions
+from millrace.runtime.kafka_records import KafkaReadError, OffsetGoneError, PartitionReader, TopicRecords
+from millrace.runtime.kafka_topics import KafkaTopic
+from millrace.transforms.batch.provenance import source_partition
 from millrace.transforms.batch.raw_block import raw_block
+from millrace.transforms.feed.spans import Span, with_spans
 
 __all__ = ["KafkaBlockReader", "KafkaMark", "KafkaMarkCoder", "ReaderSettings", "counted_block"]
 
@@ -39,12 +42,15 @@ _LAG_INTERVAL_SECONDS = 1.0
 _MAX_UNDER_WAY = 40_000
 # The longest wait for metadata, which a bundle spends idle; a request that was given up is repeated later.
 _METADATA_SECONDS = 1.0
+_TICK_SECONDS = 1.0
 
 _READ = telemetry.counter("feed_records_read", "Records read from Kafka.", ("topic",))
 _LAG = telemetry.gauge("feed_lag_records", "Records in Kafka that were not given yet.", ("topic", "partition"))
 _SILENT = telemetry.counter(
     "feed_silent_partitions", "Times that others waited in vain for a partition that has more.", ("topic",)
 )
+
+_ANEW = telemetry.counter("feed_topics_made_anew", "Times that a topic was made anew while it was read.", ("topic",))
 
 
 def counted_block(records: TopicRecords, source: int) -> pa.RecordBatch:
@@ -58,15 +64,22 @@ def counted_block(records: TopicRecords, source: int) -> pa.RecordBatch:
 
 
 class KafkaMark(CheckpointMark):
-    """The position of a split: {(topic, partition): next offset}.
+    """The position of a split.
 
     Args:
+      positions: {(topic, partition): next offset}.
+      sources: {topic: number of the source that the offsets belong to}; empty while that is not known.
       on_final: called when the bundle that ends here is final; not part of the encoded mark, so that only the process
         that read calls it.
     """
 
-    def __init__(self, positions: Mapping[tuple[str, int], int], on_final: Callable[[], None] | None = None) -> None:
-        self.positions = dict(positions)
+    def __init__(
+        self,
+        positions: Mapping[tuple[str, int], int],
+        sources: Mapping[str, int] | None = None,
+        on_final: Callable[[], None] | None = None,
+    ) -> None:
+        self.positions, self.sources = dict(positions), dict(sources or {})
         self._on_final = on_final
 
     def finalize_checkpoint(self) -> None:
@@ -74,20 +87,27 @@ class KafkaMark(CheckpointMark):
             self._on_final()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, KafkaMark) and self.positions == other.positions
+        return isinstance(other, KafkaMark) and (self.positions, self.sources) == (other.positions, other.sources)
 
     def __hash__(self) -> int:
         return hash(tuple(sorted(self.positions.items())))
 
 
 class KafkaMarkCoder(coders.Coder):
-    """A mark as JSON `[[topic, partition, offset], ...]`, so that a checkpoint outlives the code that wrote it."""
+    """A mark as JSON `[[topic, partition, offset, source], ...]`, so that a checkpoint outlives the code that wrote it.
+
+    The number of the source is 0 while it is not known.
+    """
 
     def encode(self, mark: KafkaMark) -> bytes:
-        return json.dumps([[*key, offset] for key, offset in sorted(mark.positions.items())]).encode()
+        return json.dumps(
+            [[*key, offset, mark.sources.get(key[0], 0)] for key, offset in sorted(mark.positions.items())]
+        ).encode()
 
     def decode(self, encoded: bytes) -> KafkaMark:
-        return KafkaMark({(topic, partition): offset for topic, partition, offset in json.loads(encoded)})
+        entries = json.loads(encoded)
+        positions = {(topic, partition): offset for topic, partition, offset, *_ in entries}
+        return KafkaMark(positions, {entry[0]: entry[3] for entry in entries if len(entry) > 3 and entry[3]})
 
     def is_deterministic(self) -> bool:
         return True
@@ -98,16 +118,18 @@ class ReaderSettings:
     """How to read; see `millrace.pipelines.kafka.source.ReadFromKafka`.
 
     Args:
-      feed_id: of the feed whose stateful step sets the pace (`millrace.pipelines.kafka.pace`); None: the runner does.
+      feed_id: of the feed whose stateful step tells what may be committed (`millrace.pipelines.kafka.pace`); None: what
+        is final is committed.
+      paced: whether that step sets the pace too, and processing times are the time stamps.
       align_ms: how far a record may be ahead of the partitions that have more to read (`pipelines.kafka.align`).
       splits, index: this split reads the new partitions whose number modulo `splits` is `index`.
     """
 
     max_records: int = 2000
-    commit_delay_seconds: float = 0.0
     timestamp_policy: TimestampPolicy = "record_time"
     metadata_seconds: float | None = None
     feed_id: str | None = None
+    paced: bool = False
     align_ms: int = DEFAULT_ALIGN_MS
     splits: int = 1
     index: int = 0
@@ -131,6 +153,10 @@ class KafkaBlockReader(UnboundedReader):
       source: tells readers of different splits apart.
       clock: seconds, monotonic.
       wall_clock: seconds since the epoch.
+      sources: {topic: number of the source that the offsets in `start` belong to}, as far as it is known.
+
+    A block carries its spans (`millrace.transforms.feed.spans`). A topic that was made anew is read from its beginning,
+    and offsets that retention has removed are counted and passed over.
     """
 
     def __init__(
@@ -142,27 +168,33 @@ class KafkaBlockReader(UnboundedReader):
         source: Hashable = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        sources: Mapping[str, int] | None = None,
     ) -> None:
         self._open_at, self._settings, self._topics, self._source = open_at, settings, topics, source
         self._clock, self._wall_clock = clock, wall_clock
         self._given: Positions = dict(start)
+        self._begin: Positions = dict(start)
+        self._sources: dict[str, int] = dict(sources or {})
         self._timestamp = MIN_TIMESTAMP
         self._watermarks = PartitionWatermarks(start, clock, wall_clock)
         self._block: pa.RecordBatch | None = None
         self._bundle_done = False
-        self._next_lag = self._next_metadata = 0.0
+        self._next_lag = self._next_metadata = self._next_trouble = self._next_tick = 0.0
         self._missing: set[tuple[str, int]] = set()
-        self._sources: dict[str, int] = {}  # {topic: number}; empty until the brokers have told
-        self._under_way: UnderWay | None = None
-        if settings.feed_id is not None:
-            self._under_way = UnderWay(progress_of(settings.feed_id), WRITES.none)
+        self._progress: FeedProgress | None = None if settings.feed_id is None else progress_of(settings.feed_id)
+        self._under_way = UnderWay(self._progress) if self._progress is not None and settings.paced else None
         self._open()
 
     def _open(self) -> None:
         self._reader: PartitionReader | None = self._open_at(self._given)
-        self._commits = TrailingCommits(
-            self._reader.commit, self._settings.commit_delay_seconds, self._clock, WRITES.oldest, self._under_way
-        )
+        client, sources = self._reader, self._sources
+
+        def commit(positions: Positions) -> None:
+            client.commit(positions, {topic: commit_tag(number) for topic, number in sources.items()})
+
+        self._commits = FloorCommits(commit, self._clock, None if self._progress is None else self._floors)
+        self._identified = False
+        self._troubled: dict[Partition, KafkaReadError] = {}
         # These two hold records that were read and not given. No mark covers them, so a new client reads them again.
         self._aligner = PartitionAligner(
             self._given, self._settings.align_ms, self._settings.max_records, self._clock, self._wall_clock
@@ -172,7 +204,7 @@ class KafkaBlockReader(UnboundedReader):
     def successor(self) -> "KafkaBlockReader":
         """A reader that goes on with the client of this one; this one opens another should it be resumed after all."""
         reader = copy.copy(self)
-        reader._given = dict(self._given)
+        reader._given, reader._begin = dict(self._given), dict(self._begin)
         self._reader = None
         return reader
 
@@ -185,23 +217,29 @@ class KafkaBlockReader(UnboundedReader):
         if self._reader is None:
             self._open()
         assert self._reader is not None
-        if not self._sources and not self._identify(self._reader):
+        if not self._identified and not self._look(self._reader):
             return False
         if not self._read and not self._bundle_done:
             if self._under_way is not None and self._under_way.records() >= _MAX_UNDER_WAY:
                 return False
             self._fill(self._reader)
         if not self._read:
-            return False
+            return self._tick()
         self._give(self._read.popleft())
         return True
 
-    def _identify(self, reader: PartitionReader) -> bool:
-        """Finds the numbers of the sources; whether they are known now."""
-        found = reader.describe(self._topics, _METADATA_SECONDS)
-        if found is None or not set(self._topics) <= set(found):
+    def _tick(self) -> bool:
+        """Gives a block without records when rows are overdue: each shard gets it, and looks at its own clock.
+
+        The runner's timers follow the clock of the machine. When that steps back, they come late by as much.
+        """
+        now = self._clock()
+        if self._progress is None or now < self._next_tick or not self._progress.overdue():
             return False
-        self._sources = {topic: source_number(each.cluster, each.id) for topic, each in found.items()}
+        self._next_tick = now + _TICK_SECONDS
+        topic = self._topics[0]
+        self._timestamp = max(self._timestamp, Timestamp.of(self._wall_clock()))
+        self._block = with_spans(raw_block(topic, [], [], [], [], self._sources[topic]), ())
         return True
 
     def _fill(self, reader: PartitionReader) -> None:
@@ -210,7 +248,7 @@ class KafkaBlockReader(UnboundedReader):
         while not self._read and not self._bundle_done:
             self._inspect(reader)
             self._throttle(reader)
-            read = reader.read(self._settings.max_records, _READ_SECONDS)
+            read = reader.read(self._settings.max_records, _READ_SECONDS, self._troubled)
             FIRST_POLL.set()
             self._bundle_done = sum(len(records.values) for records in read) < self._settings.max_records
             for topic, partition in self._aligner.take(read, reader.lags()):
@@ -232,14 +270,20 @@ class KafkaBlockReader(UnboundedReader):
             reader.resume(drained)
 
     def _give(self, records: TopicRecords) -> None:
+        source, spans = self._sources[records.topic], []
         for partition, offset in dict(zip(records.partitions, records.offsets, strict=True)).items():
-            self._given[records.topic, partition] = offset + 1
+            key = (records.topic, partition)
+            number = source_partition(source, partition)
+            spans.append(Span(number, self._begin[key], self._given[key], offset + 1))
+            self._given[key] = offset + 1
         times = record_times(records, self._settings.timestamp_policy, self._wall_clock())
         self._timestamp = min(times.values())
         if self._under_way is not None:
-            self._under_way.given(self._timestamp, len(records.values))
+            self._under_way.given(spans)
         self._watermarks.read(records.topic, times)
-        self._block = counted_block(records, self._sources[records.topic])
+        self._block = counted_block(records, source)
+        if self._progress is not None:
+            self._block = with_spans(self._block, spans)
 
     def _inspect(self, reader: PartitionReader) -> None:
         """Measures lags and looks for new partitions, when the time for either has come."""
@@ -248,11 +292,8 @@ class KafkaBlockReader(UnboundedReader):
             self._next_lag = now + _LAG_INTERVAL_SECONDS
             self._measure_lags(reader)
         every = self._settings.metadata_seconds
-        if every is not None and now >= self._next_metadata:
-            # Not on the first call: `start` names the partitions that the brokers had a moment ago.
-            if self._next_metadata:
-                self._find_partitions(reader)
-            self._next_metadata = now + every
+        if (self._troubled and now >= self._next_trouble) or (every is not None and now >= self._next_metadata):
+            self._look(reader)
 
     def _measure_lags(self, reader: PartitionReader) -> None:
         lags = {key: None if lag is None else lag + self._aligner.held(key) for key, lag in reader.lags().items()}
@@ -262,16 +303,63 @@ class KafkaBlockReader(UnboundedReader):
                 _LAG.labels(*map(str, key)).set(lag)
         Metrics.gauge(_NAMESPACE, "lag_records").set(sum(lag or 0 for lag in lags.values()))
 
-    def _find_partitions(self, reader: PartitionReader) -> None:
+    def _look(self, reader: PartitionReader) -> bool:
+        """Asks what the topics are now, and reads what is new of them; returns whether all of them are known."""
+        is_first = not self._identified
+        now = self._clock()
+        self._next_metadata = now + (self._settings.metadata_seconds or _METADATA_SECONDS)
+        self._next_trouble = now + _METADATA_SECONDS
         found = reader.describe(self._topics, _METADATA_SECONDS)
         if found is None:
-            return
-        self._notice_missing({(topic, number) for topic, each in found.items() for number in each.partitions})
+            return False
         for topic, each in found.items():
-            for number in each.partitions:
-                mine = number % self._settings.splits == self._settings.index
-                if mine and (topic, number) not in self._given:
-                    self._take_over(reader, topic, number)
+            number = number_of(each)
+            if self._sources.setdefault(topic, number) != number:
+                self._start_anew(reader, topic, number, each)
+        self._notice_missing({(topic, number) for topic, each in found.items() for number in each.partitions})
+        # Not the first time: `start` names the partitions that the brokers had a moment ago.
+        if not is_first and self._settings.metadata_seconds is not None:
+            for topic, each in found.items():
+                self._take_over(reader, topic, each)
+        self._identified = self._identified or set(self._topics) <= set(found)
+        self._pass_over(reader, set(found))
+        return self._identified
+
+    def _start_anew(self, reader: PartitionReader, topic: str, number: int, now: KafkaTopic) -> None:
+        """From now on reads the topic that has this name now, from its beginning."""
+        old = [key for key in self._given if key[0] == topic]
+        unread = sum(len(records.values) for records in self._read if records.topic == topic)
+        self._read = deque(records for records in self._read if records.topic != topic)
+        unread += self._aligner.remove(old)
+        reader.remove(old)
+        self._watermarks.remove(old)
+        for key in old:
+            del self._given[key], self._begin[key]
+            self._troubled.pop(key, None)
+        self._missing -= set(old)
+        self._sources[topic] = number
+        _ANEW.labels(topic).inc()
+        _LOG.warning(
+            "%s was made anew: reading it from its beginning; %d records of the old one were held", topic, unread
+        )
+        self._take_over(reader, topic, now)
+
+    def _pass_over(self, reader: PartitionReader, topics: set[str]) -> None:
+        """Reads on partitions that had stopped; those whose offset retention has removed from their first offset.
+
+        Raises: KafkaReadError for an offset beyond the end.
+        """
+        for key in [key for key in self._troubled if key[0] in topics and key in self._given]:
+            first = reader.first_offset(*key, _METADATA_SECONDS)
+            if first is None:
+                continue
+            problem, wanted = self._troubled.pop(key), reader.positions()[key]
+            if isinstance(problem, OffsetGoneError):
+                if first <= wanted:
+                    raise problem
+                note_lost(key, wanted, first)
+            reader.remove([key])
+            reader.add({key: max(first, wanted)})
 
     def _notice_missing(self, there: set[tuple[str, int]]) -> None:
         """Raises KafkaReadError for a partition that was missing twice: a broker that just started may not know all."""
@@ -281,15 +369,30 @@ class KafkaBlockReader(UnboundedReader):
             raise KafkaReadError(f"{gone[0][0]}[{gone[0][1]}] does not exist any more; was the topic deleted?")
         self._missing = missing
 
-    def _take_over(self, reader: PartitionReader, topic: str, partition: int) -> None:
-        first = reader.first_offset(topic, partition, _METADATA_SECONDS)
-        if first is None:  # it has no leader yet; the next call finds it again
-            return
-        start = {(topic, partition): first}
-        reader.add(start)
-        self._watermarks.add(start)
-        self._aligner.add(start)
-        self._given |= start
+    def _take_over(self, reader: PartitionReader, topic: str, now: KafkaTopic) -> None:
+        """Reads the topic's partitions that are this split's and that it does not read yet."""
+        for number in now.partitions:
+            if number % self._settings.splits != self._settings.index or (topic, number) in self._given:
+                continue
+            first = reader.first_offset(topic, number, _METADATA_SECONDS)
+            if first is None:  # it has no leader yet; the next call finds it again
+                continue
+            start = {(topic, number): first}
+            reader.add(start)
+            self._watermarks.add(start)
+            self._aligner.add(start)
+            self._given |= start
+            self._begin |= start
+
+    def _floors(self, partitions: Iterable[Partition]) -> Positions:
+        """{partition: what may be committed}, of those of which it is known."""
+        assert self._progress is not None
+        floors = {}
+        for topic, partition in partitions:
+            floor = self._progress.floor(source_partition(self._sources.get(topic, 0), partition))
+            if floor is not None:
+                floors[topic, partition] = floor
+        return floors
 
     def get_current(self) -> pa.RecordBatch:
         return self._block
@@ -302,9 +405,9 @@ class KafkaBlockReader(UnboundedReader):
 
     def get_checkpoint_mark(self) -> KafkaMark:
         self._bundle_done = False
-        positions, read_at, commits = dict(self._given), self._timestamp, self._commits
+        positions, commits = dict(self._given), self._commits
         RESTING.put(self._source, positions, self)
-        return KafkaMark(positions, lambda: commits.reached(positions, read_at))
+        return KafkaMark(positions, self._sources, lambda: commits.reached(positions))
 
     def close(self) -> None:
         RESTING.remove(self._source, self._given, self)

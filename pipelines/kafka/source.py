@@ -5,10 +5,10 @@ topic, never a single record.
 
 Unbounded, it is Beam's `UnboundedSource`. A split reads a set of partitions, of several topics if need be, because each
 split costs a bundle per poll. Its checkpoint mark holds the next offset of each partition, and a runner with durable
-state (Flink, Dataflow) resumes from it. When a bundle is final its offsets are also committed to a consumer group: for
-monitoring, and for runners whose state dies with them. Commits trail (`millrace.pipelines.kafka.commits`), so that a
-feed that starts from the group reads again what a stateful step may have held in memory. Nothing joins the group, so
-nothing is ever rebalanced.
+state (Flink, Dataflow) resumes from it. When a bundle is final, offsets are also committed to a consumer group: for
+monitoring, and for runners whose state dies with them. They are those below which nothing is held
+(`millrace.pipelines.kafka.commits`), so that a feed that starts from the group reads again what a stateful step may
+have held in memory. Nothing joins the group, so nothing is ever rebalanced.
 
 Bounded, it reads ranges of offsets that are fixed at construction.
 """
@@ -32,6 +32,7 @@ from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS
 from millrace.pipelines.kafka.process import RESTING
 from millrace.pipelines.kafka.ranges import ReadRangesDoFn, cut_ranges
 from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, KafkaMarkCoder, ReaderSettings
+from millrace.pipelines.kafka.topic_sources import commit_tag, note_lost, topic_sources
 from millrace.pipelines.kafka.watermark import POLICIES, TimestampPolicy
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection
@@ -63,13 +64,17 @@ class ReadFromKafka(beam.PTransform):
         a single reader is the bottleneck.
       max_records: records per block at most.
       poll_seconds: how long an idle split waits before it asks again.
-      commit_delay_seconds: how far the committed offsets trail behind what was read.
       timestamp_policy: whose clock time stamps and watermark follow: `record_time` (the producer's), `log_append_time`
         (the broker's; the topic must keep it) or `processing_time`.
       metadata_seconds: how often an unbounded read looks for partitions of its topics that `start` does not name; it
         reads them from their first offset on. None: it reads only what `start` names.
-      feed_id: of the feed whose stateful step, in the same process, sets the pace (`millrace.pipelines.kafka.pace`);
-        for runners that hold any number of elements. Time stamps are then processing times. None: the runner sets it.
+      feed_id: of the feed whose stateful step tells which offsets may be committed (`pipelines.kafka.commits`); as long
+        as that step does not run in the reader's process, none are. None: what is final is committed.
+      paced: whether that step sets the pace too (`millrace.pipelines.kafka.pace`), for runners that hold any number of
+        elements. Time stamps are then processing times.
+      sources: {topic: number of the source that `start` belongs to} (`transforms.batch.provenance`). A topic that is
+        another one when it is read is read from its beginning. None: `start` is taken for what is there when the read
+        begins.
       align_ms: an unbounded read gives no record that is more than so many ms ahead, by time stamp, of a partition of
         its split that has more to read. A feed that catches up then sees events nearly in the order in which they
         happened. No record waits for a partition at its end, nor for one that has given nothing for 5 s
@@ -77,7 +82,8 @@ class ReadFromKafka(beam.PTransform):
 
     Counters (`millrace.pipelines.kafka_io`): `records_read`, `bytes_read`, `blocks_read`, `silent_partitions`; gauge
     `lag_records`, per split. On `/metrics`: `millrace_feed_records_read_total{topic}`,
-    `millrace_feed_lag_records{topic,partition}`, `millrace_feed_silent_partitions_total{topic}`.
+    `millrace_feed_lag_records{topic,partition}`, `millrace_feed_silent_partitions_total{topic}`,
+    `millrace_feed_records_lost_total{topic,partition}`, `millrace_feed_topics_made_anew_total{topic}`.
 
     Raises, while it runs:
       KafkaReadError: an offset or a partition does not exist any more, or the topic has no append times.
@@ -98,17 +104,18 @@ class ReadFromKafka(beam.PTransform):
         splits: int = 1,
         max_records: int = DEFAULT_MAX_RECORDS,
         poll_seconds: float = DEFAULT_POLL_SECONDS,
-        commit_delay_seconds: float = 0.0,
         timestamp_policy: TimestampPolicy = "record_time",
         metadata_seconds: float | None = DEFAULT_METADATA_SECONDS,
         feed_id: str | None = None,
+        paced: bool = False,
+        sources: Mapping[str, int] | None = None,
         align_ms: int = DEFAULT_ALIGN_MS,
     ) -> None:
         super().__init__()
         if not start:
             raise ValueError("start must name at least one partition, got {}")
-        if splits < 1 or max_records < 1 or poll_seconds <= 0 or commit_delay_seconds < 0:
-            raise ValueError(f"out of range: {splits=}, {max_records=}, {poll_seconds=}, {commit_delay_seconds=}")
+        if splits < 1 or max_records < 1 or poll_seconds <= 0:
+            raise ValueError(f"out of range: {splits=}, {max_records=}, {poll_seconds=}")
         if metadata_seconds is not None and metadata_seconds <= 0:
             raise ValueError(f"out of range: {metadata_seconds=}")
         if align_ms < 0:
@@ -119,8 +126,9 @@ class ReadFromKafka(beam.PTransform):
             raise ValueError(f"end must name the same partitions as start, got {end!r} and {start!r}")
         self._connection, self._start, self._end = connection, dict(start), end
         self._group_id, self._splits, self._poll_seconds = group_id, splits, poll_seconds
-        policy = timestamp_policy if feed_id is None else "processing_time"
-        self._settings = ReaderSettings(max_records, commit_delay_seconds, policy, metadata_seconds, feed_id, align_ms)
+        self._sources = tuple(sorted((sources or {}).items()))
+        policy = "processing_time" if paced else timestamp_policy
+        self._settings = ReaderSettings(max_records, policy, metadata_seconds, feed_id, paced, align_ms)
 
     @classmethod
     def of_topics(
@@ -142,12 +150,14 @@ class ReadFromKafka(beam.PTransform):
         Raises:
           UserError: a topic does not exist, or a position is wrong.
         """
-        first = resolve_topics(connection, topics, start, group_id, "start")
+        sources = topic_sources(connection, topics)
+        tags = {topic: commit_tag(number) for topic, number in sources.items()}
+        first = resolve_topics(connection, topics, start, group_id, "start", tags, note_lost)
         last = None
         if until is not None:
             last = resolve_topics(connection, topics, "latest" if until == "end" else until, group_id, "until")
             last = {key: max(offset, first[key]) for key, offset in last.items()}
-        return cls(connection, first, last, group_id, **settings)
+        return cls(connection, first, last, group_id, sources=sources, **settings)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
         if self._end is None:
@@ -156,6 +166,7 @@ class ReadFromKafka(beam.PTransform):
                 tuple(sorted(self._start.items())),
                 self._group_id,
                 replace(self._settings, splits=self._splits),
+                sources=self._sources,
             )
             return begin | "ReadUnbounded" >> ReadFromUnboundedSource(
                 source, poll_interval=self._poll_seconds, max_records_per_bundle=_BLOCKS_PER_BUNDLE
@@ -187,6 +198,7 @@ class KafkaSource(UnboundedSource):
     Attributes:
       topics: topics whose new partitions are read too; default: those of `start`. A split without any partition of a
         topic names it here.
+      sources: (topic, number of the source that the offsets in `start` belong to), as far as it is known.
     """
 
     connection: KafkaConnection
@@ -194,6 +206,7 @@ class KafkaSource(UnboundedSource):
     group_id: str
     settings: ReaderSettings
     topics: tuple[str, ...] = ()
+    sources: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.topics:
@@ -211,7 +224,9 @@ class KafkaSource(UnboundedSource):
         ]
 
     def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> UnboundedReader:
-        start = checkpoint_mark.positions if isinstance(checkpoint_mark, KafkaMark) else dict(self.start)
+        start, sources = dict(self.start), dict(self.sources)
+        if isinstance(checkpoint_mark, KafkaMark):
+            start, sources = checkpoint_mark.positions, checkpoint_mark.sources or sources
         rested = RESTING.take(self, start)
         if rested is not None:
             return rested.successor()
@@ -219,7 +234,7 @@ class KafkaSource(UnboundedSource):
         def open_at(positions: Positions) -> PartitionReader:
             return PartitionReader(self.connection, positions, self.group_id)
 
-        return KafkaBlockReader(open_at, start, self.settings, self.topics, self)
+        return KafkaBlockReader(open_at, start, self.settings, self.topics, self, sources=sources)
 
     def get_checkpoint_mark_coder(self) -> coders.Coder:
         return KafkaMarkCoder()

@@ -82,6 +82,11 @@ class PartitionWatermarks:
         for key in partitions:
             self._partitions[key] = _Partition(MIN_TIMESTAMP, self._clock())
 
+    def remove(self, partitions: Iterable[Partition]) -> None:
+        """Counts these partitions no more."""
+        for key in partitions:
+            del self._partitions[key]
+
     def read(self, topic: str, times: dict[int, Timestamp]) -> None:
         """A block of `topic` was given; `times` is its `record_times`."""
         now = self._clock()

@@ -15,10 +15,11 @@ from millrace.pipelines.traffic.producer import impression_values
 from millrace.pipelines.traffic.source import GeneratedSource
 from millrace.pipelines.traffic.world import EventWorld, WorldConfig
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.provenance import PARTITIONS_PER_SOURCE
 from millrace.transforms.batch.raw_block import raw_block, raw_topic
 from millrace.transforms.feed import events as event_codec
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
-from millrace.transforms.feed.event_schemas import ACTION_SCHEMA
+from millrace.transforms.feed.event_schemas import PLACED_ACTION_SCHEMA
 from millrace.transforms.feed.join import JoinIndex
 from millrace.transforms.feed.train_rows import rows_to_train_batch
 
@@ -160,8 +161,10 @@ class _JoinLoad:
             pa.repeat(pa.scalar("click"), count),
             pa.array(np.full(count, now_ms)),
             pa.nulls(count, pa.float64()),
+            pa.array(np.full(count, PARTITIONS_PER_SOURCE)),
+            pa.array(np.arange(count)),
         ]
-        return pa.RecordBatch.from_arrays(columns, schema=ACTION_SCHEMA)
+        return pa.RecordBatch.from_arrays(columns, schema=PLACED_ACTION_SCHEMA)
 
 
 def _joined_rows() -> pa.RecordBatch:

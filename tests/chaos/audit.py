@@ -12,7 +12,7 @@ from millrace.runtime.kafka_client import KafkaConnection, make_consumer, waterm
 from millrace.runtime.kafka_records import PartitionReader
 from millrace.training.stream.seen_rows import SeenRows
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.batch.provenance import provenance_of, split_source_partition
 
 _ROWS_PER_RECORD = 64
 _PARTITION_BITS = 48
@@ -108,4 +108,5 @@ def _source(headers: Mapping[str, bytes]) -> tuple[bytes, ...]:
 
 
 def _row_ids(partition: np.ndarray, offset: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return (partition.astype(np.int64) << _PARTITION_BITS) | (offset.astype(np.int64) * _ROWS_PER_RECORD + row)
+    _, partition = split_source_partition(partition.astype(np.int64))
+    return (partition << _PARTITION_BITS) | (offset.astype(np.int64) * _ROWS_PER_RECORD + row)

@@ -18,7 +18,7 @@ from millrace.runtime.kafka_positions import resolve_start
 from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch, train_check
-from millrace.transforms.batch.provenance import provenance_of
+from millrace.transforms.batch.provenance import provenance_of, split_source_partition
 
 pytestmark = pytest.mark.service
 
@@ -99,8 +99,10 @@ class TrainTopic:
             for value, partition in zip(block.values, block.partitions, strict=True):
                 batch = record_batch.from_bytes(value or b"")
                 train_check.validate_train_batch(batch, heads=1)
-                assert {uid % 4 for uid in batch.column(record_batch.UID).to_pylist()} == {partition}
-                keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)
+                assert {uid % 4 for uid in batch.column(record_batch.UID).to_pylist()} <= {partition}
+                numbers, offsets, rows = provenance_of(batch)
+                _, plain = split_source_partition(numbers)
+                keys = zip(plain.tolist(), offsets.tolist(), rows.tolist(), strict=True)
                 for key, (label,) in zip(keys, batch.column(record_batch.LABEL).to_pylist(), strict=True):
                     self.labels.setdefault(key, []).append(label)
         return len(self.labels)

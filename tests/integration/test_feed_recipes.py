@@ -19,7 +19,7 @@ from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_o
 from millrace.runtime.kafka_records import PartitionReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch, train_check
-from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of
+from millrace.transforms.batch.provenance import ROWS_PER_RECORD, provenance_of, split_source_partition
 from millrace.transforms.codecs.record_codec import encode_records
 from tests.pipelines.feed.test_event_feed import config
 from tests.reference.record_rows import random_rows
@@ -45,7 +45,9 @@ class TrainRows:
             for value in block.values:
                 batch = record_batch.from_bytes(value or b"")
                 train_check.validate_train_batch(batch, heads=1)
-                keys = zip(*(part.tolist() for part in provenance_of(batch)), strict=True)
+                numbers, offsets, rows = provenance_of(batch)
+                _, plain = split_source_partition(numbers)
+                keys = zip(plain.tolist(), offsets.tolist(), rows.tolist(), strict=True)
                 for key, row in zip(keys, batch.to_pylist(), strict=True):
                     assert self.rows.setdefault(key, row) == row
         return len(self.rows)

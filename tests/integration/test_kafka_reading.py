@@ -6,13 +6,15 @@ from collections.abc import Callable
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions
+from prometheus_client import REGISTRY
 
 from millrace.pipelines.kafka import sink
 from millrace.pipelines.kafka import source as kafka_io
 from millrace.pipelines.kafka.reader import KafkaBlockReader, KafkaMark, ReaderSettings
 from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka
+from millrace.pipelines.kafka.topic_sources import commit_tag, topic_sources
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.kafka_client import (
     KafkaConnection,
@@ -191,6 +193,76 @@ def test_a_topic_that_is_deleted_while_it_is_read_is_an_error_that_names_it(
             read_values(reader, 1)
     finally:
         reader.close()
+
+
+def _made_anew(kafka: KafkaConnection, topic: str, partitions: int) -> None:
+    admin = make_admin(kafka)
+    admin.delete_topics([topic], operation_timeout=10)[topic].result()
+
+    def created() -> bool:  # the name is free again only a moment after the topic has gone
+        try:
+            ensure_topic(kafka, topic, partitions)
+        except KafkaException:
+            return False
+        return True
+
+    wait_until(created, SECONDS, "the topic made anew")
+
+
+def test_a_topic_that_is_made_anew_while_it_is_read_is_read_from_its_beginning(
+    kafka: KafkaConnection, topics: Topics
+) -> None:
+    topic, group = topics.actions, f"{topics.prefix}g"
+    ensure_topic(kafka, topic, partitions=3)
+    for partition in range(3):
+        produce(kafka, topic, [b"old"] * 5, partition)
+    start = {(topic, partition): 0 for partition in range(3)}
+    source = KafkaSource(kafka, tuple(start.items()), group, ReaderSettings(metadata_seconds=0.5))
+    reader = source.create_reader(None, None)
+    assert isinstance(reader, KafkaBlockReader)
+    try:
+        assert read_values(reader, 15) == [b"old"] * 15
+        mark = reader.get_checkpoint_mark()
+        mark.finalize_checkpoint()
+        wait_until(lambda: resolve_topics(kafka, [topic], "group", group) == mark.positions, SECONDS, "the commit")
+        _made_anew(kafka, topic, 2)
+        produce(kafka, topic, [b"new"] * 3, 1)
+        assert read_values(reader, 3) == [b"new"] * 3
+        assert reader.get_checkpoint_mark().positions == {(topic, 0): 0, (topic, 1): 3}
+    finally:
+        reader.close()
+    produce(kafka, topic, [b"newer"] * 4, 1)
+    # Neither the group's offsets nor a mark of the old topic is gone on with.
+    tags = {name: commit_tag(number) for name, number in topic_sources(kafka, [topic]).items()}
+    assert mark.sources and tags != {topic: commit_tag(mark.sources[topic])}
+    assert resolve_topics(kafka, [topic], "group", group, tags=tags) == {(topic, 0): 0, (topic, 1): 0}
+    resumed = source.create_reader(None, mark)
+    assert isinstance(resumed, KafkaBlockReader)
+    try:
+        assert read_values(resumed, 7) == [b"new"] * 3 + [b"newer"] * 4
+    finally:
+        resumed.close()
+
+
+def test_offsets_that_retention_removed_are_counted_at_the_start_and_while_reading(
+    kafka: KafkaConnection, topics: Topics
+) -> None:
+    topic = topics.actions
+    ensure_topic(kafka, topic)
+    produce(kafka, topic, [b"1", b"2", b"3"])
+    admin = make_admin(kafka)
+    admin.delete_records([TopicPartition(topic, 0, 2)])[TopicPartition(topic, 0, 2)].result()
+    lost: list[tuple[object, int, int]] = []
+    start = resolve_topics(kafka, [topic], '{"0": 0}', "g", on_lost=lambda *told: lost.append(told))
+    assert start == {(topic, 0): 2} and lost == [((topic, 0), 0, 2)]
+    reader = KafkaSource(kafka, (((topic, 0), 0),), topics.prefix, ReaderSettings()).create_reader(None, None)
+    assert isinstance(reader, KafkaBlockReader)
+    try:
+        assert read_values(reader, 1) == [b"3"]
+    finally:
+        reader.close()
+    counted = REGISTRY.get_sample_value("millrace_feed_records_lost_total", {"topic": topic, "partition": "0"})
+    assert counted == 2
 
 
 def test_append_times_are_those_of_the_broker(kafka: KafkaConnection, topics: Topics) -> None:

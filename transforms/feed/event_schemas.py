@@ -19,6 +19,15 @@ ACTION_SCHEMA = pa.schema(
     ]
 )
 
+PLACED_ACTION_SCHEMA = pa.schema(
+    [
+        *ACTION_SCHEMA,
+        pa.field(record_batch.SOURCE_PARTITION, pa.int64()),
+        pa.field(record_batch.SOURCE_OFFSET, pa.int64()),
+    ]
+)
+"""Actions with the place of their record, which a reader must not commit while an action waits for its impression."""
+
 ROUTED_ACTION_SCHEMA = ACTION_SCHEMA.append(pa.field("reason", pa.string()))
 """Actions that did not join, with the reason, a key of `config.ROUTES`."""
 

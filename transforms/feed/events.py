@@ -16,7 +16,7 @@ from millrace.transforms.batch.provenance import ROWS_PER_RECORD
 from millrace.transforms.batch.raw_block import source_partitions
 from millrace.transforms.codecs.json_parser import parse_objects
 from millrace.transforms.feed.config import CONTEXT_PREFIX
-from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ARROW_TYPES, impression_schema
+from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, ARROW_TYPES, PLACED_ACTION_SCHEMA, impression_schema
 
 SCHEMA_VERSION = 1
 MAX_ITEMS = ROWS_PER_RECORD
@@ -81,7 +81,7 @@ def decode_impressions(
 def decode_actions(
     block: pa.RecordBatch, now_ms: int, max_future_ms: int = DAY_MS
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """(rows of `ACTION_SCHEMA`, dead letters) of action records; the arguments are those of `decode_impressions`."""
+    """(rows of `PLACED_ACTION_SCHEMA`, dead letters) of action records; arguments as those of `decode_impressions`."""
     refusals = Refusals(block)
     parsed, rows = parse_objects(block, _ACTION_JSON, refusals, SCHEMA_VERSION)
     _refuse_common(parsed, rows, refusals, now_ms + max_future_ms)
@@ -91,8 +91,11 @@ def decode_actions(
     _refuse_length(action, "action", MAX_TEXT_BYTES, rows, refusals)
     finite = pc.fill_null(pc.is_finite(value), True)
     _refuse(pc.invert(finite), rows, refusals, Reason.OUT_OF_RANGE, "value: not a finite number")
-    good = parsed.take(pa.array(np.flatnonzero(refusals.keep(rows))))
-    return good.select(ACTION_SCHEMA.names).cast(ACTION_SCHEMA), refusals.to_batch()
+    good = np.flatnonzero(refusals.keep(rows))
+    actions = parsed.take(pa.array(good)).select(ACTION_SCHEMA.names).cast(ACTION_SCHEMA)
+    of_block = pa.array(rows[good])
+    columns = [*actions.columns, source_partitions(block).take(of_block), block.column("offset").take(of_block)]
+    return pa.RecordBatch.from_arrays(columns, schema=PLACED_ACTION_SCHEMA), refusals.to_batch()
 
 
 _COMMON_JSON = [

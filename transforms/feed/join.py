@@ -29,6 +29,7 @@ from millrace.transforms.feed.join_state import CLOSED, EMITTED, PENDING, EarlyA
 from millrace.transforms.feed.key_index import row_keys
 from millrace.transforms.feed.pending_rows import Block, PendingRows
 from millrace.transforms.feed.row_spill import IN_MEMORY, SpillSettings
+from millrace.transforms.feed.spans import lowest_of, lowest_offsets, rows_lowest
 
 DEFAULT_SKEW_MS = 1000
 """How much earlier than its impression an action may be: different machines stamp them, and their clocks differ."""
@@ -157,7 +158,7 @@ class JoinIndex:
         return self._all(leaving)
 
     def add_actions(self, actions: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
-        """Takes actions of `ACTION_SCHEMA`; returns the rows that leave with one of them (`joined_schema`)."""
+        """Takes actions of `PLACED_ACTION_SCHEMA`; returns the rows that leave with one of them (`joined_schema`)."""
         now_ms = self._advance(now_ms)
         self.counters.actions += actions.num_rows
         codes = pc.fill_null(pc.index_in(actions.column("action"), value_set=self._actions), -1)
@@ -177,6 +178,8 @@ class JoinIndex:
             expires=np.full(len(keys), now_ms + self._patience_ms, np.int64),
             request_ids=actions.column("request_id"),
             item_ids=item_ids,
+            source_partitions=record_batch.numpy_column(actions, record_batch.SOURCE_PARTITION),
+            source_offsets=record_batch.numpy_column(actions, record_batch.SOURCE_OFFSET),
         )
         positions = self._states.positions_of(keys)
         known = positions >= 0
@@ -210,6 +213,14 @@ class JoinIndex:
     @property
     def pending_rows(self) -> int:
         return self._states.count(PENDING)
+
+    def held(self) -> dict[int, int]:
+        """{source partition: offset}: no row and no action from a record below it waits; without those that hold none.
+
+        What came together counts until the last of it has gone.
+        """
+        early = lowest_offsets(self._early.source_partitions, self._early.source_offsets)
+        return lowest_of([self._pending.held(), early])
 
     @property
     def next_close_ms(self) -> int | None:
@@ -378,7 +389,8 @@ class JoinIndex:
             if self._pending.next_close_ms is not None or close_at > self._now_ms or pending.any():
                 rows = snapshot.rows.take(pa.array(row_of_mark[chosen[pending]]))
                 batches, held = ([rows], [positions[pending]]) if rows.num_rows else ([], [])
-                self._pending.add_block(Block(close_at - self._window_ms, close_at, stop, batches, held))
+                lowest = rows_lowest(rows)
+                self._pending.add_block(Block(close_at - self._window_ms, close_at, stop, batches, held, lowest))
             else:
                 self._remembered.append((forget_at, stop))
 

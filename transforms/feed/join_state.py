@@ -78,6 +78,7 @@ class EarlyActions(Columns):
       values: float64, value of the action; NaN where it has none.
       expires: from when on the action waits no more and counts as an orphan.
       request_ids, item_ids: string and int64; what `keys` are the hashes of.
+      source_partitions, source_offsets: int64, where the record of each action lies.
     """
 
     keys: np.ndarray
@@ -87,13 +88,15 @@ class EarlyActions(Columns):
     expires: np.ndarray
     request_ids: pa.StringArray
     item_ids: np.ndarray
+    source_partitions: np.ndarray
+    source_offsets: np.ndarray
 
     @classmethod
     def none(cls) -> Self:
         """No actions."""
         keys, numbers = np.zeros(0, np.uint64), np.zeros(0, np.int64)
         codes, values = np.zeros(0, np.int16), np.zeros(0, np.float64)
-        return cls(keys, numbers, codes, values, numbers, pa.array([], pa.string()), numbers)
+        return cls(keys, numbers, codes, values, numbers, pa.array([], pa.string()), numbers, numbers, numbers)
 
     def match(self, keys: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Finds the actions whose row has arrived.

@@ -1,13 +1,14 @@
 """Pending rows of a join: those that wait for actions, in blocks whose windows close together, oldest block first."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.row_spill import SpillSettings, spilled
+from millrace.transforms.feed.spans import lowest_of, rows_lowest
 
 # Rows that arrive within this time, or within this part of the window, share a block, so that blocks are few and large.
 # A row waits up to one block's time longer than its window.
@@ -21,7 +22,8 @@ class Block:
     """Rows whose windows close together, at `close_at_ms`.
 
     `positions` holds the position of each row, ascending. All positions below `stop`, and not below the `stop` of the
-    block before, belong to this block, whether their rows still wait or not.
+    block before, belong to this block, whether their rows still wait or not. `lowest` has the lowest source offset of
+    the rows that came, by source partition, whether they still wait or not.
     """
 
     opened_ms: int
@@ -29,6 +31,7 @@ class Block:
     stop: int
     batches: list[pa.RecordBatch]
     positions: list[np.ndarray]
+    lowest: dict[int, int] = field(default_factory=dict)
     in_file: bool = False
 
     @property
@@ -69,10 +72,11 @@ class PendingRows:
             last.batches.append(rows)
             last.positions.append(positions)
             last.stop, last.close_at_ms = stop, close_at
+            last.lowest = lowest_of([last.lowest, rows_lowest(rows)])
             self._rows_in_memory += rows.num_rows
             self._bound_memory()
         else:
-            self.add_block(Block(now_ms, close_at, stop, [rows], [positions]))
+            self.add_block(Block(now_ms, close_at, stop, [rows], [positions], rows_lowest(rows)))
 
     def add_block(self, block: Block) -> None:
         """Adds a block after the others; it closes no earlier than they do."""
@@ -104,6 +108,10 @@ class PendingRows:
 
     def blocks(self) -> list[Block]:
         return list(self._open)
+
+    def held(self) -> dict[int, int]:
+        """{source partition: offset}: no row from a record below it waits."""
+        return lowest_of(block.lowest for block in self._open)
 
     @property
     def next_close_ms(self) -> int | None:

@@ -41,6 +41,9 @@ class Delay:
     def publish(self, shard: int) -> None:
         self.published.append(shard)
 
+    def held(self) -> Mapping[int, int]:
+        return {}
+
     def to_bytes(self) -> bytes:
         return record_batch.to_bytes(self.held)
 

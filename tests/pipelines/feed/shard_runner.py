@@ -68,6 +68,7 @@ class ShardRunner:
 
     def new_worker(self) -> None:
         self.do_fn = self._make(lambda: self.now_ms / 1000)
+        self.do_fn.setup()
 
     def bundle(self, inputs: list[pa.RecordBatch], timer: bool = False, commit: bool = True) -> list[dict]:
         """The rows that a bundle of these inputs gives, and then the timer if it fires; none unless it is committed."""

@@ -43,7 +43,7 @@ def _built(tmp_path: Path, until: str | None) -> tuple[beam_runner_api_pb2.Pipel
 def test_a_streaming_job_carries_the_graph_its_image_and_the_runner_that_it_needs(tmp_path: Path) -> None:
     pipeline, job = _built(tmp_path, until=None)
     names = {each.unique_name.split("/")[0] for each in pipeline.components.transforms.values()}
-    assert {"ReadEvents", "DecodeEvents", "JoinAndWrite", "WriteDeadLetters"} <= names
+    assert {"ReadEvents", "DecodeEvents", "JoinAndWrite"} <= names
     images = [
         beam_runner_api_pb2.DockerPayload.FromString(each.payload).container_image
         for each in pipeline.components.environments.values()

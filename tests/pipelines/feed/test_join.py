@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.pipelines.feed import shard_state
-from millrace.pipelines.feed.join import ROUTED_ACTIONS, JoinBoundedDoFn, JoinEvents, JoinMachineFactory, join_do_fn
+from millrace.pipelines.feed.join import ROUTED_ACTIONS, JoinBoundedDoFn, JoinEvents, join_do_fn
 from millrace.pipelines.feed.machine import RowsStage
 from millrace.pipelines.feed.shard_state import ShardStateDoFn
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
-from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
+from millrace.transforms.feed.event_schemas import PLACED_ACTION_SCHEMA, impression_schema
 from millrace.transforms.feed.row_spill import SpillSettings
 from millrace.transforms.feed.shards import by_request
 from tests.pipelines.feed.shard_runner import ShardRunner
@@ -44,14 +44,22 @@ def impressions(first: int, count: int, time_ms: int) -> pa.RecordBatch:
 
 def clicks(offsets: Iterable[int], time_ms: int, action: str = "click") -> pa.RecordBatch:
     rows = [
-        {"request_id": f"r{o}", "item_id": o % 11, "action": action, "timestamp_ms": time_ms, "value": None}
+        {
+            "request_id": f"r{o}",
+            "item_id": o % 11,
+            "action": action,
+            "timestamp_ms": time_ms,
+            "value": None,
+            record_batch.SOURCE_PARTITION: 1 << 16,
+            record_batch.SOURCE_OFFSET: o,
+        }
         for o in offsets
     ]
-    return pa.RecordBatch.from_pylist(rows, schema=ACTION_SCHEMA)
+    return pa.RecordBatch.from_pylist(rows, schema=PLACED_ACTION_SCHEMA)
 
 
 def _runner(config: FeedConfig = CONFIG) -> ShardRunner:
-    return ShardRunner(lambda clock: join_do_fn(config, clock=clock))
+    return ShardRunner(lambda clock: join_do_fn(config, clock=clock, monotonic=clock))
 
 
 def _provenance(rows: list[dict]) -> list[tuple[int, int, int]]:
@@ -103,7 +111,7 @@ def test_the_log_stays_near_the_size_of_what_is_held(monkeypatch: pytest.MonkeyP
     sizes: list[tuple[int, int]] = []
 
     def watch(runner: ShardRunner, *_: object) -> None:
-        shard = shard_state._load(JoinMachineFactory(CONFIG), runner.log)
+        shard = shard_state._load(runner.do_fn._restored, runner.log)
         sizes.append((sum(map(len, runner.log)), len(shard.machine.to_bytes())))
 
     _drive(_runner(), watch)
@@ -223,7 +231,7 @@ def test_a_bounded_join_gives_the_rows_of_the_streaming_one_byte_for_byte(
     config = replace(CONFIG, early_negatives=early, allowed_lateness_seconds=lateness, routed_actions=_ROUTED)
     blocks = _blocks(events)
     spill = SpillSettings(2)
-    rows, routed = _stream(lambda clock: join_do_fn(config, 0.0, None, stage, spill, clock), blocks)
+    rows, routed = _stream(lambda clock: join_do_fn(config, 0.0, None, stage, spill, clock, monotonic=clock), blocks)
     bounded = JoinBoundedDoFn(config, stage)
     bounded.start_bundle()
     out = list(bounded.process((0, [block for _, block in blocks])))

@@ -13,7 +13,7 @@ from tests.pipelines.feed.shard_runner import ShardRunner
 
 
 def _runner() -> ShardRunner:
-    return ShardRunner(lambda clock: ShardStateDoFn(NUMBERED, "test", clock=clock))
+    return ShardRunner(lambda clock: ShardStateDoFn(NUMBERED, "test", clock=clock, monotonic=clock))
 
 
 @pytest.mark.parametrize("log_bytes", [0, 3000, 1 << 20])

@@ -38,7 +38,7 @@ class _LogClient:
         self.logs, self.turns, self.next = logs, list(turns), dict(start)
         self.paused: set[tuple[str, int]] = set()
 
-    def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
+    def read(self, max_records: int, seconds: float, troubled: dict | None = None) -> list[TopicRecords]:
         if self.turns:
             index, most = self.turns.pop(0)
             return self._blocks({PARTITIONS[index]: min(most, max_records)})

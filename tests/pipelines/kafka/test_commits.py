@@ -1,8 +1,9 @@
-"""Offsets are committed only when the rows below them can have left."""
+"""Offsets are committed only when nothing below them is held or unsent."""
 
-from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from collections.abc import Iterable
 
-from millrace.pipelines.kafka.commits import TrailingCommits
+from millrace.pipelines.kafka.commits import FloorCommits
+from millrace.runtime.kafka_positions import Partition, Positions
 
 
 class _Clock:
@@ -13,13 +14,34 @@ class _Clock:
         return self.now
 
 
-def test_what_a_write_in_flight_may_hold_is_not_committed_before_it_ends() -> None:
-    clock, commits, write_began = _Clock(), [], 1004.0
-    trailing = TrailingCommits(commits.append, 3.0, clock, lambda: write_began)
-    for second in range(10):
-        trailing.reached({("a", 0): second}, MIN_TIMESTAMP)
+class _Floors:
+    def __init__(self, **floors: int) -> None:
+        self.known = {(topic, 0): floor for topic, floor in floors.items()}
+
+    def __call__(self, partitions: Iterable[Partition]) -> Positions:
+        return {key: self.known[key] for key in partitions if key in self.known}
+
+
+def test_floors_are_committed_and_not_what_was_read() -> None:
+    clock, commits, floors = _Clock(), [], _Floors(a=3)
+    trailing = FloorCommits(commits.append, clock, floors)
+    for second in range(4):
+        trailing.reached({("a", 0): 100 + second, ("b", 0): 7})
         clock.now += 1.0
-    assert commits[-1] == {("a", 0): 1}  # read at 1001 s, due at 1004 s
-    write_began = float("inf")
-    trailing.reached({("a", 0): 10}, MIN_TIMESTAMP)
-    assert commits[-1] == {("a", 0): 7}
+    assert commits == [{("a", 0): 3}]  # nothing is known of b, and a floor that stays is committed once
+    floors.known["a", 0] = 50
+    trailing.reached({("a", 0): 104})
+    assert commits[1:] == [{("a", 0): 50}]
+
+
+def test_commits_come_once_a_second_and_end_with_the_client() -> None:
+    clock, commits = _Clock(), []
+    trailing = FloorCommits(commits.append, clock)
+    for offset in range(9):
+        trailing.reached({("a", 0): offset})
+        clock.now += 0.25
+    assert commits == [{("a", 0): 0}, {("a", 0): 4}, {("a", 0): 8}]
+    trailing.end()
+    clock.now += 5.0
+    trailing.reached({("a", 0): 9})
+    assert len(commits) == 3

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from millrace.pipelines.kafka import process
 from millrace.pipelines.kafka.process import (
@@ -43,7 +42,7 @@ def test_a_feed_begins_without_what_an_earlier_one_left(monkeypatch: pytest.Monk
     RESTING.put("source", {("t", 0): 1}, reader)
     SHARDS.put("run", 0, "machine")
     SHARDS.lend("run", 1)
-    progress_of("feed").reached(0, Timestamp(5), None)
+    progress_of("feed").finished(0, 1, {1: 5}, {})
     now += 1000.0
     assert HEARTBEAT.reason() is not None
     begin_feed()
@@ -53,7 +52,7 @@ def test_a_feed_begins_without_what_an_earlier_one_left(monkeypatch: pytest.Monk
     assert RESTING.take("source", {("t", 0): 1}) is None
     assert SHARDS.take("run", 0) is None
     assert SHARDS.lend("run", 1) is None  # and nobody has it, so this does not wait
-    assert progress_of("feed").read_at() == MIN_TIMESTAMP
+    assert progress_of("feed").processed(1) is None
 
 
 def test_nothing_that_a_process_shares_is_left_out_of_that() -> None:

@@ -10,6 +10,7 @@ from apache_beam.transforms.display import DisplayData
 from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from millrace.pipelines.kafka.reader import (
     KafkaBlockReader,
@@ -19,12 +20,13 @@ from millrace.pipelines.kafka.reader import (
     counted_block,
 )
 from millrace.pipelines.kafka.source import KafkaSource, ReadFromKafka
+from millrace.pipelines.kafka.topic_sources import commit_tag
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.kafka_positions import Positions
-from millrace.runtime.kafka_records import KafkaReadError, TopicRecords
+from millrace.runtime.kafka_records import KafkaReadError, OffsetGoneError, TopicRecords
 from millrace.runtime.kafka_topics import KafkaTopic
-from millrace.transforms.batch.raw_block import raw_schema, raw_topic
+from millrace.transforms.batch.raw_block import raw_schema, raw_topic, source_partitions
 
 CONNECTION = KafkaConnection("127.0.0.1:1")
 SETTINGS = ReaderSettings(max_records=10)
@@ -48,14 +50,18 @@ class _FakeBlockReader:
     def __init__(self, reads: list[list[TopicRecords]]) -> None:
         self.reads, self.commits, self.closed = reads, [], False
         self.brokers: dict[str, list[int]] | None = {"a": [0], "b": [0]}
-        self.added, self.behind, self.ids = {}, {}, {}
+        self.added, self.behind, self.ids, self.troubled = {}, {}, {}, {}
+        self.removed: list[tuple[str, int]] = []
+        self.tags: Mapping[str, str] = {}
         self.start: Positions = {}
 
     def opened(self, positions: Positions) -> "_FakeBlockReader":
         self.start = positions
         return self
 
-    def read(self, max_records: int, seconds: float) -> list[TopicRecords]:
+    def read(self, max_records: int, seconds: float, troubled: dict) -> list[TopicRecords]:
+        troubled.update(self.troubled)
+        self.troubled = {}
         return self.reads.pop(0) if self.reads else []
 
     def lags(self) -> dict[tuple[str, int], int | None]:
@@ -76,7 +82,14 @@ class _FakeBlockReader:
     def add(self, start: Mapping[tuple[str, int], int]) -> None:
         self.added |= start
 
-    def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
+    def remove(self, partitions: Collection[tuple[str, int]]) -> None:
+        self.removed += partitions
+
+    def positions(self) -> Positions:
+        return self.start
+
+    def commit(self, positions: Mapping[tuple[str, int], int], tags: Mapping[str, str]) -> None:
+        self.tags = tags
         self.commits.append(dict(positions))
 
     def close(self) -> None:
@@ -183,15 +196,73 @@ def test_a_partition_that_is_gone_is_an_error_the_second_time() -> None:
         reader.advance()
 
 
-def test_commits_trail_by_the_delay_and_come_once_a_second() -> None:
-    reads = [[_block("a", 0, range(offset, offset + 1))] for offset in range(5, 45)]
-    reader, fake, clock = _reader(reads, {("a", 0): 5}, replace(SETTINGS, commit_delay_seconds=3.0))
-    for _ in range(40):
+def test_a_topic_that_is_made_anew_is_read_from_its_beginning_whatever_its_partitions() -> None:
+    start = {("a", 0): 5, ("a", 1): 9, ("b", 0): 0}
+    reader, fake, clock = _reader([[_block("b", 0, range(0, 2))], []], start, LOOKING)
+    fake.brokers = {"a": [0, 1], "b": [0]}
+    assert reader.start()
+    old = source_partitions(reader.get_current())[0].as_py()
+    fake.ids, fake.brokers = {"b": "another", "a": "too"}, {"a": [0], "b": [0]}
+    fake.troubled = {("a", 0): OffsetGoneError("beyond its end"), ("a", 1): KafkaReadError("gone")}
+    for _ in range(2):  # what is wrong with a partition makes the reader look at once
+        clock.now += 1.0
+        reader.get_checkpoint_mark()
         reader.advance()
-        reader.get_checkpoint_mark().finalize_checkpoint()
-        clock.now += 0.25
-    # At 1003 s what was read at 1000 s is committed, then four more a second.
-    assert [commit["a", 0] for commit in fake.commits] == [6, 10, 14, 18, 22, 26, 30]
+    assert sorted(fake.removed) == sorted(start)
+    assert fake.added == {("a", 0): 100, ("b", 0): 100}
+    fake.reads = [[_block("b", 0, range(100, 101))]]
+    clock.now += 5.0
+    reader.get_checkpoint_mark()
+    assert reader.advance()
+    assert source_partitions(reader.get_current())[0].as_py() != old
+    assert reader.get_checkpoint_mark().positions == {("a", 0): 100, ("b", 0): 101}
+
+
+def test_offsets_of_a_topic_that_had_the_same_name_are_not_gone_on_with() -> None:
+    first, _, _ = _reader([[_block("a", 0, range(5, 6))]], START)
+    first.start()
+    mark = KafkaMarkCoder().decode(KafkaMarkCoder().encode(first.get_checkpoint_mark()))
+    fake = _FakeBlockReader([])
+    fake.ids = {"a": "another"}
+    clock = _Clock()
+    reader = KafkaBlockReader(fake.opened, mark.positions, LOOKING, ("a", "b"), "g", clock, clock, mark.sources)
+    reader.start()
+    assert fake.removed == [("a", 0)] and fake.added == {("a", 0): 100}
+
+
+def test_offsets_that_retention_removed_are_counted_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    reader, fake, clock = _reader([[], []], START)
+    lost = REGISTRY.get_sample_value("millrace_feed_records_lost_total", {"topic": "a", "partition": "0"}) or 0
+    reader.start()
+    fake.troubled = {("a", 0): OffsetGoneError("below its first")}
+    for _ in range(3):
+        clock.now += 5.0
+        reader.get_checkpoint_mark()
+        reader.advance()
+    assert fake.removed == [("a", 0)] and fake.added == {("a", 0): 100}
+    now = REGISTRY.get_sample_value("millrace_feed_records_lost_total", {"topic": "a", "partition": "0"})
+    assert now - lost == 95
+    assert "a[0]: offsets 5 to 99 are lost" in caplog.text
+
+
+def test_an_offset_beyond_the_end_of_the_same_topic_is_an_error() -> None:
+    reader, fake, clock = _reader([[], []], {("a", 0): 500, ("b", 0): 0})
+    reader.start()
+    fake.troubled = {("a", 0): OffsetGoneError("a[0]: offset 500 is out of range")}
+    with pytest.raises(KafkaReadError, match="offset 500 is out of range"):
+        for _ in range(3):
+            clock.now += 5.0
+            reader.get_checkpoint_mark()
+            reader.advance()
+
+
+def test_commits_say_which_topic_they_are_of() -> None:
+    reader, fake, _ = _reader([[_block("a", 0, range(5, 6))]], {("a", 0): 5})
+    reader.start()
+    mark = reader.get_checkpoint_mark()
+    mark.finalize_checkpoint()
+    assert fake.commits == [{("a", 0): 6}]
+    assert fake.tags["a"] == commit_tag(mark.sources["a"])
 
 
 def test_finalising_after_the_reader_was_closed_does_nothing() -> None:

@@ -5,11 +5,13 @@ from typing import Any
 import pyarrow as pa
 
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
-from millrace.transforms.feed.event_schemas import ACTION_SCHEMA, impression_schema
+from millrace.transforms.feed.event_schemas import PLACED_ACTION_SCHEMA, impression_schema
 from millrace.transforms.feed.join import JoinIndex
 
 NOW = 1_764_000_000_000
 SKEW_MS = 300
+ACTIONS_PARTITION = 1 << 16
+"""Source partition of the actions; that of impressions is 0."""
 
 
 def config(**settings: Any) -> FeedConfig:
@@ -40,13 +42,21 @@ def impressions(*rows: tuple[str, int, int], first_offset: int = 0) -> pa.Record
     return pa.RecordBatch.from_pylist(records, schema=impression_schema({"device": "string"}))
 
 
-def actions(*rows: tuple[str, int, str, int], value: float | None = None) -> pa.RecordBatch:
+def actions(*rows: tuple[str, int, str, int], value: float | None = None, first_offset: int = 0) -> pa.RecordBatch:
     """Rows of (request id, item, action, time)."""
     records = [
-        {"request_id": request, "item_id": item, "action": action, "timestamp_ms": NOW + at, "value": value}
-        for request, item, action, at in rows
+        {
+            "request_id": request,
+            "item_id": item,
+            "action": action,
+            "timestamp_ms": NOW + at,
+            "value": value,
+            "__SOURCE_PARTITION__": ACTIONS_PARTITION,
+            "__SOURCE_OFFSET__": first_offset + index,
+        }
+        for index, (request, item, action, at) in enumerate(rows)
     ]
-    return pa.RecordBatch.from_pylist(records, schema=ACTION_SCHEMA)
+    return pa.RecordBatch.from_pylist(records, schema=PLACED_ACTION_SCHEMA)
 
 
 def waiting_actions(index: JoinIndex) -> int:
