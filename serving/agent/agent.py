@@ -140,7 +140,7 @@ class Agent:
 
     def reconcile(self) -> None:
         """Compares the server with the target once, tells it what is missing, and reports."""
-        if self._has_rival():
+        if self._registry.is_awaited() or self._has_rival():
             return
         self._choose()
         try:

@@ -26,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[-_.0-9A-Za-z]+")
 _CLUSTER = "default"
 _CLAIM_SECONDS = 1.0  # a name that is free is taken this soon
+_PATIENCE_SECONDS = 5.0  # a ZooKeeper that is there answers a new session within this time
 
 
 class Nodes(Protocol):
@@ -91,9 +92,14 @@ class Registry:
         self._data = json.dumps(self._identity | {"id": uuid.uuid4().hex}).encode()
         info = {"grpc": grpc_address, "http": None, "archon": None, "agent": agent_address, "idc": None}
         self._info = json.dumps(info | {"debug_info": None}).encode()
+        self._began = clock()
         self._next_claim = 0.0
         self._rival = ""
         self._unshown: tuple[list[int], str, str] | None = None
+
+    def is_awaited(self) -> bool:
+        """Whether ZooKeeper may still say who has the name: 5 s after the start one that is silent counts as away."""
+        return self._nodes() is None and self._clock() - self._began < _PATIENCE_SECONDS
 
     def claim(self) -> str:
         """Takes the replica's name. Returns "" once it is ours or while ZooKeeper is away, else who has it."""

@@ -254,6 +254,25 @@ def test_two_models_with_an_agent_each_share_a_server_and_one_is_retired(
     replica.wait(other.model, 2.0)
 
 
+def test_a_second_agent_of_the_same_name_tells_its_server_nothing_until_the_first_has_ended(
+    trainer: _Trainer, replica: _Replica, tmp_path: Path
+) -> None:
+    trainer.export(1, 0.25)
+    replica.start_agent(trainer.model)
+    replica.wait(trainer.model, 0.25)
+    second = _Replica(replica.kafka, replica.topics, replica.zookeeper, tmp_path / "second")
+    second.start_server()
+    try:
+        second.start_agent(trainer.model)
+        trainer.export(2, 0.5)
+        replica.wait(trainer.model, 0.5)
+        assert second.server.available(trainer.model) == []
+        replica.stop_agent(trainer.model)
+        wait_until(lambda: second.server.available(trainer.model) == [2], _SECONDS, "the second takes over")
+    finally:
+        second.stop()
+
+
 def test_an_agent_without_kafka_and_zookeeper_tells_the_server_what_it_remembers(
     trainer: _Trainer, replica: _Replica
 ) -> None:
