@@ -127,7 +127,7 @@ def add_kafka_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_namespace_flag(parser: argparse.ArgumentParser) -> None:
+def add_namespace_flag(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
     """--namespace."""
     parser.add_argument(
         "--namespace", default="default", metavar="NAME", help="name space of models (default: %(default)s)"

@@ -14,6 +14,7 @@ from millrace.cli.common import (
     above_zero,
     add_command,
     add_kafka_flags,
+    add_namespace_flag,
     add_process_flags,
     announce_ready,
     at_least_one,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _ONLINE = (
     "millrace train --task millrace.examples.feed_ranking:FeedRanking --online --create-topics --model-dir /tmp/feed"
 )
+_LEASE_LOST = 3  # exit code of a trainer that was replaced: started again it would replace its successor
 _OFFLINE = "millrace train --task millrace.examples.movies:MovieRanking --offline --input my-ratings"
 
 
@@ -86,6 +88,23 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
         "the rows that raised it",
     )
     group.add_argument("--create-topics", action="store_true", help="create the train topic if it is missing")
+    add_namespace_flag(group)
+    group.add_argument(
+        "--dense-seconds",
+        type=above_zero,
+        metavar="S",
+        help="seconds between two deltas of dense weights (default: 1; more than 1 MiB of them: 1 per MiB)",
+    )
+    group.add_argument(
+        "--wait-for-lease",
+        action="store_true",
+        help="while another trainer has --model-dir, stand by to take over when it ends, instead of refusing to start",
+    )
+    group.add_argument(
+        "--new-model",
+        action="store_true",
+        help="let what --model-dir holds, or an empty folder, replace the model of this name that readers know",
+    )
 
 
 def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +140,13 @@ def _add_saving_flags(parser: argparse.ArgumentParser) -> None:
         default=3,
         metavar="N",
         help="number of newest checkpoints that stay on disk (default: 3)",
+    )
+    group.add_argument(
+        "--keep-exports",
+        type=at_least_one,
+        default=3,
+        metavar="N",
+        help="number of newest exports that stay on disk, beside those that are served or held (default: 3)",
     )
     group.add_argument(
         "--keep-checkpoint-every",
@@ -172,8 +198,13 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
     from millrace.runtime.kafka_client import partitions_of
     from millrace.runtime.outage import while_away
     from millrace.runtime.telemetry import Condition, Heartbeat, RefusalStreak, setup_logging
+    from millrace.training.state.lease import LeaseLostError, check_not_in_use
 
+    if "/" in arguments.namespace:
+        raise UserError("--namespace", arguments.namespace, "'/' cannot be in it", "use letters, digits, '.', '_', '-'")
     options = _online_options(arguments)
+    if not options.wait_for_lease:
+        check_not_in_use(options.model_dir)
     setup_logging("trainer", arguments.log_level)
     stop, save_now = stop_on_signals(), threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: save_now.set())
@@ -194,6 +225,9 @@ def _train_online(arguments: argparse.Namespace, task: "Task") -> int:
             ready=lambda: announce_ready(arguments, metrics=endpoint.address, model=task.name),
             heartbeat=heartbeat, save_now=save_now, intake=intake, guard=guard,
         )  # fmt: skip
+    except LeaseLostError as error:
+        print(f"millrace train: error: {error}", file=sys.stderr)
+        return _LEASE_LOST
     finally:
         endpoint.close()
     return 0
@@ -218,6 +252,11 @@ def _online_options(arguments: argparse.Namespace) -> "OnlineOptions":
         on_not_finite=arguments.on_not_finite,
         resume_from_good=arguments.resume_from_good,
         create_topics=arguments.create_topics,
+        namespace=arguments.namespace,
+        keep_exports=arguments.keep_exports,
+        dense_seconds=arguments.dense_seconds,
+        wait_for_lease=arguments.wait_for_lease,
+        new_model=arguments.new_model,
     )
 
 

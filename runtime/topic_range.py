@@ -1,19 +1,22 @@
-"""Reads a bounded range of a topic once, with keys and headers, for tools; joins no consumer group."""
+"""Reads a bounded range of a topic once, or the newest record of a partition; joins no consumer group."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from millrace.runtime.errors import UserError
-from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer
+from millrace.runtime.kafka_client import KafkaConnection, is_passing, make_consumer, watermarks
 from millrace.runtime.kafka_positions import resolve_start
 from millrace.runtime.kafka_records import KafkaReadError
 
 # Longer than a broker takes to restart; a read fails after this time without an answer.
 _SILENT_SECONDS = 30.0
 _GROUP = "millrace-records"
+_FIRST_LOOK = 100  # offsets; each further look takes ten times as many, until it begins at the first record
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,31 @@ def _records_and_ends(messages: Sequence[Message], left: Mapping[int, int]) -> t
             if message.offset() + 1 >= left[partition]:
                 done.add(partition)
     return records, done & left.keys()
+
+
+def newest_record(
+    connection: KafkaConnection, topic: str, partition: int, parse: Callable[[bytes], _Found | None]
+) -> tuple[_Found | None, int]:
+    """What `parse` makes of the newest committed record that it knows; and the offset after the partition's last.
+
+    The last offsets may hold no record: transactions end in one, and aborted records are not read.
+
+    Args:
+      parse: gets a record's value; None: the record is somebody else's.
+
+    Returns: (None, end) when there is no such record.
+    Raises: KafkaReadError, KafkaException: brokers do not answer. UserError: no such topic.
+    """
+    low, high = watermarks(connection, topic)[partition]
+    until, width = high, _FIRST_LOOK
+    while until > low:
+        start = max(low, high - width)
+        found = None
+        for messages in read_messages(TopicRange(connection, topic, {partition: (start, until)})):
+            for message in messages:
+                parsed = parse(message.value() or b"")
+                found = found if parsed is None else parsed
+        if found is not None:
+            return found, high
+        until, width = start, width * 10
+    return None, high

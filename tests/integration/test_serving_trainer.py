@@ -10,12 +10,16 @@ from millrace.examples.feed_ranking import FeedRanking
 from millrace.ops.embedding_table import NOW
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.kafka_client import KafkaConnection
+from millrace.runtime.topic_setup import ensure_deltas
 from millrace.runtime.topics import Topics
 from millrace.serving.server.saved_model_loader import SavedModelLoader, SavedModelServable
 from millrace.serving.server.servable import VersionSource
 from millrace.serving.server.tensors import InputSpec
 from millrace.training.publish.delta_publisher import DeltaPublisher
 from millrace.training.publish.exporter import Exporter
+from millrace.training.publish.outbox import Outbox
+from millrace.training.publish.published import ModelWriter
+from millrace.training.publish.transactions import TransactionalProducer
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout
@@ -49,8 +53,11 @@ def test_a_server_that_follows_the_deltas_answers_like_a_newer_export(
     queue = BatchQueue(TrainLayout.of(_TASK, audit=True), "test-serving-trainer")
     store, audit = new_stores(_TASK, queue.name, audit=True)
     step = TrainStep(_TASK, store, queue, audit)
-    publisher = DeltaPublisher(kafka, topics.deltas(_TASK.name), _TASK.name, store, step.dense)
-    exporter = Exporter(_TASK, tmp_path)
+    writer = ModelWriter(_TASK.name, "line", 1)
+    ensure_deltas(kafka, topics.deltas(_TASK.name))
+    outbox = Outbox(TransactionalProducer(kafka, topics.prefix, 900_000), lambda: None)
+    publisher = DeltaPublisher(outbox, kafka, topics.deltas(_TASK.name), writer, store, step.dense, dense_seconds=0.001)
+    exporter = Exporter(_TASK, tmp_path, writer)
 
     def publish() -> None:
         publisher.publish(int(step.global_step.numpy()), 0, 0)
@@ -58,11 +65,11 @@ def test_a_server_that_follows_the_deltas_answers_like_a_newer_export(
 
     _train(step, queue, 0, 5)
     publish()
-    cut = exporter.cut(step, publisher.topic, publisher.sequence, publisher.next_offset)
+    cut = exporter.cut(step, publisher.topic, publisher.position)
     old_export = exporter.write(cut, step)
     _train(step, queue, 5, 10)
     publish()
-    cut = exporter.cut(step, publisher.topic, publisher.sequence, publisher.next_offset)
+    cut = exporter.cut(step, publisher.topic, publisher.position)
     new_export = exporter.write(cut, step)
 
     stale = SavedModelLoader(_TASK.name, old_export.version, VersionSource(str(old_export.path)))
@@ -81,3 +88,4 @@ def test_a_server_that_follows_the_deltas_answers_like_a_newer_export(
     wait_until(lambda: np.allclose(_ask(fresh), _ask(reference), atol=1e-6), _SECONDS, "both versions fresh")
     old.unload()
     new.unload()
+    outbox.close()

@@ -15,13 +15,13 @@ from millrace.examples.feed_ranking import FeedRanking
 from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.runtime.child_process import ChildProcess
 from millrace.runtime.deadline import wait_until
-from millrace.runtime.kafka_client import KafkaConnection, watermarks
-from millrace.runtime.topic_reader import Record, TopicReader
+from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 from millrace.training.state.checkpoint import newest_manifest, read_audit
 from millrace.transforms.batch.fid import audit_fid
 from millrace.transforms.batch.provenance import provenance_of
 from tests.conformance.covers import covers
+from tests.fakes.topics import read_all
 from tests.fakes.train_blocks import make_batch, produce_blocks
 
 pytestmark = pytest.mark.service
@@ -33,21 +33,6 @@ RECORDS = 25
 
 def blocks(start: int, stop: int) -> list[pa.RecordBatch]:
     return [make_batch(TASK, i * RECORDS, RECORDS, partition=i % 3) for i in range(start, stop)]
-
-
-def read_all(kafka: KafkaConnection, topic: str) -> list[Record]:
-    reader = TopicReader(kafka, topic, {p: low for p, (low, _) in watermarks(kafka, topic).items()})
-    records: list[Record] = []
-    try:
-
-        def drained() -> bool:
-            records.extend(reader.read())
-            return reader.reached_end()
-
-        wait_until(drained, 20.0, f"all of {topic} is read")
-    finally:
-        reader.close()
-    return records
 
 
 def rows_applied(model_dir: Path) -> int:

@@ -26,6 +26,11 @@ class OnlineOptions:
         letters and goes on; "stop" ends the process.
       resume_from_good: go on after an alarm of the guard, from a checkpoint from before what went wrong.
       create_topics: create the train topic when it is missing, instead of refusing to start.
+      namespace: of models; agents look for the model there.
+      keep_exports: newest versions that stay on disk, beside those that are served or held.
+      dense_seconds: between two deltas of dense variables; None: one, or more for large ones.
+      wait_for_lease: wait while another trainer has `model_dir`, instead of refusing to start.
+      new_model: what the folder holds may replace the model that readers know.
     """
 
     model_dir: Path
@@ -43,3 +48,8 @@ class OnlineOptions:
     on_not_finite: str = "skip"
     resume_from_good: bool = False
     create_topics: bool = False
+    namespace: str = "default"
+    keep_exports: int = 3
+    dense_seconds: float | None = None
+    wait_for_lease: bool = False
+    new_model: bool = False

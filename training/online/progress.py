@@ -59,6 +59,13 @@ class Progress:
             window.add(ticket.labels[rows, index], probabilities[rows, index])
         self.predictions.add(ticket.labels, probabilities, known)
 
+    def quality(self, rows: int) -> dict[str, float]:
+        """What an export says of the model: `rows` that it has learned; auc, log_loss and calibration of its first head
+        where they are known."""
+        first = next(iter(self._windows.values()))
+        figures = {"rows": float(rows), **first.result()}
+        return {name: float(value) for name, value in figures.items() if not np.isnan(value)}
+
     def report(self, global_step: int, position: Position) -> None:
         """Sets the gauges and appends one line or point to each file."""
         figures = {head: window.result() for head, window in self._windows.items()}

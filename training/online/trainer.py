@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from millrace.training.online.guarded import GuardedModel, begin_guarded
 from millrace.training.online.not_finite import NotFiniteRows
 from millrace.training.online.options import OnlineOptions
 from millrace.training.online.progress import Progress
-from millrace.training.publish.delta_publisher import DeltaPublisher
-from millrace.training.publish.event_publisher import EventPublisher
-from millrace.training.publish.exporter import ExportCut, Exporter
+from millrace.training.online.publishing import Publishing
+from millrace.training.publish.exporter import ExportCut
 from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
+from millrace.training.state.lease import Lease
 from millrace.training.state.save_schedule import SaveSchedule
 from millrace.training.state.saver import Saver, SaveTimer, start_in_turn
 from millrace.training.step.train_step import TrainStep, new_stores
@@ -40,7 +41,6 @@ _ROWS = counter("rows_trained", "rows learned by this process")
 _DUPLICATE = counter("rows_duplicate", "rows refused because they were learned before")
 _TOO_OLD = counter("rows_too_old", "rows refused because the feed has said before that it sends none so old any more")
 _STEPS = counter("train_steps", "train steps of this process")
-_EXPORTS = counter("exports_published", "versions announced")
 _CHECKPOINTS = counter("checkpoints", "checkpoints whose manifest is in place")
 _EVICTED = counter("entries_evicted", "embedding entries removed since they were not updated for `expire_days`")
 
@@ -68,6 +68,8 @@ def train_online(
 
     When a step raises it goes back to that checkpoint within the process, and passes over the block that caused it.
 
+    It has the lease of `model_dir` meanwhile: no other trainer learns or publishes this model.
+
     Args:
       ready: called once the first row can be learned.
       heartbeat: beats with each turn of the loop.
@@ -75,12 +77,15 @@ def train_online(
       intake: is told of each train block whether any of its rows was taken.
 
     Raises:
-      UserError: the train topic is missing, or the checkpoint belongs to another declaration.
+      UserError: the train topic is missing, another trainer has the lease, the checkpoint belongs to another
+        declaration, or readers know a model that is not in `model_dir`.
+      LeaseLostError: another trainer has taken the model over.
+      StoppedError: `stop` was set before training could begin.
     """
     heartbeat, save_now = heartbeat or Heartbeat("the training loop"), save_now or threading.Event()
     guard, bad_blocks, is_ready = guard or Condition(), BadBlocks(), False
     while True:
-        trainer = OnlineTrainer(task, connection, topics, options, intake, bad_blocks, guard)
+        trainer = OnlineTrainer(task, connection, topics, options, stop, intake, bad_blocks, guard)
         try:
             if not is_ready:
                 ready()
@@ -117,12 +122,30 @@ class OnlineTrainer:
         connection: KafkaConnection,
         topics: Topics,
         options: OnlineOptions,
+        stop: threading.Event,
         intake: RefusalStreak | None = None,
         bad_blocks: BadBlocks | None = None,
         condition: Condition | None = None,
     ) -> None:
+        self._closing = ExitStack()
+        try:
+            self._begin(task, connection, topics, options, stop, intake, bad_blocks, condition)
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def _begin(
+        self,
+        task: Task,
+        connection: KafkaConnection,
+        topics: Topics,
+        options: OnlineOptions,
+        stop: threading.Event,
+        intake: RefusalStreak | None,
+        bad_blocks: BadBlocks | None,
+        condition: Condition | None,
+    ) -> None:
         model_dir = options.model_dir
-        model_dir.mkdir(parents=True, exist_ok=True)
         train_topic = topics.train(task.name)
         if options.create_topics:
             ensure_topic(connection, train_topic, partitions=4)
@@ -133,22 +156,28 @@ class OnlineTrainer:
             model_dir, task.name, task.schema_fingerprint(),
             options.keep_checkpoints, options.keep_checkpoint_every_seconds,
         )  # fmt: skip
+        self._step.step.get_concrete_function()  # traced now, so that neither a spare nor the first rows wait for it
+        self._lease = Lease(model_dir, options.wait_for_lease, stop.is_set)
+        self._closing.callback(self._lease.close)
         guard_state = begin_guarded(model_dir, self._checkpoints, options.resume_from_good)
         restored = self._checkpoints.restore(self._step)
         self._position, self._checkpoint_name = restored.position, restored.name
         self._event_clock = EventClock(restored.event_clock)
         self._bad_blocks = bad_blocks = bad_blocks or BadBlocks()
         self._passed_over = guard_state
-        self._step.step.get_concrete_function()  # traced now, so that the first rows do not wait for it
+        self._publishing = Publishing(
+            task, connection, topics, options, self._lease, restored, store, self._step.dense, stop
+        )
+        self._closing.callback(self._publishing.close)
+        self._checkpoints.write_as(self._publishing.writer.lineage, self._publishing.writer.epoch)
+        self._deltas, self._events = self._publishing.deltas, self._publishing.events
+        self._exporter = self._publishing.exporter
         self._reader = TrainTopicReader(
             connection, train_topic, topics.train_dead_letter, self._batches, self._position,
             options.batch_size, options.max_wait_seconds, intake,
             alone=bad_blocks.alone, skip_reason=self._skip_reason,
         )  # fmt: skip
         self._not_finite = NotFiniteRows(options.on_not_finite == "stop", self._reader.refuse)
-        self._deltas = DeltaPublisher(connection, topics.deltas(task.name), task.name, store, self._step.dense)
-        self._events = EventPublisher(connection, topics, task.name)
-        self._exporter = Exporter(task, model_dir)
         self._guarded = GuardedModel(
             task, model_dir, self._exporter.base, self._exporter.versions(), self._events, guard_state, restored.guard,
             self._position.offsets, condition or Condition(),
@@ -156,7 +185,6 @@ class OnlineTrainer:
         self._progress = Progress(model_dir, restored.prediction_rows, [head.name for head in task.heads])
         self._steps = int(self._step.global_step.numpy())
         self._event_time_ms = 0
-        self._base_version = max(self._exporter.versions(), default=0)
         self._saving_thread = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._export_saver = self._new_export_saver(options)
         self._checkpoint_saver = self._new_checkpoint_saver(options, restored.global_step if restored.name else None)
@@ -167,11 +195,11 @@ class OnlineTrainer:
         )
 
     def _new_export_saver(self, options: OnlineOptions) -> Saver[ExportCut]:
-        schedule = SaveSchedule(every_seconds=options.export_seconds)
+        schedule = SaveSchedule(every_seconds=options.export_seconds, allowed=self._may_export)
         schedule.begin_period(self._steps)
         # A server may hold newer values than a restored trainer: learning the rest again sends most of them out anew,
         # and an export soon after the start replaces them all. A model without any export gets one at once.
-        schedule.force(min(_FIRST_EXPORT_SECONDS, options.export_seconds) if self._base_version else 0.0)
+        schedule.force(min(_FIRST_EXPORT_SECONDS, options.export_seconds) if self._events.version else 0.0)
         return Saver(
             "export", schedule, self._cut_export, self._write_export, self._saving_thread, guards=[SaveTimer("export")]
         )
@@ -187,6 +215,7 @@ class OnlineTrainer:
     def run(self, stop: threading.Event, heartbeat: Heartbeat, save_now: threading.Event) -> None:
         """Learns until `stop` is set, then publishes and saves what was learned."""
         self._reader.start()
+        self._publish_delta()  # readers learn of the epoch before anything that took long
         while not stop.is_set():
             heartbeat.beat()
             if self._guarded.may_learn:
@@ -196,7 +225,7 @@ class OnlineTrainer:
             else:
                 stop.wait(_IDLE_SECONDS)
             self._guarded.poll()
-            self._deltas.poll()
+            self._publishing.poll()
             if save_now.is_set():
                 save_now.clear()
                 self._checkpoint_saver.schedule.force()
@@ -204,13 +233,14 @@ class OnlineTrainer:
         self._finish()
 
     def close(self) -> None:
-        """Ends the threads and frees the tables; nothing is saved."""
+        """Ends the threads, frees the tables and gives the lease back; nothing is saved."""
         self._reader.stop()
         self._saving_thread.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
         for store in (self._step.store, self._step.audit_store):
             if store is not None:
                 EmbeddingStore.release(store.shared_name)
+        self._closing.close()
 
     def _learn(self, ticket: Ticket) -> None:
         if ticket.rows:
@@ -250,9 +280,10 @@ class OnlineTrainer:
         _STEPS.inc()
 
     def _do_what_is_due(self) -> None:
-        if self._delta_timer.due() and self._guarded.may_publish:
-            self._deltas.publish(self._steps, self._base_version, self._event_time_ms)
+        if self._delta_timer.due():
+            self._publish_delta()
         if self._report_timer.due():
+            self._lease.check()
             self._progress.report(self._steps, self._position)
         if self._deltas.has_lost_ids():
             self._export_saver.schedule.force()
@@ -262,12 +293,20 @@ class OnlineTrainer:
         # One save at a time: both cut the same store, which takes one cut at a time.
         start_in_turn(savers, self._steps)
 
+    def _publish_delta(self) -> None:
+        if self._guarded.may_publish:
+            self._deltas.publish(self._steps, self._events.version, self._event_time_ms)
+
+    def _may_export(self) -> bool:
+        """Never a model that has learned nothing, and none while nobody has heard of the version before."""
+        return self._steps > 0 and not self._events.export_waits
+
     def _cut_checkpoint(self) -> CheckpointCut:
         rows = self._progress.predictions.rows_when_flushed()
         return self._checkpoints.cut(
             self._step,
             self._position,
-            self._deltas.sequence,
+            self._deltas.position[0],
             rows,
             self._event_clock.now,
             self._guarded.past(),
@@ -284,12 +323,12 @@ class OnlineTrainer:
         self._guarded.saved(cut.position.offsets)
         self._checkpoint_name = cut.folder.name
         _CHECKPOINTS.inc()
+        self._events.checkpoint(cut.global_step, cut.folder)
         try:
             self._reader.commit(cut.position.offsets)
             self._evict()
-            self._events.checkpoint(cut.global_step, cut.folder)
-        except Exception:  # the checkpoint is durable: it must not be written again because nobody heard of it
-            _LOG.exception("checkpoint %s is saved, but not announced", cut.folder.name)
+        except Exception:  # the checkpoint is durable: it must not be written again for what follows it
+            _LOG.exception("checkpoint %s is saved, but offsets are not committed", cut.folder.name)
 
     def _evict(self) -> None:
         """Removes expired entries; the checkpoint leaves them out already."""
@@ -300,7 +339,12 @@ class OnlineTrainer:
     def _cut_export(self) -> ExportCut:
         self._cut_ms = time.time_ns() // 1_000_000
         return self._exporter.cut(
-            self._step, self._deltas.topic, self._deltas.sequence, self._deltas.next_offset, self._event_clock.now
+            self._step,
+            self._deltas.topic,
+            self._deltas.position,
+            self._event_time_ms,
+            self._progress.quality(self._position.rows_applied),
+            self._event_clock.now,
         )
 
     def _write_export(self, cut: ExportCut) -> None:
@@ -313,20 +357,19 @@ class OnlineTrainer:
             )
             return
         self._events.export(export, self._checkpoint_name)
-        self._base_version = export.version
         self._guarded.exported(export.version, self._cut_ms)
-        _EXPORTS.inc()
         _LOG.info("version %d is exported in %.1f s", export.version, time.monotonic() - start)
 
     def _finish(self) -> None:
         self._reader.stop()
         self._export_saver.wait(_STOP_SECONDS)
         self._checkpoint_saver.wait(_STOP_SECONDS)
-        if self._guarded.may_publish:
-            self._deltas.publish(self._steps, self._base_version, self._event_time_ms)
-            self._deltas.flush(_FLUSH_SECONDS)
+        self._deltas.flush(_FLUSH_SECONDS)
+        self._publish_delta()
+        self._deltas.flush(_FLUSH_SECONDS)
         self._progress.report(self._steps, self._position)
         if self._guarded.may_learn:  # otherwise what is in memory is suspicious
             self._checkpoint_saver.save_at_end(self._steps, _STOP_SECONDS)
         self._guarded.poll()
+        self._events.flush(_FLUSH_SECONDS)
         _LOG.info("stopped at step %d with %d rows applied", self._steps, self._position.rows_applied)

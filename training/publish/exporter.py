@@ -1,28 +1,38 @@
 """Standalone SavedModels: raw columns go in, one probability per head comes out; the graph computes the fids."""
 
 import json
+import logging
 import shutil
 import struct
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from millrace.ops.embedding_table import NOW, Cut, EmbeddingStore
+from millrace.ops.table_config import TableConfig
 from millrace.runtime.atomic_file import sync_folder, sync_tree
 from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
+from millrace.training.publish.delta_split import are_finite, count_not_finite
+from millrace.training.publish.published import ModelWriter
 from millrace.training.state.checkpoint import Checkpoints
+from millrace.training.state.lease import Lease
+from millrace.training.state.saver import UnfitError
+from millrace.training.state.temporary_folder import temporary_name
 from millrace.training.step.train_step import TrainStep, new_step
 from millrace.training.task import SparseFeature, Task
 from millrace.training.task.heads import DenseModel
 from millrace.transforms.batch.fid import SIGNATURE_BITS
 from millrace.transforms.batch.hashes import HASH_KEY
 
+_LOG = logging.getLogger(__name__)
 _HASH_KEY = list(struct.unpack("<QQ", HASH_KEY))
 _TEMPORARY = "temp-"
+_EPOCHS = 1_000_000_000  # above every epoch; names of before there were epochs have a version there, Unix seconds
 MANIFEST_PATH = Path("assets.extra") / "millrace.json"
 
 
@@ -37,6 +47,9 @@ class ExportCut:
       dense: values of the dense variables, in their order.
       delta_topic: topic of the model's deltas; empty when there are none.
       delta_sequence, delta_offset: number of the last delta that the content has, and offset of the next one.
+      cut_at_ms: time of the cut, Unix milliseconds.
+      event_time_ms: newest event that the model had learned.
+      quality: how well the model predicted by then: rows, auc, log_loss, calibration, those that are known.
     """
 
     version: int
@@ -47,6 +60,9 @@ class ExportCut:
     delta_topic: str = ""
     delta_sequence: int = 0
     delta_offset: int = 0
+    cut_at_ms: int = 0
+    event_time_ms: int = 0
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,9 @@ class Export:
     global_step: int
     path: Path
     size_bytes: int
+    delta_sequence: int = 0
+    event_time_ms: int = 0
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 class ServingModel(tf.Module):
@@ -117,14 +136,26 @@ def serving_fids(feature: SparseFeature, column: tf.Tensor) -> tuple[tf.Tensor, 
 class Exporter:
     """Writes versions as folders of `<model_dir>/exports/standalone`.
 
-    A version is written under another name, synced and then renamed, so a folder with a number is always complete.
+    A version is written under another name, synced and then renamed, so a folder with a number is always complete. The
+    process has the lease of `model_dir`: nobody else writes there.
 
     Args:
+      writer: whose model it is; its lineage and epoch go into every version. None: nobody's.
       keep: newest versions that stay: one that is served, one that is being loaded, and one to go back to.
+      in_use: versions that stay beside them, because somebody serves or holds them; None: nobody can tell now, and all
+        versions stay. Asked before a version is removed.
     """
 
-    def __init__(self, task: Task, model_dir: Path, keep: int = 3) -> None:
-        self._task, self._keep = task, keep
+    def __init__(
+        self,
+        task: Task,
+        model_dir: Path,
+        writer: ModelWriter | None = None,
+        keep: int = 3,
+        in_use: Callable[[], Collection[int] | None] = lambda: (),
+    ) -> None:
+        self._task, self._keep, self._in_use = task, keep, in_use
+        self._writer = writer or ModelWriter(task.name)
         self.base = model_dir / "exports" / "standalone"
 
     def versions(self) -> list[int]:
@@ -133,50 +164,77 @@ class Exporter:
             return []
         return sorted(int(path.name) for path in self.base.iterdir() if path.name.isdecimal())
 
+    def newest_epoch(self) -> int:
+        """The highest epoch of the versions on disk; 0 without any, or for versions from before there were epochs."""
+        epochs = [0]
+        for version in self.versions():
+            try:
+                fields = json.loads((self.base / str(version) / MANIFEST_PATH).read_bytes())
+                epochs.append(int(fields.get("epoch", 0)))
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                _LOG.warning("version %d says no epoch: %s", version, error)
+        return max(epochs)
+
     def cut(
         self,
         step: TrainStep,
         delta_topic: str = "",
-        delta_sequence: int = 0,
-        delta_offset: int = 0,
+        delta_position: tuple[int, int] = (0, 0),
+        event_time_ms: int = 0,
+        quality: dict[str, float] | None = None,
         event_clock: int = 0,
     ) -> ExportCut:
         """Holds the model as it is now; to be called between steps.
 
         Args:
-          delta_topic, delta_sequence, delta_offset: see ExportCut.
+          delta_position: (delta_sequence, delta_offset) of ExportCut, where the other arguments are explained.
           event_clock: Unix seconds; entries that are expired by then are left out. 0: by the wall clock.
 
         Raises:
+          UnfitError: a dense variable is NaN or infinite.
           OSError, tf.errors.OpError: the disk failed.
         """
+        dense = [np.array(variable.numpy()) for variable in step.dense.variables]
+        if not are_finite(dense):
+            raise UnfitError("dense variables are not finite: servers keep what they have")
         version = max([int(time.time()), *(version + 1 for version in self.versions()[-1:])])
-        snapshot = self.base / f"{_TEMPORARY}{version}.tables"
+        snapshot = self.base / self._temporary(f"{version}-tables")
         self.base.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        dense = [np.array(variable.numpy()) for variable in step.dense.variables]
         global_step = int(step.global_step.numpy())
         return ExportCut(
-            version,
-            global_step,
-            step.store.cut(event_clock or NOW),
-            snapshot,
-            dense,
-            delta_topic,
-            delta_sequence,
-            delta_offset,
-        )
+            version, global_step, step.store.cut(event_clock or NOW), snapshot, dense, delta_topic, *delta_position,
+            time.time_ns() // 1_000_000, event_time_ms, quality or {},
+        )  # fmt: skip
 
     def write(self, cut: ExportCut, step: TrainStep) -> Export:
-        """Makes the cut a durable version and removes the oldest ones; steps may go on meanwhile.
+        """Makes the cut a durable version and removes old ones; steps may go on meanwhile.
 
         Raises:
           OSError, tf.errors.OpError: the disk failed.
         """
+        temporary = self.base / self._temporary(cut.version)
+        try:
+            size = self._write(cut, step, temporary)
+            path = self.base / str(cut.version)
+            temporary.rename(path)
+        except BaseException:
+            cut.tables.drop()  # a store takes no other cut while it holds one
+            for folder in (temporary, cut.snapshot):
+                shutil.rmtree(folder, ignore_errors=True)  # the disk may be full
+            raise
+        sync_folder(self.base)
+        self._remove_old()
+        return Export(
+            cut.version, cut.global_step, path, size, cut.delta_sequence, cut.event_time_ms, dict(cut.quality)
+        )
+
+    def _write(self, cut: ExportCut, step: TrainStep, temporary: Path) -> int:
+        """Writes the version into `temporary`; returns the size of all files."""
         store_name = f"{self._task.name}@{cut.version}"
-        temporary = self.base / f"{_TEMPORARY}{cut.version}"
         cut.tables.write(cut.snapshot, with_state=False)
         tables = [table.for_serving() for table in self._task.tables()]
+        _leave_out(cut.snapshot, tables, _not_finite(step.store), f"{store_name}/finite")
         store = EmbeddingStore(tables, shared_name=store_name, snapshot=str(cut.snapshot))
         try:
             model = ServingModel(self._task, step.dense, cut.dense, store)
@@ -186,18 +244,26 @@ class Exporter:
         shutil.rmtree(cut.snapshot)
         size = self._describe(cut, temporary, store_name, step.dense.names)
         sync_tree(temporary)
-        path = self.base / str(cut.version)
-        temporary.rename(path)
-        sync_folder(self.base)
-        for old in self.versions()[: -self._keep]:
-            shutil.rmtree(self.base / str(old), ignore_errors=True)
-        return Export(cut.version, cut.global_step, path, size)
+        return size
+
+    def _temporary(self, version: int | str) -> str:
+        """A name that says which epoch's owner of the lease writes it."""
+        return temporary_name(f"{self._writer.epoch}-{version}")
+
+    def _remove_old(self) -> None:
+        old = self.versions()[: -self._keep]
+        in_use = self._in_use() if old else ()
+        for version in old:
+            if in_use is not None and version not in in_use:
+                shutil.rmtree(self.base / str(version), ignore_errors=True)
 
     def _describe(self, cut: ExportCut, folder: Path, store_name: str, dense_names: list[str]) -> int:
         """Writes assets.extra/millrace.json; returns the size of all files."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         description = {
-            "schema_version": 1,
+            "schema_version": 2,
+            "lineage": self._writer.lineage,
+            "epoch": self._writer.epoch,
             "model_name": self._task.name,
             "version": cut.version,
             "global_step": cut.global_step,
@@ -208,6 +274,9 @@ class Exporter:
             "delta_offsets": {"0": cut.delta_offset} if cut.delta_topic else {},
             "delta_sequence": cut.delta_sequence,
             "created_at_ms": time.time_ns() // 1_000_000,
+            "cut_at_ms": cut.cut_at_ms,
+            "event_time_ms": cut.event_time_ms,
+            "quality": cut.quality,
             "signature": {"inputs": self._task.serving_inputs(), "outputs": [head.name for head in self._task.heads]},
             "files": [
                 {
@@ -224,17 +293,58 @@ class Exporter:
         return sum(path.stat().st_size for path in [*files, manifest])
 
     def _remove_leftovers(self) -> None:
-        """Removes what a crash left. Only one export is written at a time, so none of it is in use."""
+        """Removes what a failed write or a dead process left: who has the lease knows that earlier owners are gone.
+
+        What a later owner writes stays: this process has lost the lease then, and learns of it.
+        """
         for path in self.base.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            epoch = path.name.removeprefix(_TEMPORARY).partition("-")[0]
+            if not (epoch.isdecimal() and self._writer.epoch < int(epoch) < _EPOCHS):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _not_finite(store: EmbeddingStore) -> dict[str, np.ndarray]:
+    """{table: ids of entries with a weight that is not finite}, without tables that have none."""
+    found = {}
+    for table in store.tables:
+        pages = [page.ids[~np.isfinite(page.values[:, : table.dim]).all(axis=1)] for page in store.entries(table.name)]
+        ids = np.concatenate(pages) if pages else np.zeros(0, np.int64)
+        if len(ids):
+            count_not_finite(table.name, ids)
+            found[table.name] = ids
+    return found
+
+
+def _leave_out(snapshot: Path, tables: list[TableConfig], ids: dict[str, np.ndarray], name: str) -> None:
+    """Removes entries from table files; they are read into memory for it, which is rare enough."""
+    if not ids:
+        return
+    store = EmbeddingStore(tables, shared_name=name)
+    try:
+        store.restore(snapshot)
+        for table, unwanted in ids.items():
+            store.erase(table, unwanted)
+        cut = store.cut()
+        shutil.rmtree(snapshot)
+        cut.write(snapshot, with_state=False)
+    finally:
+        EmbeddingStore.release(name)
 
 
 def export_checkpoint(task: Task, model_dir: Path) -> Export:
-    """Exports the newest checkpoint of `model_dir` that verifies. Raises UserError when there is none."""
-    step = new_step(task, f"{task.name}/export")
-    restored = Checkpoints(model_dir, task.name, task.schema_fingerprint()).restore(step)
-    if not restored.name:
-        raise UserError("--model-dir", model_dir, "no checkpoint there verifies", "let a trainer save one")
-    exporter = Exporter(task, model_dir)
-    cut = exporter.cut(step, delta_sequence=restored.delta_sequence)
-    return exporter.write(cut, step)
+    """Exports the newest checkpoint of `model_dir` that verifies.
+
+    Raises:
+      UserError: there is none, or a trainer is at work in the folder.
+    """
+    lease = Lease(model_dir)
+    try:
+        step = new_step(task, f"{task.name}/export")
+        restored = Checkpoints(model_dir, task.name, task.schema_fingerprint()).restore(step)
+        if not restored.name:
+            raise UserError("--model-dir", model_dir, "no checkpoint there verifies", "let a trainer save one")
+        exporter = Exporter(task, model_dir, ModelWriter(task.name, restored.lineage, restored.epoch))
+        cut = exporter.cut(step, delta_position=(restored.delta_sequence, 0))
+        return exporter.write(cut, step)
+    finally:
+        lease.close()

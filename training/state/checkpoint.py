@@ -75,6 +75,7 @@ class Restored:
       event_clock: Unix seconds, the event time up to which the model has learned; 0 when it is not known.
       guard: what the guard knew of the past, see `Judge.past`; empty when nothing is known.
       name: of the checkpoint's folder; empty without a checkpoint, when everything stands at the beginning.
+      lineage, epoch: of the trainer that saved it; empty and 0 when it is from before there were lineages.
     """
 
     position: Position = field(default_factory=Position)
@@ -84,10 +85,16 @@ class Restored:
     name: str = ""
     event_clock: int = 0
     guard: Mapping[str, Any] = field(default_factory=dict)
+    lineage: str = ""
+    epoch: int = 0
 
 
 class CheckpointError(ValueError):
     """A file of a checkpoint is missing, torn or corrupt; the message names it."""
+
+
+class UnfinishedError(CheckpointError):
+    """The folder has no manifest: the process that wrote it has died."""
 
 
 class Checkpoints:
@@ -118,6 +125,11 @@ class Checkpoints:
         self._model_name, self._fingerprint = model_name, schema_fingerprint
         self._retention = Retention(keep, keep_every_seconds)
         self.trusted_ms = 0
+        self._lineage, self._epoch = "", 0
+
+    def write_as(self, lineage: str, epoch: int) -> None:
+        """Has later checkpoints say of which lineage the model is, and which epoch's trainer saved them."""
+        self._lineage, self._epoch = lineage, epoch
 
     def cut(
         self,
@@ -160,6 +172,8 @@ class Checkpoints:
         except BaseException:
             cut.drop()
             shutil.rmtree(temporary, ignore_errors=True)  # it is no checkpoint, and the disk may be full
+            for cut_of_store in cut.tables.values():
+                cut_of_store.drop()  # a store takes no other cut while it holds one
             raise
         self._remove_old()
         return manifest
@@ -207,6 +221,8 @@ class Checkpoints:
             rows_applied=position.rows_applied,
             delta_sequence=cut.delta_sequence,
             schema_fingerprint=self._fingerprint,
+            lineage=self._lineage,
+            epoch=self._epoch,
         )
         write_text(folder / _MANIFEST, json_format.MessageToJson(manifest, preserving_proto_field_name=True))
         sync_tree(folder)
@@ -239,8 +255,11 @@ class Checkpoints:
         """Loads the newest checkpoint that verifies into `step`; logs a warning for each newer one that does not.
 
         Raises:
-          UserError: the checkpoint is of another task or of another declaration of this one, or of another dense model.
+          UserError: the checkpoint is of another task or of another declaration of this one, or of another dense model;
+            or there are checkpoints and none can be read: the folder is not empty, and to begin anew would put an empty
+            model in its place.
         """
+        problems = []
         for folder in self._newest_first():
             try:
                 manifest = verify_checkpoint(folder)
@@ -248,6 +267,14 @@ class Checkpoints:
                 return self._load(folder, manifest, step)
             except (CheckpointError, dense_file.DenseFileError, OSError, tf.errors.OpError) as error:
                 _LOG.warning("checkpoint %s is skipped: %s", folder, error)
+                problems += [] if isinstance(error, UnfinishedError) else [error]
+        if problems:
+            raise UserError(
+                "--model-dir",
+                self._folder,
+                f"none of its checkpoints can be read ({problems[0]})",
+                "see that the disk is mounted and answers, put a good checkpoint there, or name another folder",
+            )
         return Restored()
 
     def _load(self, folder: Path, manifest: CheckpointManifest, step: TrainStep) -> Restored:
@@ -269,7 +296,7 @@ class Checkpoints:
         step.global_step.assign(manifest.global_step)
         return Restored(
             position, manifest.global_step, manifest.delta_sequence, state["prediction_rows"], folder.name,
-            state.get("event_clock", 0), state.get("guard", {}),
+            state.get("event_clock", 0), state.get("guard", {}), manifest.lineage, manifest.epoch,
         )  # fmt: skip
 
     def _read_dense(self, folder: Path, manifest: CheckpointManifest, step: TrainStep) -> dict[str, np.ndarray]:
@@ -349,7 +376,7 @@ def verify_checkpoint(folder: Path) -> CheckpointManifest:
     try:
         manifest = json_format.Parse(path.read_text("utf-8"), CheckpointManifest())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing, it was not finished") from error
+        raise UnfinishedError(f"{path} is missing, it was not finished") from error
     except (json_format.ParseError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be parsed") from error
     if manifest.format_version not in _READ_VERSIONS:

@@ -11,6 +11,7 @@ from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.entry_dump import import_entry_dumps
 from millrace.runtime.errors import UserError
 from millrace.training.state.checkpoint import Checkpoints, newest_first
+from millrace.training.state.lease import Lease
 from millrace.training.step.train_step import new_step
 from millrace.training.stream.position import Position
 from millrace.training.task import Task
@@ -24,10 +25,18 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
       files: {table of the task: TFRecord files of EntryDump, a whole set}. Tables without files start empty.
 
     Raises:
-      UserError: `model_dir` has checkpoints, a table is unknown, or its files are damaged, missing or of another table,
-        or its entries have slots of other features.
+      UserError: `model_dir` has checkpoints or is in use, a table is unknown, or its files are damaged, missing or of
+        another table, or its entries have slots of other features.
     """
     _check_has_none(model_dir)
+    lease = Lease(model_dir)
+    try:
+        return _import(task, files, model_dir)
+    finally:
+        lease.close()
+
+
+def _import(task: Task, files: Mapping[str, Sequence[Path]], model_dir: Path) -> dict[str, int]:
     tables = [table.name for table in task.tables()]
     for name in files:
         if name not in tables:
@@ -37,7 +46,6 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
     for name in files:
         _check_slots(task, step.store, name)
     checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
-    _check_has_none(model_dir)  # again: another process may have begun to use the folder while files were read
     try:
         checkpoints.finish(checkpoints.cut(step, Position(), delta_sequence=0))
     except tf.errors.OpError as error:

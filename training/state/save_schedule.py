@@ -37,6 +37,7 @@ class SaveSchedule:
     Args:
       every_seconds, every_steps: the period between the beginnings of two saves; exactly one of them.
       window: daily hours in which `every_seconds` holds; outside of them the window's `seconds_outside` does.
+      allowed: a save that is due waits until this is true.
       clock: Unix seconds.
 
     Raises:
@@ -46,6 +47,7 @@ class SaveSchedule:
     every_seconds: float | None = None
     every_steps: int | None = None
     window: DailyWindow | None = None
+    allowed: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.time
     _step: int | None = field(default=None, init=False)
     _begun_at: float = field(default=0.0, init=False)
@@ -63,8 +65,8 @@ class SaveSchedule:
         if self._step is None:
             self._step, self._begun_at = step, self.clock()
         if self._demand is not None:
-            return self._is_over(*self._demand)
-        return step != self._step and self._period_is_over(step)
+            return self._is_over(*self._demand) and self.allowed()
+        return step != self._step and self._period_is_over(step) and self.allowed()
 
     def due_at_end(self, step: int) -> bool:
         """Whether the last step is still to be saved."""

@@ -21,7 +21,13 @@ _SECONDS = histogram(
     ("what",),
     buckets=(0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )
-_EXPECTED_ERRORS = (OSError, tf.errors.OpError, UndeliveredError)  # of the disk or of the broker
+
+
+class UnfitError(RuntimeError):
+    """The model is not to be saved as it is."""
+
+
+_EXPECTED_ERRORS = (OSError, tf.errors.OpError, UndeliveredError, UnfitError)  # of disk and broker, or of the model
 _ATTEMPTS_AT_END = 2  # the second for an error that passes; more would delay the end of the process
 _LATER, _NOW = "is tried again in at most 5 s", "is tried again now"
 _Cut = TypeVar("_Cut")

@@ -7,7 +7,7 @@ import pytest
 
 from millrace.ops.embedding_table import EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig
-from millrace.training.publish.delta_publisher import delta_messages
+from millrace.training.publish.delta_split import delta_messages
 from tests.conformance.covers import covers
 
 LIMIT = 60

@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.examples.feed_ranking import FeedRanking
-from millrace.ops.embedding_table import NOW
+from millrace.ops.embedding_table import NOW, EmbeddingStore, Entries
 from millrace.runtime.checksum import crc32c_of_file
-from millrace.training.publish.exporter import MANIFEST_PATH, Export, Exporter, serving_fids
+from millrace.runtime.errors import UserError
+from millrace.training.publish.exporter import MANIFEST_PATH, Export, Exporter, export_checkpoint, serving_fids
+from millrace.training.publish.published import ModelWriter
+from millrace.training.state.lease import Lease
+from millrace.training.state.saver import UnfitError
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout, TrainTensors
@@ -27,6 +33,7 @@ from millrace.transforms.feed.train_rows import row_fids
 from tests.fakes.train_blocks import make_batch
 
 TASK = FeedRanking()
+WRITER = ModelWriter("feed", "line", 4)
 REPOSITORY = Path(__file__).resolve().parents[2]
 _LOAD = """
 import json, sys
@@ -58,8 +65,8 @@ def trained() -> TrainStep:
 
 @pytest.fixture
 def exported(trained: TrainStep, tmp_path: Path) -> Export:
-    exporter = Exporter(TASK, tmp_path)
-    return exporter.write(exporter.cut(trained, "deltas", 7, 9), trained)
+    exporter = Exporter(TASK, tmp_path, WRITER)
+    return exporter.write(exporter.cut(trained, "deltas", (7, 9), 1234, {"auc": 0.7}), trained)
 
 
 # Ints beyond 48 bits and empty strings stand for missing values when serving; the feed gets nulls there.
@@ -124,22 +131,104 @@ def test_the_manifest_describes_every_file_and_no_audit_table(exported: Export) 
     assert manifest["tables"] == [table.name for table in TASK.tables()]
     assert not any("audit" in file for file in files)
     assert (manifest["delta_topic"], manifest["delta_offsets"], manifest["delta_sequence"]) == ("deltas", {"0": 9}, 7)
+    assert (manifest["schema_version"], manifest["lineage"], manifest["epoch"]) == (2, "line", 4)
+    assert (manifest["event_time_ms"], manifest["quality"]) == (1234, {"auc": 0.7})
+    assert 0 < manifest["cut_at_ms"] <= manifest["created_at_ms"]
+    assert (exported.delta_sequence, exported.event_time_ms, exported.quality) == (7, 1234, {"auc": 0.7})
     assert manifest["signature"]["inputs"] == TASK.serving_inputs()
     assert manifest["signature"]["inputs"]["device"] == "string"
     assert manifest["store"] == f"feed@{exported.version}"
 
 
 def test_versions_grow_and_only_the_newest_three_are_kept(trained: TrainStep, tmp_path: Path) -> None:
-    exporter = Exporter(TASK, tmp_path)
+    exporter = Exporter(TASK, tmp_path, WRITER)
     versions = [exporter.write(exporter.cut(trained), trained).version for _ in range(4)]
     assert versions == sorted(set(versions))
     assert exporter.versions() == versions[1:]
     assert sorted(path.name for path in exporter.base.iterdir()) == [str(version) for version in versions[1:]]
 
 
-def test_what_a_crash_left_half_written_is_removed_by_the_next_export(trained: TrainStep, tmp_path: Path) -> None:
-    exporter = Exporter(TASK, tmp_path)
-    torn = exporter.base / "temp-17"
-    torn.mkdir(parents=True)
-    exporter.write(exporter.cut(trained), trained)
-    assert not torn.exists() and len(exporter.versions()) == 1
+def test_versions_that_are_in_use_stay_and_all_do_while_nobody_can_tell(trained: TrainStep, tmp_path: Path) -> None:
+    in_use: list[set[int] | None] = [None]
+    exporter = Exporter(TASK, tmp_path, WRITER, keep=1, in_use=lambda: in_use[0])
+    first, second = (exporter.write(exporter.cut(trained), trained).version for _ in range(2))
+    assert exporter.versions() == [first, second]
+    in_use[0] = {first}
+    third = exporter.write(exporter.cut(trained), trained).version
+    assert exporter.versions() == [first, third]
+
+
+def test_what_earlier_owners_of_the_lease_left_is_removed_and_what_a_later_one_writes_stays(
+    trained: TrainStep, tmp_path: Path
+) -> None:
+    exporter = Exporter(TASK, tmp_path, WRITER)
+    for name in ("temp-1796000000", "temp-3-1796000000.host.1.2.00000000", "temp-5-1796000001.host.1.2.00000000"):
+        (exporter.base / name).mkdir(parents=True)
+    version = exporter.write(exporter.cut(trained), trained).version
+    names = sorted(path.name for path in exporter.base.iterdir())
+    assert names == [str(version), "temp-5-1796000001.host.1.2.00000000"]
+
+
+def test_a_failed_export_leaves_nothing_to_the_next_one(
+    trained: TrainStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = Exporter(TASK, tmp_path, WRITER)
+    cut = exporter.cut(trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "_describe", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            exporter.write(cut, trained)
+    assert list(exporter.base.iterdir()) == []
+    version = exporter.write(exporter.cut(trained), trained).version
+    assert [path.name for path in exporter.base.iterdir()] == [str(version)]
+
+
+def test_entries_that_are_not_finite_are_in_no_export(
+    trained: TrainStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = TASK.tables()[0]
+    ids, _ = trained.store.dump(table.name)
+    bad = ids[:3]
+    entries = EmbeddingStore.entries
+
+    def with_bad(store: EmbeddingStore, name: str, **arguments: Any) -> Iterator[Entries]:
+        for page in entries(store, name, **arguments):
+            hit = np.isin(page.ids, bad)[:, None] if name == table.name else False
+            yield page._replace(values=np.where(hit, np.nan, page.values))
+
+    monkeypatch.setattr(EmbeddingStore, "entries", with_bad)
+    exporter = Exporter(TASK, tmp_path, WRITER)
+    export = exporter.write(exporter.cut(trained), trained)
+    monkeypatch.undo()
+    assert f"table {table.name}: 3 entries are not finite" in caplog.text
+    restored = EmbeddingStore([each.for_serving() for each in TASK.tables()], "test-finite")
+    try:
+        restored.restore(export.path / "assets")
+        found, _ = restored.dump(table.name)
+        assert found.tolist() == ids[3:].tolist()
+    finally:
+        EmbeddingStore.release("test-finite")
+
+
+def test_a_model_whose_dense_part_is_not_finite_is_not_exported(trained: TrainStep, tmp_path: Path) -> None:
+    variable = trained.dense.variables[0]
+    before = variable.numpy()
+    exporter = Exporter(TASK, tmp_path, WRITER)
+    try:
+        variable.assign(np.full_like(before, np.nan))
+        with pytest.raises(UnfitError, match="not finite"):
+            exporter.cut(trained)
+    finally:
+        variable.assign(before)
+    assert exporter.versions() == []
+    exporter.cut(trained).tables.drop()
+
+
+def test_export_of_a_checkpoint_waits_for_no_trainer_but_refuses_beside_one(trained: TrainStep, tmp_path: Path) -> None:
+    lease = Lease(tmp_path)
+    half_written = tmp_path / "exports" / "standalone" / "temp-9-1.host.1.2.00000000"
+    half_written.mkdir(parents=True)
+    with pytest.raises(UserError, match="in use by process"):
+        export_checkpoint(TASK, tmp_path)
+    assert half_written.is_dir()
+    lease.close()

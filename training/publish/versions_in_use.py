@@ -1,0 +1,64 @@
+"""Versions that must stay on disk because a server has them, or a rollback holds them."""
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+
+from millrace.protos.model_event_pb2 import ModelEvent
+from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import KafkaConnection, partitions_of
+from millrace.runtime.topic_range import read_messages, resolve_range
+from millrace.runtime.topics import Topics
+from millrace.training.publish.published import known_event
+
+_LOG = logging.getLogger(__name__)
+_RECENT_SECONDS = 120.0  # agents report every few seconds; one that was silent for so long serves nothing any more
+
+
+def versions_in_use(connection: KafkaConnection, topics: Topics, model: str, namespace: str) -> set[int] | None:
+    """What agents said within the last two minutes that they serve or load, and what a ROLLBACK holds.
+
+    Returns: None when the topics cannot be read now.
+    """
+    try:
+        return _held(connection, topics, model, namespace) | _served(connection, topics, model, namespace)
+    except Exception as error:  # whatever the client raises: the broker is away
+        _LOG.warning("no version is removed: it cannot be read which are in use (%s)", error)
+        return None
+
+
+def _held(connection: KafkaConnection, topics: Topics, model: str, namespace: str) -> set[int]:
+    held: set[int] = set()
+    for value in _values(connection, topics.model_events, "earliest"):
+        event = known_event(value)
+        if event is None or (event.model_name, event.bzid or "default") != (model, namespace):
+            continue
+        if event.kind == ModelEvent.ROLLBACK:
+            held = {event.version}
+        elif event.kind == ModelEvent.RELEASE:
+            held = set()
+    return held
+
+
+def _served(connection: KafkaConnection, topics: Topics, model: str, namespace: str) -> set[int]:
+    try:
+        partitions_of(connection, topics.serving_status)
+    except UserError:  # no agent has ever reported
+        return set()
+    since = int((time.time() - _RECENT_SECONDS) * 1000)
+    served: set[int] = set()
+    for value in _values(connection, topics.serving_status, f"time:{since}"):
+        try:
+            status = json.loads(value)
+            if (status["model_name"], status["bzid"]) == (model, namespace):
+                served |= {int(status["target_version"]), *map(int, status["available_versions"])}
+        except (ValueError, KeyError, TypeError):
+            continue  # somebody else's
+    return served
+
+
+def _values(connection: KafkaConnection, topic: str, start: str) -> Iterable[bytes]:
+    for messages in read_messages(resolve_range(connection, topic, start)):
+        for message in messages:
+            yield message.value() or b""
