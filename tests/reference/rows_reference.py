@@ -64,7 +64,7 @@ def _mix64(value: int) -> int:
 
 
 def shard_of(fid: int, num_shards: int) -> int:
-    return (fid % (1 << 64)) % num_shards
+    return fid % num_shards
 
 
 def _load(value: bytes | None) -> dict[str, Any] | None:

@@ -18,9 +18,9 @@ class Guard:
     cumulative sum (CUSUM, Page 1954) adds up what exceeds `slack`. It raises an alarm above `threshold`.
 
     The defaults suit a model that has learned some thousand rows (`least_rows` and `gap_rows`; before that nothing is
-    judged). On MovieLens flipped labels are found after 450 to 960 rows, shuffled ids after 770 to 2,430, weights times
-    1,000 after 256, and 100,000 clean rows give no alarm (tests/benchmarks/bench_guard.py). Independent observations
-    give a false alarm once in 10^8 of them.
+    judged). On MovieLens flipped labels are found after 510 to 1,280 rows, shuffled ids after 770 to 1,980, weights
+    times 1,000 after 256, and 100,000 clean rows give no alarm (tests/benchmarks/bench_guard.py). Independent
+    observations give a false alarm once in 10^8 of them.
 
     Args:
       enabled: False: everything is published.

@@ -16,10 +16,13 @@ _REQUEST_KEY = b"millrace-shard-1"
 
 
 def shard_of(fids: np.ndarray, num_shards: int) -> np.ndarray:
-    """int64 [n] in [0, num_shards): each fid, as an unsigned number, modulo `num_shards`; ValueError for no shards."""
+    """int64 [n] in [0, num_shards): floormod(fid, num_shards), as the tables have it; ValueError for no shards.
+
+    Negative fids, which only foreign records have, lie in the same range.
+    """
     if num_shards < 1:
         raise ValueError(f"num_shards {num_shards}: expected 1 or more")
-    return (np.asarray(fids).astype(np.uint64) % np.uint64(num_shards)).astype(np.int64)
+    return np.mod(np.asarray(fids, np.int64), num_shards)
 
 
 def user_slot(config: FeedConfig) -> int:

@@ -1,6 +1,7 @@
 """Labels, sampling, shards and the whole chain from joined rows to train batches, against row-wise references."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace.ops.embedding_table import EmbeddingStore
+from millrace.ops.table_config import Sgd, TableConfig
 from millrace.transforms.batch import record_batch, train_check
 from millrace.transforms.batch.draws import uniform
 from millrace.transforms.batch.fid import fid_v2
@@ -147,8 +150,17 @@ def test_rows_go_to_the_shard_of_their_user(users: list[int], shards: int) -> No
         assert part["__SOURCE_OFFSET__"].to_pylist() == [i for i, wanted in enumerate(expected) if wanted == shard]
 
 
-def test_negative_fids_are_sharded_as_unsigned() -> None:
-    assert fid_sharding.shard_of(np.array([-1]), 7).tolist() == [((1 << 64) - 1) % 7]
+def test_feed_and_tables_give_every_fid_the_same_shard(tmp_path: Path) -> None:
+    edges = [-(1 << 63), -8, -7, -1, 0, 6, 7, (1 << 48) - 1, 1 << 48, (1 << 63) - 1]
+    fids = np.unique(np.array([*edges, *np.random.default_rng(1).integers(-(1 << 63), 1 << 63, 200, np.int64)]))
+    store, part = (EmbeddingStore([TableConfig("t", dim=1, optimizer=Sgd(1.0))], name) for name in ("all", "part"))
+    store.assign("t", fids, np.ones((len(fids), 1), np.float32))
+    store.save(tmp_path)
+    for shards in (1, 3, 7):
+        expected = fid_sharding.shard_of(fids, shards)
+        for shard in range(shards):
+            part.restore(tmp_path, shard=shard, num_shards=shards)
+            assert part.dump("t")[0].tolist() == fids[expected == shard].tolist()
 
 
 def test_each_joined_row_is_kept_or_counted_as_dropped() -> None:
