@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from millrace.protos.model_event_pb2 import ModelEvent
-from millrace.serving.agent.model_events import HOLDS, folder_of, parse_event
+from millrace.serving.agent.model_events import GUARD, HOLDS, folder_of, parse_event
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,12 +32,14 @@ class Announced:
     Attributes:
       last: the last EXPORT or RETIRE that counted.
       newest: the newest EXPORT; it stays after a RETIRE.
-      hold: the last ROLLBACK or RELEASE.
+      hold: the last ROLLBACK or RELEASE of a user.
+      guard_hold: the last ROLLBACK or RELEASE of a trainer's guard.
     """
 
     last: ModelEvent | None = None
     newest: ModelEvent | None = None
     hold: ModelEvent | None = None
+    guard_hold: ModelEvent | None = None
 
     @property
     def retired(self) -> bool:
@@ -50,8 +52,13 @@ class Announced:
 
     @property
     def rollback(self) -> ModelEvent | None:
-        """The ROLLBACK in force: none after its RELEASE."""
-        return self.hold if self.hold and self.hold.kind == ModelEvent.ROLLBACK else None
+        """The ROLLBACK in force: a user's until a user's RELEASE, else a guard's until either releases it."""
+        user, guard = self.hold, self.guard_hold
+        if user and user.kind == ModelEvent.ROLLBACK:
+            return user
+        if guard is None or guard.kind != ModelEvent.ROLLBACK or (user and user.created_at_ms >= guard.created_at_ms):
+            return None
+        return guard
 
     @property
     def held(self) -> Target | None:
@@ -67,7 +74,8 @@ class DesiredState:
 
     EXPORT moves forward only, within (lineage, epoch, version): a version that is not above the newest one is a
     duplicate or late. One of another lineage is a new model under the old name; it takes over if announced later.
-    ROLLBACK holds its version until RELEASE, whatever else comes. RETIRE leaves nothing to run until the next EXPORT.
+    ROLLBACK holds its version until RELEASE, whatever else comes; what a guard does leaves a user's ROLLBACK in force.
+    RETIRE leaves nothing to run until the next EXPORT.
 
     Exports and holds have keys of their own, and neither looks at the order of the other: so compaction and repeated
     reading from the beginning change nothing.
@@ -87,7 +95,8 @@ class DesiredState:
             return False
         before = self.announced
         if event.kind in HOLDS:
-            self.announced = replace(before, hold=event)
+            field = "guard_hold" if event.held_by == GUARD else "hold"
+            self.announced = replace(before, **{field: event})
         elif event.kind in (ModelEvent.EXPORT, ModelEvent.RETIRE):
             self._take_version(event)
         return self.announced != before

@@ -11,6 +11,7 @@ from millrace.protos.model_event_pb2 import ModelEvent
 
 SUB_GRAPH = "standalone"
 _SCHEMA_VERSIONS = (1, 2)
+GUARD = "guard"  # `held_by` of a ROLLBACK or RELEASE that a trainer sends
 HOLDS = (ModelEvent.ROLLBACK, ModelEvent.RELEASE)
 _WITH_FOLDER = (ModelEvent.EXPORT, ModelEvent.ROLLBACK)
 
@@ -65,7 +66,9 @@ def make_event(kind: ModelEvent.Kind, namespace: str, model: str, **fields: Any)
 def event_key(event: ModelEvent) -> str:
     """The key under which compaction keeps the newest event of its sort."""
     key = f"{event.bzid}/{event.model_name}"
-    return f"{key}/hold" if event.kind in HOLDS else key
+    if event.kind not in HOLDS:
+        return key
+    return f"{key}/hold/{GUARD}" if event.held_by == GUARD else f"{key}/hold"
 
 
 def event_to_json(event: ModelEvent) -> str:

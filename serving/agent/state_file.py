@@ -18,7 +18,7 @@ from millrace.serving.agent.version_chooser import InService
 
 _LOG = logging.getLogger(__name__)
 _SCHEMA_VERSION = 1
-_EVENTS = ("last", "newest", "hold")
+_EVENTS = ("last", "newest", "hold", "guard_hold")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _of_target(target: Target | None) -> dict[str, Any]:
 
 
 def _memory(fields: dict[str, Any]) -> Memory:
-    events = {name: json_format.ParseDict(fields[name], ModelEvent()) for name in _EVENTS if fields[name]}
+    events = {name: json_format.ParseDict(fields[name], ModelEvent()) for name in _EVENTS if fields.get(name)}
     served = fields["in_service"]
     return Memory(
         Announced(**events),

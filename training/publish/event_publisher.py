@@ -23,6 +23,8 @@ from millrace.training.publish.transactions import NewRecord, TransactionalProdu
 _LOG = logging.getLogger(__name__)
 _EXPORTS = counter("exports_published", "versions announced")
 _RETRY_SECONDS = 2.0  # between attempts to announce what no broker acknowledged
+# Apart from users' holds (".../hold"), whose place a guard's event would take at compaction.
+_GUARD_HOLD = "hold/guard"
 _SCHEMA_VERSION = 2
 
 
@@ -89,7 +91,7 @@ class EventPublisher:
         """Has servers held at a version in the folder `base`, with deltas made up to `as_of_ms`, Unix milliseconds."""
         path = base.resolve() / str(version)
         self._put(
-            f"{self._namespace}/{self._writer.model}/hold",
+            f"{self._namespace}/{self._writer.model}/{_GUARD_HOLD}",
             kind=ModelEvent.ROLLBACK,
             version=version,
             export_base=str(path.parent),
@@ -101,7 +103,8 @@ class EventPublisher:
 
     def release(self, reason: str) -> None:
         """Has a hold ended: servers follow the newest version again."""
-        self._put(f"{self._namespace}/{self._writer.model}/hold", kind=ModelEvent.RELEASE, reason=reason)
+        key = f"{self._namespace}/{self._writer.model}/{_GUARD_HOLD}"
+        self._put(key, kind=ModelEvent.RELEASE, reason=reason, held_by="guard")
 
     @property
     def export_waits(self) -> bool:

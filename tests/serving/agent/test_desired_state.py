@@ -77,6 +77,25 @@ def test_a_held_version_takes_deltas_up_to_the_time_of_the_rollback() -> None:
     assert state.announced.held == Target(5, Path("/models/m/5"), True, 99)
 
 
+@pytest.mark.parametrize(
+    ("events", "version"),
+    [
+        ([("ROLLBACK", "user", 4), ("ROLLBACK", "guard", 5), ("RELEASE", "guard", 0)], 4),
+        ([("ROLLBACK", "guard", 5), ("ROLLBACK", "user", 4), ("RELEASE", "user", 0)], 9),
+        ([("ROLLBACK", "guard", 5)], 5),
+        ([("ROLLBACK", "guard", 5), ("RELEASE", "guard", 0)], 9),
+        ([("RELEASE", "user", 0), ("ROLLBACK", "guard", 5)], 5),
+    ],
+)
+def test_a_guard_leaves_a_users_rollback_in_force_and_a_user_releases_both(
+    events: list[tuple[str, str, int]], version: int
+) -> None:
+    holds = [
+        _event(kind, number, held_by=by, created_at_ms=str(moment)) for moment, (kind, by, number) in enumerate(events)
+    ]
+    assert _version(_after(_event("EXPORT", 9), *holds)) == version
+
+
 def test_events_of_other_models_and_name_spaces_do_not_count() -> None:
     state = _after(_event("EXPORT", 5, model_name="other"), _event("EXPORT", 6, bzid="other"))
     assert state.announced == Announced()
@@ -150,6 +169,8 @@ def _logs(draw: st.DrawFn) -> list[tuple[str, bytes]]:
     for moment in range(1, draw(st.integers(1, 14)) + 1):
         kind = draw(st.sampled_from(["EXPORT", "EXPORT", "EXPORT", "RETIRE", "ROLLBACK", "RELEASE"]))
         fields: dict[str, Any] = {"created_at_ms": str(moment), "event_id": str(moment)}
+        if kind in ("ROLLBACK", "RELEASE"):
+            fields["held_by"] = draw(st.sampled_from(["user", "guard"]))
         if kind == "EXPORT":
             step = draw(st.sampled_from(["again", "version", "epoch", "lineage"]))
             version += step != "again"
@@ -175,8 +196,12 @@ def _by_the_last_of_each_key(log: Sequence[tuple[str, bytes]]) -> tuple[bool, in
     version, hold = last.get("default/m"), last.get("default/m/hold")
     if version is not None and version.kind == version.RETIRE:
         return True, None
+    guard = last.get("default/m/hold/guard")
     if hold is not None and hold.kind == hold.ROLLBACK:
         return False, hold.version
+    is_later = guard is not None and (hold is None or hold.created_at_ms < guard.created_at_ms)
+    if guard is not None and guard.kind == guard.ROLLBACK and is_later:
+        return False, guard.version
     return False, version.version if version is not None else None
 
 
