@@ -54,7 +54,7 @@ def test_a_daily_window_that_says_too_little_is_refused(flags: list[str], messag
         options(*flags)
 
 
-@pytest.mark.parametrize("text", ["01:00", "25:00-26:00", "1-3", "03:00-03:00", "01:00-02:00-03:00"])
+@pytest.mark.parametrize("text", ["01:00", "25:00-26:00", "1-3", "01:00-02:00-03:00"])
 def test_hours_that_are_none_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         options("--checkpoint-window", text, "--checkpoint-seconds-outside", "60")
