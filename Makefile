@@ -24,7 +24,7 @@ library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python) -DMILLRACE_WERROR=ON
 
-.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer chaos soak fuzz \
+.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer simulate chaos soak fuzz \
         conformance dist-check lock clean
 
 help:  ## list these targets
@@ -158,11 +158,13 @@ bench-peer: $(peer)/installed  ## measure another embedding store, TFRA, which l
 	    $(peer)/bin/python tests/benchmarks/peer/tfra_peer.py --keys $(KEYS) --zipf $$zipf | grep '^{'; \
 	done
 
-SEEDS ?= 20
 MINUTES ?= 10
 
+simulate: setup  ## run the feed, trainers and servers in simulated worlds full of faults (SEEDS=10000, SEED=N for one)
+	@$(bin)/python -m tests.simulation.run --seeds $(or $(SEEDS),10000) $(if $(SEED),--seed $(SEED))
+
 chaos: setup  ## kill, restart and resubmit the feed at random moments on Prism and Flink, and count every row (SEEDS=20)
-	@$(bin)/python -m tests.chaos.run --seeds $(SEEDS)
+	@$(bin)/python -m tests.chaos.run --seeds $(or $(SEEDS),20)
 
 soak: setup  ## run the feed on each runner at 70% of its highest rate, and watch its memory (MINUTES=10)
 	@$(bin)/python -m tests.benchmarks.soak --minutes $(MINUTES)
