@@ -28,9 +28,9 @@ _SPECS = {
     "history": InputSpec(tf.float32, (None, 3)),
     "any": InputSpec(tf.int32, None),
 }
-_LIMITS = RequestLimits(batch_rows=5000, elements=20_000)
+_LIMITS = RequestLimits(batch_rows=50_000, elements=200_000)
 _NAMES = [*_SPECS, "", "m", "click", "serving_default", "no\ud7ffsuch", "x" * 5000]
-_NUMBERS = [0, 1, 2, 3, 4, 5, 1000, 1025, 5000, 5001, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -1, -(2**63)]
+_NUMBERS = [0, 1, 2, 3, 4, 5, 1000, 1025, 40_000, 50_001, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -1, -(2**63)]
 _FIELDS: dict[str, Callable[[random.Random], Any]] = {
     "int64_val": lambda draw: draw.choice(_NUMBERS),
     "int_val": lambda draw: draw.choice([0, 1, -1, 2**31 - 1]),
@@ -44,7 +44,7 @@ _FIELDS: dict[str, Callable[[random.Random], Any]] = {
     "uint64_val": lambda draw: draw.randrange(1 << 64),
 }
 _BYTES_PER_BYTE = 64  # an array may take so many times the bytes of its request: Python's strings are the largest
-_SLACK_BYTES = 3 * 1024 * 64  # and each input what a repeated value may make of it
+_SLACK_BYTES = 4 * 1024 * 8  # and each input what a repeated value may make of it
 _MOST_SECONDS = 2.0  # a busy machine may stop a run for a while; a request that grows takes longer
 
 
