@@ -22,9 +22,11 @@ class FlooredMachine:
 
     def __init__(self, machine: Machine, given: GivenSpans, aside: GivenSpans, kinds: frozenset[bytes]) -> None:
         self._machine, self._given, self._aside, self._kinds = machine, given, aside, kinds
+        self._held: Mapping[int, int] | None = None  # of the machine as it is; None until it is asked for
 
     def apply(self, kind: bytes, now_ms: int, rows: pa.RecordBatch | None) -> pa.RecordBatch:
         """As of `Machine`; rows may carry spans, and there may be none of them."""
+        self._held = None
         if rows is None:
             return self._machine.apply(kind, now_ms, None)
         spans = spans_of(rows)
@@ -71,7 +73,7 @@ class FlooredMachine:
         return self._machine.next_close_ms
 
     def _below(self, given: GivenSpans) -> dict[int, int]:
-        held = self._machine.held()
+        held = self._held = self._machine.held() if self._held is None else self._held
         return {number: min(end, held.get(number, end)) for number, end in given.ends().items()}
 
 

@@ -112,10 +112,12 @@ class TrainBlocksDoFn(beam.DoFn):
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._floors: dict[int, ShardFloors] = {}
+        self._metadata: dict[bytes, bytes] | None = None  # with the floors; None until a block needs it
 
     def process(self, element: tuple[int, pa.RecordBatch] | ShardFloors) -> Iterator[KafkaRecord]:
         if isinstance(element, ShardFloors):
             self._floors[element.shard] = element
+            self._metadata = None
             return
         self._held.append(element[1])
         self._held_rows += element[1].num_rows
@@ -149,11 +151,14 @@ class TrainBlocksDoFn(beam.DoFn):
     def _with_floors(self, rows: pa.RecordBatch, partition: int) -> pa.RecordBatch:
         if not self._floors:
             return rows
-        some = next(iter(self._floors.values()))
-        floors = [(each.shard, *floor) for each in self._floors.values() for floor in each.floors.items()]
         self._written[partition] = self._clock()
-        self._told[partition] |= {each.shard: each.floors for each in self._floors.values()}
-        return BlockFloors(some.run, some.shards, self._partitions, tuple(floors)).attach(rows)
+        self._told[partition] |= {shard: each.floors for shard, each in self._floors.items()}
+        if self._metadata is None:
+            some = next(iter(self._floors.values()))
+            floors = [(each.shard, *floor) for each in self._floors.values() for floor in each.floors.items()]
+            block = BlockFloors(some.run, some.shards, self._partitions, tuple(floors)).attach(self._no_rows)
+            self._metadata = block.schema.metadata
+        return rows.replace_schema_metadata(self._metadata)
 
 
 def _train_block(data: bytes, partition: int) -> KafkaRecord:

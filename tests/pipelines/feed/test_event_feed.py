@@ -9,13 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client import REGISTRY
 
 from millrace.pipelines.feed import folder as file_io
 from millrace.pipelines.feed.launch import FeedFailedError, run_feed
 from millrace.pipelines.feed.options import FeedOptions, FileSettings, KafkaSettings, Tuning
+from millrace.pipelines.feed.source import DeadLetterWatch
 from millrace.pipelines.traffic import bad_records
 from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
@@ -23,6 +26,8 @@ from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_o
 from millrace.runtime.topic_reader import Record, TopicReader
 from millrace.runtime.topics import Topics
 from millrace.transforms.batch import record_batch
+from millrace.transforms.batch.dead_letter import Reason, Refusals
+from millrace.transforms.batch.raw_block import raw_block
 from millrace.transforms.feed.config import FeedConfig, FidFeature, LabelRule
 from millrace.transforms.feed.rows_folder import SUCCESS
 
@@ -338,3 +343,20 @@ def fill_topics(kafka: KafkaConnection, topics: Topics, world: World) -> KafkaSe
     half = COUNT // 2
     until = {"impressions": {"0": half, "1": half}, "actions": {"0": (actions + 1) // 2, "1": actions // 2}}
     return KafkaSettings(kafka, topics, json.dumps(start), json.dumps(until))
+
+
+def test_dead_letters_of_a_bundle_that_is_retried_count_once_on_the_endpoint() -> None:
+    def counted() -> float:
+        name, labels = "millrace_feed_dead_letters_total", {"reason": "malformed_json"}
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    watch, before = DeadLetterWatch("test", 1.0), counted()
+    block = raw_block("t", [b"{"], 0, [0])
+    refusals = Refusals(block)
+    refusals.add(np.array([0]), Reason.MALFORMED_JSON, "")
+    for _ in range(3):  # the first two attempts fail before their end
+        watch.start_bundle()
+        watch.observe(block, refusals.to_batch())
+    assert counted() == before
+    watch.publish()
+    assert counted() == before + 1
