@@ -16,6 +16,7 @@ from millrace.cli.common import (
     add_kafka_flags,
     add_namespace_flag,
     add_process_flags,
+    addresses,
     announce_ready,
     at_least_one,
     at_least_zero,
@@ -99,6 +100,17 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
         "--wait-for-lease",
         action="store_true",
         help="while another trainer has --model-dir, stand by to take over when it ends, instead of refusing to start",
+    )
+    group.add_argument(
+        "--zookeeper",
+        type=addresses,
+        metavar="HOST:PORT",
+        help="where trainers of one model in several folders, or on several hosts, keep each other out (default: none)",
+    )
+    group.add_argument(
+        "--zookeeper-properties",
+        metavar="FILE",
+        help="TLS and credentials of ZooKeeper, one key=value per line; never logged",
     )
     group.add_argument(
         "--new-model",
@@ -256,6 +268,8 @@ def _online_options(arguments: argparse.Namespace) -> "OnlineOptions":
         keep_exports=arguments.keep_exports,
         dense_seconds=arguments.dense_seconds,
         wait_for_lease=arguments.wait_for_lease,
+        zookeeper=arguments.zookeeper,
+        zookeeper_properties=arguments.zookeeper_properties,
         new_model=arguments.new_model,
     )
 

@@ -30,6 +30,8 @@ class OnlineOptions:
       keep_exports: newest versions that stay on disk, beside those that are served or held.
       dense_seconds: between two deltas of dense variables; None: one, or more for large ones.
       wait_for_lease: wait while another trainer has `model_dir`, instead of refusing to start.
+      zookeeper, zookeeper_properties: where trainers of several folders meet: address and file of settings; None: only
+        trainers of this folder keep each other out before one of them publishes.
       new_model: what the folder holds may replace the model that readers know.
     """
 
@@ -52,4 +54,6 @@ class OnlineOptions:
     keep_exports: int = 3
     dense_seconds: float | None = None
     wait_for_lease: bool = False
+    zookeeper: str | None = None
+    zookeeper_properties: str | None = None
     new_model: bool = False

@@ -42,6 +42,7 @@ class Publishing:
       restored: the checkpoint that the trainer goes on from.
       store, dense: what deltas are read from.
       stop: ends the wait for a broker.
+      may_send: as of Outbox.
 
     Raises:
       UserError: readers know another model than the folder holds.
@@ -59,6 +60,7 @@ class Publishing:
         store: EmbeddingStore,
         dense: DenseModel,
         stop: threading.Event,
+        may_send: Callable[[], bool],
     ) -> None:
         self._connection, self._topics, self._model, self._namespace = connection, topics, task.name, options.namespace
         self._lease, self._stop, self._folder = lease, stop, options.model_dir
@@ -69,7 +71,7 @@ class Publishing:
         self._lineage(self._published(), restored, options)
         record_bytes = _answer(lambda: message_bytes(connection, topic), stop)
         producer = TransactionalProducer(connection, f"millrace-trainer-{topics.prefix}{task.name}", record_bytes)
-        self.outbox = Outbox(producer, self._taken_over)
+        self.outbox = Outbox(producer, self._taken_over, may_send)
         _answer(self.outbox.open, stop)
         published = self._published()  # what earlier trainers sent until they were shut out
         exporter = Exporter(task, options.model_dir, ModelWriter(task.name))

@@ -16,8 +16,10 @@ import tensorflow as tf
 from millrace.ops.embedding_table import NOW, EmbeddingStore
 from millrace.ops.table_config import NEVER_DAYS
 from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError, ensure_topic
+from millrace.runtime.outage import while_away
 from millrace.runtime.telemetry import Condition, Heartbeat, RefusalStreak, counter
 from millrace.runtime.topics import Topics
+from millrace.runtime.zookeeper import ZooKeeperSession
 from millrace.training.online.bad_blocks import BadBlocks, StepError
 from millrace.training.online.guarded import GuardedModel, begin_guarded
 from millrace.training.online.not_finite import NotFiniteRows
@@ -29,6 +31,7 @@ from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
 from millrace.training.state.lease import Lease
 from millrace.training.state.save_schedule import SaveSchedule
 from millrace.training.state.saver import Saver, SaveTimer, start_in_turn
+from millrace.training.state.shared_lease import SharedLease
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.event_clock import EventClock
@@ -159,6 +162,7 @@ class OnlineTrainer:
         self._step.step.get_concrete_function()  # traced now, so that neither a spare nor the first rows wait for it
         self._lease = Lease(model_dir, options.wait_for_lease, stop.is_set)
         self._closing.callback(self._lease.close)
+        may_send = self._shared_lease(task, topics, options, stop)
         guard_state = begin_guarded(model_dir, self._checkpoints, options.resume_from_good)
         restored = self._checkpoints.restore(self._step)
         self._position, self._checkpoint_name = restored.position, restored.name
@@ -166,7 +170,7 @@ class OnlineTrainer:
         self._bad_blocks = bad_blocks = bad_blocks or BadBlocks()
         self._passed_over = guard_state
         self._publishing = Publishing(
-            task, connection, topics, options, self._lease, restored, store, self._step.dense, stop
+            task, connection, topics, options, self._lease, restored, store, self._step.dense, stop, may_send
         )
         self._closing.callback(self._publishing.close)
         self._checkpoints.write_as(self._publishing.writer.lineage, self._publishing.writer.epoch)
@@ -193,6 +197,23 @@ class OnlineTrainer:
         _LOG.info(
             "model %s goes on at step %d with %d rows applied", task.name, self._steps, self._position.rows_applied
         )
+
+    def _shared_lease(
+        self, task: Task, topics: Topics, options: OnlineOptions, stop: threading.Event
+    ) -> Callable[[], bool]:
+        """Takes the lease among trainers of other folders too, where they meet; returns what says whether it holds."""
+        address = options.zookeeper
+        if address is None:
+            return lambda: True
+        session = while_away(
+            lambda: ZooKeeperSession(address, properties_file=options.zookeeper_properties),
+            f"ZooKeeper at {address}",
+            stop,
+        )
+        name = f"{topics.prefix}{task.name}"
+        shared = SharedLease(session, options.namespace, name, options.model_dir, options.wait_for_lease, stop.is_set)
+        self._closing.callback(shared.close)
+        return shared.holds
 
     def _new_export_saver(self, options: OnlineOptions) -> Saver[ExportCut]:
         schedule = SaveSchedule(every_seconds=options.export_seconds, allowed=self._may_export)

@@ -29,7 +29,8 @@ class Outbox:
       producer: is opened when something is to be sent and it is not open.
       taken_over: who has the model now; None: nobody, it is still this trainer's. Asked when the broker has fenced the
         producer, which it also does after a transaction that took too long.
-      may_send: whether this trainer may publish now; what is to be sent meanwhile fails and is sent again later.
+      may_send: whether this trainer may publish now; what is to be sent meanwhile fails and is sent again later. It
+        may raise LeaseLostError.
 
     Attributes:
       lost: set for good once another trainer has the model. Nothing is sent from then on.
@@ -77,12 +78,15 @@ class Outbox:
 
     def _run(self, work: Sending[_Result]) -> _Result:
         self.check()
-        if not self._may_send():
-            raise UndeliveredError("the lease is not certain now: publishing waits")
         try:
+            if not self._may_send():
+                raise UndeliveredError("the lease is not certain now: publishing waits")
             if not self._producer.is_open:
                 self._open()
             return work(self._producer)
+        except LeaseLostError as error:
+            self.lost = error
+            raise
         except FencedError as error:
             owner = self._owner_after(error)
             if owner is not None:
