@@ -97,6 +97,8 @@ class TableStats:
       not_finite: gradients that were NaN or infinite and left out or clipped.
       admitted, rejected: answers of the occurrence filter.
       newest_timestamp: Unix seconds.
+      overflows: steps and additions that were left out because a weight or its optimizer state would have become NaN or
+        infinite, as with a gradient whose square is; one per entry and segment.
     """
 
     entries: int
@@ -105,6 +107,7 @@ class TableStats:
     admitted: int
     rejected: int
     newest_timestamp: int
+    overflows: int
 
 
 class Cut:
@@ -425,7 +428,8 @@ class EmbeddingStore(CheckpointedStore):
 
         Gradients of equal ids are summed, over all features of a table, in order of occurrence; then each id takes one
         step of the table's optimizers. Missing ids are created first, if the table's `occurrence` admits them. Updated
-        ids become touched.
+        ids become touched. A step that would make a weight or its state NaN or infinite is left out and counted
+        (`stats(table).overflows`).
 
         Args:
           features, values, row_splits: as in `pooled_lookup`.

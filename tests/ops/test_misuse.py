@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from millrace.ops import library
 from millrace.ops.embedding_table import EmbeddingStore, Entries
-from millrace.ops.table_config import Constant, PooledFeature, Segment, Sgd, TableConfig, Zeros
+from millrace.ops.table_config import Constant, Ftrl, PooledFeature, Segment, Sgd, TableConfig, Zeros
 from tests.fakes.stores import open_store
 
 _INVALID = tf.errors.InvalidArgumentError
@@ -228,6 +228,20 @@ def test_a_sum_that_overflows_is_not_finite_either() -> None:
     store = open_store(TableConfig("t", 1, Sgd(1.0), Zeros()))
     with pytest.raises(_INVALID, match="the gradient of id 1 is NaN or infinite"):
         store.apply_gradients("t", [1, 2, 1], [[3e38], [1.0], [3e38]])
+
+
+def test_a_step_or_addition_that_would_not_be_finite_is_left_out_and_counted() -> None:
+    store = open_store(TableConfig("t", 2, Ftrl(0.1), Zeros()))
+    store.apply_gradients("t", [1, 2], [[1.0, 1.0], [1.0, 1.0]])
+    before = store.dump("t", with_state=True)[1]
+    store.apply_gradients("t", [1, 2], [[2e19, 0.0], [0.0, -3e38]])
+    store.assign("t", [3], [[3e38, 0.0]])
+    store.assign_add("t", [3, 3], [[3e38, 0.0], [-3e38, 1.0]])
+    np.testing.assert_array_equal(store.dump("t", with_state=True)[1][:2], before)
+    assert store.lookup("t", [3]).numpy().tolist() == [[0, 1]]
+    assert store.stats("t").overflows == 3
+    store.apply_gradients("t", [1, 2], [[1.0, 1.0], [1.0, 1.0]])
+    assert np.all(store.lookup("t", [1, 2]).numpy() != before[:, :2])
 
 
 def test_skipped_gradients_are_counted() -> None:

@@ -20,7 +20,6 @@
 namespace millrace {
 namespace {
 
-using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
@@ -127,9 +126,9 @@ class BeginCutKernel : public StoreKernel {
   float abandoned_seconds_ = 0;
 };
 
-class WriteCutKernel : public OpKernel {
+class WriteCutKernel : public GuardedKernel {
  public:
-  explicit WriteCutKernel(OpKernelConstruction* context) : OpKernel(context) {
+  explicit WriteCutKernel(OpKernelConstruction* context) : GuardedKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("with_state", &options_.with_state));
     OP_REQUIRES_OK(context, context->GetAttr("shard", &options_.shard));
     OP_REQUIRES_OK(context, context->GetAttr("num_shards", &options_.num_shards));
@@ -137,7 +136,8 @@ class WriteCutKernel : public OpKernel {
                 absl::InvalidArgumentError("shard must be below num_shards"));
   }
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     int64_t number = 0;
     tstring folder;
     OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "cut", &number));
@@ -157,11 +157,12 @@ class WriteCutKernel : public OpKernel {
   SaveOptions options_;
 };
 
-class DropCutKernel : public OpKernel {
+class DropCutKernel : public GuardedKernel {
  public:
-  using OpKernel::OpKernel;
+  using GuardedKernel::GuardedKernel;
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     int64_t number = 0;
     OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "cut", &number));
     OpenCuts::Global().Take(number);
@@ -213,11 +214,12 @@ class RestoreKernel : public StoreKernel {
   RestoreOptions options_;
 };
 
-class VerifyTableFileKernel : public OpKernel {
+class VerifyTableFileKernel : public GuardedKernel {
  public:
-  using OpKernel::OpKernel;
+  using GuardedKernel::GuardedKernel;
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     SnapshotHeader header;
     int64_t rows = 0;
     tstring path;
@@ -231,11 +233,12 @@ class VerifyTableFileKernel : public OpKernel {
   }
 };
 
-class ReadTableFileKernel : public OpKernel {
+class ReadTableFileKernel : public GuardedKernel {
  public:
-  using OpKernel::OpKernel;
+  using GuardedKernel::GuardedKernel;
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     const Tensor& cursor = context->input(1);
     int64_t limit = 0;
     tstring path;
@@ -270,13 +273,14 @@ class ReadTableFileKernel : public OpKernel {
   }
 };
 
-class ReshardFilesKernel : public OpKernel {
+class ReshardFilesKernel : public GuardedKernel {
  public:
-  explicit ReshardFilesKernel(OpKernelConstruction* context) : OpKernel(context) {
+  explicit ReshardFilesKernel(OpKernelConstruction* context) : GuardedKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("num_shards", &num_shards_));
   }
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     std::vector<std::string> written;
     tstring folder;
     OP_REQUIRES_OK(context, ScalarFromInput(context, 1, "folder", &folder));

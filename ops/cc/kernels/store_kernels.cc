@@ -10,7 +10,6 @@
 namespace millrace {
 namespace {
 
-using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::ResourceHandle;
@@ -18,13 +17,14 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::tstring;
 
-class OpenKernel : public OpKernel {
+class OpenKernel : public GuardedKernel {
  public:
-  explicit OpenKernel(OpKernelConstruction* context) : OpKernel(context) {
+  explicit OpenKernel(OpKernelConstruction* context) : GuardedKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("store_name", &store_name_));
   }
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     const auto texts = context->input(0).flat<tstring>();
     const std::vector<std::string> tables(texts.data(), texts.data() + texts.size());
     std::shared_ptr<EmbeddingStore> store;
@@ -38,11 +38,12 @@ class OpenKernel : public OpKernel {
   std::string store_name_;
 };
 
-class FindKernel : public OpKernel {
+class FindKernel : public GuardedKernel {
  public:
-  using OpKernel::OpKernel;
+  using GuardedKernel::GuardedKernel;
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     tstring name;
     OP_REQUIRES_OK(context, ScalarFromInput(context, 0, "store_name", &name));
     std::shared_ptr<EmbeddingStore> store;
@@ -56,13 +57,14 @@ class FindKernel : public OpKernel {
   }
 };
 
-class CloseKernel : public OpKernel {
+class CloseKernel : public GuardedKernel {
  public:
-  explicit CloseKernel(OpKernelConstruction* context) : OpKernel(context) {
+  explicit CloseKernel(OpKernelConstruction* context) : GuardedKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("force", &force_));
   }
 
-  void Compute(OpKernelContext* context) override {
+ protected:
+  void Run(OpKernelContext* context) override {
     ResourceHandle handle;
     OP_REQUIRES_OK(context, HandleFromScalar(context, 0, &handle));
     StoreRegistry::Global().Close(handle.name(), handle.hash_code(), force_);
@@ -121,7 +123,7 @@ class StatsKernel : public TableKernel {
   void ComputeOn(OpKernelContext* context, EmbeddingTable* table) override {
     const TableStats stats = table->Stats();
     Tensor* numbers = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({6}), &numbers));
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({7}), &numbers));
     auto to = numbers->vec<int64_t>();
     to(0) = stats.entries;
     to(1) = stats.memory_bytes;
@@ -129,6 +131,7 @@ class StatsKernel : public TableKernel {
     to(3) = static_cast<int64_t>(stats.admitted);
     to(4) = static_cast<int64_t>(stats.rejected);
     to(5) = table->newest_timestamp();
+    to(6) = stats.overflows;
   }
 };
 

@@ -101,14 +101,15 @@ REGISTER_OP("Millrace>Stats")
     .Output("numbers: int64")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* context) {
-      context->set_output(0, context->Vector(6));
+      context->set_output(0, context->Vector(7));
       return absl::OkStatus();
     })
     .Doc(R"doc(
 Numbers that describe a table.
 
 numbers: Entries; bytes of memory; gradients that were not finite and left out or clipped; ids that the occurrence
-  filter admitted; ids that it rejected; newest time stamp.
+  filter admitted; ids that it rejected; newest time stamp; steps and additions that were left out because a weight or
+  its state would have become NaN or infinite.
 )doc");
 
 }  // namespace

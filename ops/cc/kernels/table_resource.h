@@ -5,7 +5,10 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -31,6 +34,8 @@ inline absl::Status ToTensorFlow(const Status& status) {
       return absl::FailedPreconditionError(status.message());
     case Code::kDataLoss:
       return absl::DataLossError(status.message());
+    case Code::kResourceExhausted:
+      return absl::ResourceExhaustedError(status.message());
     case Code::kInternal:
       break;
   }
@@ -161,21 +166,51 @@ inline absl::Status ParseMissing(const std::string& text, Missing* result) {
   return absl::OkStatus();
 }
 
-// A kernel on one table, named by an attribute.
-class TableKernel : public tensorflow::OpKernel {
+// What a body throws becomes its status: an exception that left a kernel would end the process.
+template <typename Body>
+absl::Status StatusOf(const Body& body) {
+  try {
+    body();
+    return absl::OkStatus();
+  } catch (const TableFull& full) {
+    return absl::ResourceExhaustedError(full.what());
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory for embedding tables, or at the limit of memory mappings");
+  } catch (const std::exception& problem) {
+    return absl::InternalError(problem.what());
+  } catch (...) {
+    return absl::InternalError("an exception of unknown type");
+  }
+}
+
+// A kernel that may throw.
+class GuardedKernel : public tensorflow::OpKernel {
  public:
-  explicit TableKernel(tensorflow::OpKernelConstruction* context) : OpKernel(context) {
+  using OpKernel::OpKernel;
+
+  void Compute(tensorflow::OpKernelContext* context) final {
+    const absl::Status status = StatusOf([&] { Run(context); });
+    OP_REQUIRES_OK(context, status);
+  }
+
+ protected:
+  virtual void Run(tensorflow::OpKernelContext* context) = 0;
+};
+
+// A kernel on one table, named by an attribute.
+class TableKernel : public GuardedKernel {
+ public:
+  explicit TableKernel(tensorflow::OpKernelConstruction* context) : GuardedKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("table", &table_));
   }
 
-  void Compute(tensorflow::OpKernelContext* context) final {
+ protected:
+  void Run(tensorflow::OpKernelContext* context) final {
     std::shared_ptr<EmbeddingStore> store;
     EmbeddingTable* table = nullptr;
     OP_REQUIRES_OK(context, TableFromInput(context, table_, &store, &table));
     ComputeOn(context, table);
   }
-
- protected:
   virtual void ComputeOn(tensorflow::OpKernelContext* context, EmbeddingTable* table) = 0;
 
  private:
@@ -183,25 +218,36 @@ class TableKernel : public tensorflow::OpKernel {
 };
 
 // A kernel on a store.
-class StoreKernel : public tensorflow::OpKernel {
+class StoreKernel : public GuardedKernel {
  public:
-  using OpKernel::OpKernel;
+  using GuardedKernel::GuardedKernel;
 
-  void Compute(tensorflow::OpKernelContext* context) final {
+ protected:
+  void Run(tensorflow::OpKernelContext* context) final {
     std::shared_ptr<EmbeddingStore> store;
     OP_REQUIRES_OK(context, StoreFromInput(context, &store));
     ComputeOn(context, std::move(store));
   }
-
- protected:
   virtual void ComputeOn(tensorflow::OpKernelContext* context, std::shared_ptr<EmbeddingStore> store) = 0;
 };
 
+// What a body throws on any thread is thrown on the caller's, once all are done: TensorFlow's threads catch nothing.
 inline Executor DeviceThreads(tensorflow::OpKernelContext* context) {
   const auto* workers = context->device()->tensorflow_cpu_worker_threads();
   return [workers](int64_t units, int64_t nanoseconds_per_unit, const RangeBody& body) {
+    std::mutex mutex;
+    std::exception_ptr thrown;
+    const auto guarded = [&](int64_t first, int64_t last) {
+      try {
+        body(first, last);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        thrown = std::current_exception();
+      }
+    };
     // tensorflow::Shard takes cycles: about three per nanosecond at 3 GHz.
-    tensorflow::Shard(workers->num_threads, workers->workers, units, 3 * nanoseconds_per_unit, body);
+    tensorflow::Shard(workers->num_threads, workers->workers, units, 3 * nanoseconds_per_unit, guarded);
+    if (thrown != nullptr) std::rethrow_exception(thrown);
   };
 }
 

@@ -4,9 +4,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <random>
 #include <utility>
 
 #include "ops/cc/embedding/base/crc32c.h"
@@ -19,6 +22,15 @@ constexpr uint32_t kMaxHeaderBytes = 1 << 20;
 
 std::string SystemError(const std::string& action, const std::string& path) {
   return "cannot " + action + " " + path + ": " + std::strerror(errno);
+}
+
+// Another process of this number may write beside this one: in each container the first has number 1.
+std::string TemporaryName(const std::string& path) {
+  static std::atomic<uint64_t> calls{0};
+  static const uint64_t process = std::random_device()() | (uint64_t{std::random_device()()} << 32);
+  char token[17];
+  std::snprintf(token, sizeof(token), "%016llx", static_cast<unsigned long long>(process + calls++));
+  return path + ".tmp-" + token;
 }
 
 int OpenRetrying(const std::string& path, int flags) {
@@ -58,7 +70,7 @@ uint32_t EndCrc(const EndMark& end) {
 class CheckedFileWriter::Descriptor {
  public:
   explicit Descriptor(std::string path)
-      : path_(std::move(path)), fd_(OpenRetrying(path_, O_WRONLY | O_CREAT | O_TRUNC)) {}
+      : path_(std::move(path)), fd_(OpenRetrying(path_, O_WRONLY | O_CREAT | O_EXCL)) {}
   ~Descriptor() {
     if (fd_ >= 0) ::close(fd_);
     if (fd_ >= 0 && !published_) ::unlink(path_.c_str());
@@ -94,7 +106,7 @@ class CheckedFileWriter::Descriptor {
 
 Status CheckedFileWriter::Create(const std::string& path, const std::string& magic, const std::string& header,
                                  std::unique_ptr<CheckedFileWriter>* result) {
-  auto file = std::make_unique<Descriptor>(path + ".tmp-" + std::to_string(::getpid()));
+  auto file = std::make_unique<Descriptor>(TemporaryName(path));
   if (!file->is_open()) return Internal(SystemError("create", file->path()));
   result->reset(new CheckedFileWriter(path, std::move(file)));
   const auto length = static_cast<uint32_t>(header.size());

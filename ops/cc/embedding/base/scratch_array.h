@@ -25,6 +25,7 @@ class ScratchPool {
     {
       const std::lock_guard lock(mutex_);
       std::vector<void*>& free = free_[size_class];
+      if (free.capacity() == 0) free.reserve(kKept);  // Give, which destructors call, must not need memory
       if (!free.empty()) {
         void* memory = free.back();
         free.pop_back();

@@ -7,7 +7,7 @@
 
 namespace millrace {
 
-enum class Code { kOk, kInvalidArgument, kNotFound, kFailedPrecondition, kDataLoss, kInternal };
+enum class Code { kOk, kInvalidArgument, kNotFound, kFailedPrecondition, kDataLoss, kResourceExhausted, kInternal };
 
 class [[nodiscard]] Status {
  public:
@@ -27,6 +27,7 @@ inline Status InvalidArgument(std::string message) { return {Code::kInvalidArgum
 inline Status NotFound(std::string message) { return {Code::kNotFound, std::move(message)}; }
 inline Status FailedPrecondition(std::string message) { return {Code::kFailedPrecondition, std::move(message)}; }
 inline Status DataLoss(std::string message) { return {Code::kDataLoss, std::move(message)}; }
+inline Status ResourceExhausted(std::string message) { return {Code::kResourceExhausted, std::move(message)}; }
 inline Status Internal(std::string message) { return {Code::kInternal, std::move(message)}; }
 
 }  // namespace millrace

@@ -180,7 +180,7 @@ MILLRACE_CLONES void RoundToSteps(const float* weights, int dim, float step, flo
 
 class Int8 final : public Compressor {
  public:
-  explicit Int8(RuleParameters& take) : step_(static_cast<float>(take.Take("range", FLT_MIN, HUGE_VAL)) / 128) {}
+  explicit Int8(RuleParameters& take) : step_(static_cast<float>(take.Take("range", FLT_MIN, FLT_MAX)) / 128) {}
   int Bytes(int dim) const override { return dim; }
   void Encode(const float* weights, int dim, uint8_t* codes) const override { EncodeInt8(weights, dim, step_, codes); }
   void Decode(const uint8_t* codes, int dim, float* weights) const override { DecodeBytes(codes, dim, step_, weights); }
@@ -199,7 +199,7 @@ class OneBit final : public Compressor {
       : step_size_(static_cast<int64_t>(take.Take("step_size", 1, 0x1p53))),
         init_scale_(take.Take("init_scale", FLT_MIN, HUGE_VAL)),
         max_scale_(take.Take("max_scale", FLT_MIN, HUGE_VAL)),
-        amplitude_(static_cast<float>(take.Take("amplitude", FLT_MIN, HUGE_VAL))),
+        amplitude_(static_cast<float>(take.Take("amplitude", FLT_MIN, FLT_MAX))),
         packed_(take.TakeFlag("packed")) {}
   int Bytes(int dim) const override { return packed_ ? (dim + 7) / 8 : dim; }
   void Encode(const float* weights, int dim, uint8_t* codes) const override {

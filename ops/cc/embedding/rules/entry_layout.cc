@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "ops/cc/embedding/base/fid.h"
+#include "ops/cc/embedding/base/finite.h"
 
 namespace millrace {
 
@@ -13,7 +14,16 @@ Status EntryLayout::Make(const TableConfig& config, EntryLayout* result) {
   *result = EntryLayout();
   result->seed_ = config.seed;
   result->serving_ = config.serving;
-  for (const SegmentConfig& segment : config.segments) result->dim_ += segment.dim;
+  int64_t floats = 0;
+  const auto check_size = [&] {
+    if (floats <= kMaxFloats) return Status();
+    return InvalidArgument("table '" + config.name + "' has " + std::to_string(floats) +
+                           " floats per entry or more, weights and optimizer state; at most " +
+                           std::to_string(kMaxFloats));
+  };
+  for (const SegmentConfig& segment : config.segments) floats += segment.dim;
+  MILLRACE_RETURN_IF_ERROR(check_size());
+  result->dim_ = static_cast<int>(floats);
   int first_dim = 0;
   for (size_t s = 0; s < config.segments.size(); ++s) {
     const SegmentConfig& given = config.segments[s];
@@ -28,6 +38,8 @@ Status EntryLayout::Make(const TableConfig& config, EntryLayout* result) {
         Initializer::Make(where + "initializer", given.initializer, config.seed, config.name, &segment.initializer));
     MILLRACE_RETURN_IF_ERROR(MakeCompressor(where + "compressor", given.compressor, &segment.compressor));
     segment.state_floats = segment.optimizer->StateFloats(given.dim);
+    floats += config.serving ? 0 : segment.state_floats;
+    MILLRACE_RETURN_IF_ERROR(check_size());
     segment.first_state = result->dim_ + result->state_floats_;
     segment.code_bytes = segment.compressor->Bytes(given.dim);
     segment.first_code = result->code_bytes_;
@@ -79,16 +91,13 @@ void EntryLayout::WriteWeights(const float* weights, char* entry) const {
   }
 }
 
-void EntryLayout::AddWeights(const float* addends, char* entry) const {
-  if (!serving_) {
-    float* weights = Weights(entry);
-    for (int d = 0; d < dim_; ++d) weights[d] += addends[d];
-    return;
-  }
+bool EntryLayout::AddWeights(const float* addends, char* entry) const {
   std::vector<float> weights(dim_);
-  Decode(entry, weights.data());
+  ReadWeights(entry, weights.data());
   for (int d = 0; d < dim_; ++d) weights[d] += addends[d];
-  Encode(weights.data(), entry);
+  if (!AllFinite(weights.data(), dim_)) return false;
+  WriteWeights(weights.data(), entry);
+  return true;
 }
 
 void EntryLayout::Show(int64_t global_step, float* weights) const {
@@ -106,12 +115,14 @@ struct EntryLayout::Scratch {
   std::vector<float> own_gradients;
 };
 
-void EntryLayout::Update(const UpdateBatch& batch) const {
+int64_t EntryLayout::Update(const UpdateBatch& batch) const {
   Scratch scratch;
-  for (size_t s = 0; s < segments_.size(); ++s) UpdateSegment(s, batch, &scratch);
+  int64_t not_taken = 0;
+  for (size_t s = 0; s < segments_.size(); ++s) not_taken += UpdateSegment(s, batch, &scratch);
+  return not_taken;
 }
 
-void EntryLayout::UpdateSegment(size_t index, const UpdateBatch& batch, Scratch* scratch) const {
+int64_t EntryLayout::UpdateSegment(size_t index, const UpdateBatch& batch, Scratch* scratch) const {
   const Segment& segment = segments_[index];
   const bool quantised = segment.compressor->trains_quantised();
   const bool compensates = segment.delay_compensation != 0 && batch.read_weights != nullptr;
@@ -133,13 +144,15 @@ void EntryLayout::UpdateSegment(size_t index, const UpdateBatch& batch, Scratch*
     }
     scratch->gradients[i] = own;
   }
-  segment.optimizer->Update(scratch->weights.data(), segment.first_state - segment.first_dim, scratch->gradients.data(),
-                            batch.count, segment.dim, {batch.learning_rates[index], batch.global_step});
-  if (!segment.stochastic_rounding) return;
+  const int64_t not_taken = segment.optimizer->Update(
+      scratch->weights.data(), segment.first_state - segment.first_dim, scratch->gradients.data(), batch.count,
+      segment.dim, {batch.learning_rates[index], batch.global_step});
+  if (!segment.stochastic_rounding) return not_taken;
   const uint64_t key = Mix64(seed_ + index) ^ Mix64(static_cast<uint64_t>(batch.global_step));
   for (int64_t i = 0; i < batch.count; ++i) {
     RoundToHalf(key ^ HashFid(batch.fids[i]), scratch->weights[i], segment.dim);
   }
+  return not_taken;
 }
 
 void EntryLayout::Encode(const float* weights, char* codes) const {

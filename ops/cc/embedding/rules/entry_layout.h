@@ -67,7 +67,10 @@ class EntryLayout {
     int64_t global_step;
   };
 
-  // Fails on unknown rules and on bad numbers for them.
+  // Weights and state of an entry: 64 MB, beyond which a table file would not be read.
+  static constexpr int64_t kMaxFloats = int64_t{1} << 24;
+
+  // Fails on unknown rules, on bad numbers for them and on more than kMaxFloats.
   static Status Make(const TableConfig& config, EntryLayout* result);
 
   int dim() const { return dim_; }
@@ -96,14 +99,16 @@ class EntryLayout {
     }
   }
   void WriteWeights(const float* weights, char* entry) const;
-  void AddWeights(const float* addends, char* entry) const;
+  // False, and nothing changes, where a sum is not finite.
+  bool AddWeights(const float* addends, char* entry) const;
 
   // Quantisation-aware training: turns weights into what a model is shown, in place. No-op where `shows_raw`.
   bool shows_raw() const { return shows_raw_; }
   void Show(int64_t global_step, float* weights) const;
 
-  // One step of each entry along its gradient.
-  void Update(const UpdateBatch& batch) const;
+  // One step of each entry along its gradient. Returns how many steps, one per entry and segment, were not taken as
+  // SparseOptimizer::Update says.
+  int64_t Update(const UpdateBatch& batch) const;
 
   // Compressed weights of all segments.
   void Encode(const float* weights, char* codes) const;
@@ -137,7 +142,7 @@ class EntryLayout {
 
  private:
   struct Scratch;
-  void UpdateSegment(size_t index, const UpdateBatch& batch, Scratch* scratch) const;
+  int64_t UpdateSegment(size_t index, const UpdateBatch& batch, Scratch* scratch) const;
 
   std::vector<Segment> segments_;
   uint64_t seed_ = 0;

@@ -1,6 +1,7 @@
 #include "ops/cc/embedding/rules/initializer.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 #include "ops/cc/embedding/base/cpu_clones.h"
@@ -11,7 +12,7 @@ namespace millrace {
 Status Initializer::Make(const std::string& where, const RuleConfig& rule, uint64_t seed, const std::string& table,
                          Initializer* result) {
   RuleParameters take(where, rule);
-  const auto number = [&take](const char* name) { return static_cast<float>(take.Take(name, -HUGE_VAL, HUGE_VAL)); };
+  const auto number = [&take](const char* name) { return static_cast<float>(take.Take(name, -FLT_MAX, FLT_MAX)); };
   float low, high;
   if (rule.kind == "zeros") {
     low = high = 0;

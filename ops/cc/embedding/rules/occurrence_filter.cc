@@ -83,6 +83,20 @@ class StateReader {
   size_t left_;
 };
 
+// A state that is small enough to be copied at once.
+class WholeCut : public FilterCut {
+ public:
+  explicit WholeCut(std::string state) : state_(std::move(state)) {}
+
+  bool Next(std::string* bytes) override {
+    bytes->append(state_);
+    return !std::exchange(state_, {}).empty();
+  }
+
+ private:
+  std::string state_;
+};
+
 class ProbabilisticFilter : public OccurrenceFilter {
  public:
   ProbabilisticFilter(const OccurrenceThresholds& thresholds, bool equal_probability, uint64_t seed)
@@ -95,6 +109,8 @@ class ProbabilisticFilter : public OccurrenceFilter {
     Append(batches_.load(), &state);
     return state;
   }
+
+  std::unique_ptr<FilterCut> Cut() override { return std::make_unique<WholeCut>(Save()); }
 
   Status Restore(const std::string& state) override {
     StateReader reader(state);
@@ -135,6 +151,61 @@ struct Place {
   uint32_t fingerprint;
 };
 
+// For every 64 cells a mask of those in use, then their contents.
+void AppendCells(const uint32_t* cells, size_t count, std::string* bytes) {
+  for (size_t begin = 0; begin < count; begin += 64) {
+    const size_t end = std::min(count, begin + 64);
+    uint64_t mask = 0;
+    for (size_t i = begin; i < end; ++i) mask |= uint64_t{cells[i] != 0} << (i - begin);
+    Append(mask, bytes);
+    for (size_t i = begin; i < end; ++i) {
+      if (cells[i] != 0) Append(cells[i], bytes);
+    }
+  }
+}
+
+// The cells of a ring as they were at a cut, page by page: copied before their first change, until they were taken. The
+// lock of the ring's part guards it.
+class CellsCut {
+ public:
+  static constexpr size_t kPageCells = 4096;  // 16 KB: a few microseconds to copy; whole groups of 64
+
+  // `cells` and `size` of the ring.
+  CellsCut(const uint32_t* cells, size_t size) : cells_(cells), size_(size), pages_(PagesOf(size)) {}
+
+  size_t pages() const { return pages_.size(); }
+  size_t CellsOf(size_t page) const { return std::min(kPageCells, size_ - page * kPageCells); }
+
+  void BeforeChange(size_t cell) { Keep(cell / kPageCells); }
+  void BeforeAllChange() {
+    for (size_t page = 0; page < pages_.size(); ++page) Keep(page);
+  }
+  // Copies a page out, each once.
+  void Take(size_t page, uint32_t* out) {
+    const uint32_t* from = pages_[page].kept != nullptr ? pages_[page].kept.get() : cells_ + page * kPageCells;
+    std::memcpy(out, from, CellsOf(page) * sizeof(uint32_t));
+    pages_[page] = {nullptr, true};
+  }
+
+ private:
+  struct Page {
+    std::unique_ptr<uint32_t[]> kept;
+    bool taken = false;
+  };
+
+  static size_t PagesOf(size_t size) { return (size + kPageCells - 1) / kPageCells; }
+
+  void Keep(size_t page) {
+    if (pages_[page].taken || pages_[page].kept != nullptr) return;
+    pages_[page].kept.reset(new uint32_t[CellsOf(page)]);
+    std::memcpy(pages_[page].kept.get(), cells_ + page * kPageCells, CellsOf(page) * sizeof(uint32_t));
+  }
+
+  const uint32_t* const cells_;
+  const size_t size_;
+  std::vector<Page> pages_;
+};
+
 // Open-addressing cells of 24 bits of fingerprint and 8 of count; an empty cell is 0. Cells are never freed singly.
 class Ring {
  public:
@@ -163,29 +234,31 @@ class Ring {
   }
 
   void Fill(uint32_t* cell, const Place& place, uint32_t count) {
+    BeforeChange(cell);
     *cell = place.fingerprint << kCountBits;
-    Add(cell, count);
+    *cell += std::min(count, kMaxCount);
     ++used_;
   }
 
-  static void Add(uint32_t* cell, uint32_t count) { *cell += std::min(count, kMaxCount - CountOf(*cell)); }
+  void Add(uint32_t* cell, uint32_t count) {
+    BeforeChange(cell);
+    *cell += std::min(count, kMaxCount - CountOf(*cell));
+  }
 
   void Clear() {
+    KeepAll();
     if (used_ > 0) std::fill_n(cells_.get(), size_, 0);
     used_ = 0;
   }
 
-  // For every 64 cells a mask of those in use, then their contents.
-  void Save(std::string* bytes) const {
-    for (size_t begin = 0; begin < size_; begin += 64) {
-      const size_t end = std::min(size_, begin + 64);
-      uint64_t mask = 0;
-      for (size_t i = begin; i < end; ++i) mask |= uint64_t{cells_[i] != 0} << (i - begin);
-      Append(mask, bytes);
-      for (size_t i = begin; i < end; ++i) {
-        if (cells_[i] != 0) Append(cells_[i], bytes);
-      }
-    }
+  void Save(std::string* bytes) const { AppendCells(cells_.get(), size_, bytes); }
+
+  // The cut, until EndCut, of what the ring holds now. All that it gave is kept there before it changes.
+  std::shared_ptr<CellsCut> BeginCut() { return cut_ = std::make_shared<CellsCut>(cells_.get(), size_); }
+  void EndCut() { cut_ = nullptr; }
+  // Before the ring is changed whole or goes.
+  void KeepAll() {
+    if (cut_ != nullptr) cut_->BeforeAllChange();
   }
 
   // Into a new ring. False if the bytes are no ring of this size.
@@ -207,6 +280,10 @@ class Ring {
     void operator()(uint32_t* cells) const { std::free(cells); }
   };
 
+  void BeforeChange(const uint32_t* cell) {
+    if (cut_ != nullptr) cut_->BeforeChange(static_cast<size_t>(cell - cells_.get()));
+  }
+
   // Out of line and over all cells, as GCC then vectorises it.
   MILLRACE_CLONES [[gnu::noinline]] static uint32_t FirstMatch(const uint32_t* cells, uint32_t fingerprint) {
     uint32_t first = kWindow;
@@ -220,6 +297,7 @@ class Ring {
   size_t size_;
   std::unique_ptr<uint32_t[], Free> cells_;  // zero pages cost nothing until an id is counted in them
   size_t used_ = 0;
+  std::shared_ptr<CellsCut> cut_;  // null: none is open
 };
 
 struct Rings {
@@ -269,6 +347,8 @@ class RingFilter : public OccurrenceFilter {
     return state;
   }
 
+  std::unique_ptr<FilterCut> Cut() override { return std::make_unique<RingsCut>(this); }
+
   Status Restore(const std::string& state) override {
     StateReader reader(state);
     MILLRACE_RETURN_IF_ERROR(reader.TakeDescription(description_));
@@ -282,6 +362,7 @@ class RingFilter : public OccurrenceFilter {
     MILLRACE_RETURN_IF_ERROR(reader.Finish());
     for (size_t i = 0; i < parts_.size(); ++i) {
       const std::lock_guard<std::mutex> lock(parts_[i]->mutex);
+      for (Ring& ring : parts_[i]->rings.rings) ring.KeepAll();
       std::swap(parts_[i]->rings, restored[i]);
     }
     return {};
@@ -322,6 +403,53 @@ class RingFilter : public OccurrenceFilter {
     Rings rings;
   };
 
+  // Goes part by part, ring by ring, page by page, as Save does.
+  class RingsCut : public FilterCut {
+   public:
+    explicit RingsCut(RingFilter* filter) : filter_(*filter), page_(new uint32_t[CellsCut::kPageCells]) {
+      for (const auto& part : filter_.parts_) {
+        const std::lock_guard<std::mutex> lock(part->mutex);
+        parts_.push_back({part->rings.rotations, {}});
+        for (Ring& ring : part->rings.rings) parts_.back().rings.push_back(ring.BeginCut());
+      }
+    }
+    ~RingsCut() override {
+      for (const auto& part : filter_.parts_) {
+        const std::lock_guard<std::mutex> lock(part->mutex);
+        for (Ring& ring : part->rings.rings) ring.EndCut();
+      }
+    }
+
+    bool Next(std::string* bytes) override {
+      if (part_at_ == parts_.size()) return false;
+      if (part_at_ + ring_at_ + page_at_ == 0) bytes->append(DescriptionBytes(filter_.description_));
+      if (ring_at_ + page_at_ == 0) Append(parts_[part_at_].rotations, bytes);
+      CellsCut& ring = *parts_[part_at_].rings[ring_at_];
+      {
+        const std::lock_guard<std::mutex> lock(filter_.parts_[part_at_]->mutex);
+        ring.Take(page_at_, page_.get());
+      }
+      AppendCells(page_.get(), ring.CellsOf(page_at_), bytes);
+      if (++page_at_ < ring.pages()) return true;
+      page_at_ = 0;
+      if (++ring_at_ < parts_[part_at_].rings.size()) return true;
+      ring_at_ = 0;
+      ++part_at_;
+      return true;
+    }
+
+   private:
+    struct PartCut {
+      uint64_t rotations;
+      std::vector<std::shared_ptr<CellsCut>> rings;
+    };
+
+    RingFilter& filter_;
+    const std::unique_ptr<uint32_t[]> page_;
+    std::vector<PartCut> parts_;
+    size_t part_at_ = 0, ring_at_ = 0, page_at_ = 0;
+  };
+
   // A power of two.
   static size_t PartsOf(size_t capacity) {
     size_t parts = 1;
@@ -357,7 +485,7 @@ class CountingFilter : public RingFilter {
     if (*cell == 0) {
       ring.Fill(cell, place, count);
     } else {
-      Ring::Add(cell, count);
+      ring.Add(cell, count);
     }
     return old;
   }
@@ -383,7 +511,7 @@ class SlidingFilter : public RingFilter {
       if (cell == nullptr) continue;
       if (*cell != 0) {
         const uint32_t old = Ring::CountOf(*cell);
-        Ring::Add(cell, count);
+        ring.Add(cell, count);
         return old;
       }
       if (free_cell == nullptr) {
@@ -394,7 +522,7 @@ class SlidingFilter : public RingFilter {
     if (free_cell == nullptr) return Fail();
     const uint32_t old = CountInOlderRings(rings, place);
     free_ring->Fill(free_cell, place, old);
-    Ring::Add(free_cell, count);
+    free_ring->Add(free_cell, count);
     if (rings->FromHead(0).used() + 1 >= ring_capacity()) Advance(rings);
     return old;
   }

@@ -32,6 +32,15 @@ struct RingFacts {
   std::vector<size_t> elements;  // used cells of each ring
 };
 
+// The state of a filter at one moment, handed out while the filter goes on.
+class FilterCut {
+ public:
+  virtual ~FilterCut() = default;
+
+  // Appends the next piece of what Save gave at that moment; false at the end.
+  virtual bool Next(std::string* bytes) = 0;
+};
+
 // Thread-safe. A table asks it only about ids that have no entry.
 class OccurrenceFilter {
  public:
@@ -53,6 +62,9 @@ class OccurrenceFilter {
   // State, little endian, with a description of the filter in front. What other threads admit meanwhile may be in it
   // or not.
   virtual std::string Save() const = 0;
+  // The state as it is now, in microseconds: what changes is copied before, a page at a time, until it was handed out.
+  // Requires that nobody admits during the call. The filter must outlive the cut, of which there is one at a time.
+  virtual std::unique_ptr<FilterCut> Cut() = 0;
   // InvalidArgument for the state of another filter, DataLoss for one that no filter saved; either changes nothing.
   virtual Status Restore(const std::string& state) = 0;
 

@@ -3,14 +3,25 @@
 #ifndef MILLRACE_EMBEDDING_RULE_CONFIG_H_
 #define MILLRACE_EMBEDDING_RULE_CONFIG_H_
 
+#include <cfloat>
+#include <charconv>
 #include <cmath>
 #include <map>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "ops/cc/embedding/base/status.h"
 
 namespace millrace {
+
+// Whether the whole text is a number, which is written in the same way in every locale.
+template <typename Number>
+bool ParseNumber(std::string_view text, Number* number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *number);
+  return error == std::errc() && end == text.data() + text.size();
+}
 
 struct RuleConfig {
   std::string kind;
@@ -24,21 +35,20 @@ class RuleParameters {
   RuleParameters(std::string where, const RuleConfig& rule)
       : where_(std::move(where)), kind_(rule.kind), left_(rule.parameters) {}
 
-  // A finite number in [low, high).
+  // A finite number in [low, high); `low` where there is a problem, so that it converts to whatever the range fits.
   double Take(const std::string& name, double low, double high) {
     const auto found = left_.find(name);
     if (found == left_.end()) {
       if (problem_.empty()) problem_ = "needs '" + name + "'";
-      return 0;
+      return low;
     }
     const double value = found->second;
     left_.erase(found);
-    if (!(std::isfinite(value) && value >= low && value < high) && problem_.empty()) {
-      problem_ = "has '" + name + "' out of bounds: " + std::to_string(value);
-    }
-    return value;
+    if (std::isfinite(value) && value >= low && value < high) return value;
+    if (problem_.empty()) problem_ = "has '" + name + "' out of bounds: " + std::to_string(value);
+    return low;
   }
-  float TakePositive(const std::string& name) { return static_cast<float>(Take(name, 0, HUGE_VAL)); }  // 0 included
+  float TakePositive(const std::string& name) { return static_cast<float>(Take(name, 0, FLT_MAX)); }  // 0 included
   // In [0, 1), as a float too.
   float TakeFraction(const std::string& name) {
     const auto fraction = static_cast<float>(Take(name, 0, 1));

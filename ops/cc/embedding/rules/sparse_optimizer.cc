@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <type_traits>
+#include <vector>
 
 #include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/embedding/base/fid.h"
@@ -21,6 +22,18 @@ void PrefetchToWrite(const float* floats, int count) {
   __builtin_prefetch(floats + count - 1, 1);
 }
 
+// On the bits, as in finite.cc: a reduction over them vectorises.
+template <typename Count>
+bool IsFinite(const float* values, Count count) {
+  uint32_t largest = 0;
+  for (int i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    largest = std::max(largest, bits & 0x7FFFFFFFu);
+  }
+  return largest < 0x7F800000u;
+}
+
 // A dim that the compiler knows, so that the loops over it unroll and vectorise.
 template <int kDim>
 using FixedDim = std::integral_constant<int, kDim>;
@@ -29,8 +42,15 @@ using FixedDim = std::integral_constant<int, kDim>;
 //   explicit Rule(RuleParameters& take);
 //   int StateFloats(int dim) const;
 //   void InitState(float* state, int dim) const;
+//   static constexpr StateKind kState;
 //   template <typename Dim>  // int or a FixedDim
 //   void Step(float* weights, float* state, const float* gradient, Dim dim, StepContext at) const;
+enum class StateKind {
+  kNone,    // and no step changes anything
+  kFloats,  // which stay finite
+  kBits,    // of other numbers
+};
+
 template <typename Rule>
 class OptimizerOf final : public SparseOptimizer {
  public:
@@ -39,15 +59,18 @@ class OptimizerOf final : public SparseOptimizer {
   int StateFloats(int dim) const override { return rule_.StateFloats(dim); }
   void InitState(float* state, int dim) const override { rule_.InitState(state, dim); }
 
-  void Update(float* const* weights, ptrdiff_t state_offset, const float* const* gradients, int64_t count, int dim,
-              const StepContext& context) const override {
-    UpdateAll(rule_, weights, state_offset, gradients, count, dim, context);
+  int64_t Update(float* const* weights, ptrdiff_t state_offset, const float* const* gradients, int64_t count, int dim,
+                 const StepContext& context) const override {
+    if (Rule::kState == StateKind::kNone) return 0;
+    std::vector<float> before(static_cast<size_t>(dim) + static_cast<size_t>(rule_.StateFloats(dim)));
+    return UpdateAll(rule_, weights, state_offset, gradients, count, dim, context, before.data());
   }
 
  private:
-  MILLRACE_CLONES static void UpdateAll(const Rule& rule, float* const* weights, ptrdiff_t state_offset,
-                                        const float* const* gradients, int64_t count, int dim, StepContext context) {
-    const auto run = [=](auto d) { Run(rule, weights, state_offset, gradients, count, d, context); };
+  MILLRACE_CLONES static int64_t UpdateAll(const Rule& rule, float* const* weights, ptrdiff_t state_offset,
+                                           const float* const* gradients, int64_t count, int dim, StepContext context,
+                                           float* before) {
+    const auto run = [=](auto d) { return Run(rule, weights, state_offset, gradients, count, d, context, before); };
     switch (dim) {
       case 1:
         return run(FixedDim<1>());
@@ -68,17 +91,26 @@ class OptimizerOf final : public SparseOptimizer {
 
   // `rule` is a copy, which no write to an entry can alias.
   template <typename Dim>
-  static void Run(const Rule rule, float* const* weights, ptrdiff_t state_offset, const float* const* gradients,
-                  int64_t count, Dim dim, StepContext context) {
+  static int64_t Run(const Rule rule, float* const* weights, ptrdiff_t state_offset, const float* const* gradients,
+                     int64_t count, Dim dim, StepContext context, float* before) {
     const int state_floats = rule.StateFloats(dim);
+    int64_t not_taken = 0;
     for (int64_t i = 0; i < count; ++i) {
       if (i + kEntriesAhead < count) {
         PrefetchToWrite(weights[i + kEntriesAhead], dim);
         PrefetchToWrite(weights[i + kEntriesAhead] + state_offset, state_floats);
         __builtin_prefetch(gradients[i + kEntriesAhead]);
       }
-      rule.Step(weights[i], weights[i] + state_offset, gradients[i], dim, context);
+      float *w = weights[i], *state = w + state_offset;
+      std::memcpy(before, w, sizeof(float) * dim);
+      std::memcpy(before + dim, state, sizeof(float) * state_floats);
+      rule.Step(w, state, gradients[i], dim, context);
+      if (IsFinite(w, dim) && (Rule::kState == StateKind::kBits || IsFinite(state, state_floats))) continue;
+      std::memcpy(w, before, sizeof(float) * dim);
+      std::memcpy(state, before + dim, sizeof(float) * state_floats);
+      ++not_taken;
     }
+    return not_taken;
   }
 
   const Rule rule_;
@@ -98,11 +130,13 @@ float KeptOf(const float* vector, Dim dim, float threshold) {
 }
 
 struct Stateless {
+  static constexpr StateKind kState = StateKind::kFloats;
   int StateFloats(int) const { return 0; }
   void InitState(float*, int) const {}
 };
 
 struct None : Stateless {
+  static constexpr StateKind kState = StateKind::kNone;
   explicit None(RuleParameters&) {}
   template <typename Dim>
   void Step(float*, float*, const float*, Dim, StepContext) const {}
@@ -119,6 +153,7 @@ struct Sgd : Stateless {
 // State: norm[dim]. Duchi, Hazan, Singer 2011; decoupled weight decay after Loshchilov, Hutter 2019.
 class Adagrad {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit Adagrad(RuleParameters& take) : initial_(take.TakePositive("initial_accumulator_value")) {
     const float decay = take.TakePositive("weight_decay_factor");
     (take.TakeFlag("decouple_weight_decay") ? decoupled_decay_ : coupled_decay_) = decay;
@@ -145,6 +180,7 @@ class Adagrad {
 // State: accum[dim], accum_update[dim]. Zeiler 2012.
 class Adadelta {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit Adadelta(RuleParameters& take)
       : ratio_(take.TakeFraction("averaging_ratio")),
         epsilon_(take.TakePositive("epsilon")),
@@ -173,6 +209,7 @@ class Adadelta {
 template <bool kAmsgrad>
 class AdamOrAmsgrad {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit AdamOrAmsgrad(RuleParameters& take)
       : beta1_(take.TakeFraction("beta1")),
         beta2_(take.TakeFraction("beta2")),
@@ -214,6 +251,7 @@ class AdamOrAmsgrad {
 // State: m[dim], v[dim], the decayed count of steps. Adam's mean of gradients over Adagrad's norm, decayed.
 class AdaMom {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit AdaMom(RuleParameters& take)
       : mom_decay_(take.TakeFraction("mom_decay")),
         ada_decay_(take.TakeFraction("ada_decay")),
@@ -241,6 +279,7 @@ class AdaMom {
 // State: velocity[dim]. Polyak 1964; Nesterov's form after Sutskever et al. 2013.
 class Momentum {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit Momentum(RuleParameters& take)
       : momentum_(take.TakeFraction("momentum")),
         decay_(take.TakePositive("weight_decay_factor")),
@@ -282,6 +321,7 @@ class MovingAverage : public Stateless {
 template <bool kMean>
 class RmsProp {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit RmsProp(RuleParameters& take)
       : momentum_(take.TakeFraction("momentum")), decay_(take.TakePositive("weight_decay_factor")) {}
   int StateFloats(int dim) const { return dim; }
@@ -308,6 +348,7 @@ class RmsProp {
 template <bool kGroup>
 class Ftrl {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit Ftrl(RuleParameters& take)
       : initial_(take.TakePositive("initial_accumulator_value")),
         beta_(take.TakePositive("beta")),
@@ -347,6 +388,7 @@ class Ftrl {
 // of l2 * |w| (group lasso: Yuan, Lin 2006).
 class GroupAdagrad {
  public:
+  static constexpr StateKind kState = StateKind::kFloats;
   explicit GroupAdagrad(RuleParameters& take)
       : initial_(take.TakePositive("initial_accumulator_value")),
         beta_(take.TakePositive("beta")),
@@ -374,6 +416,7 @@ class GroupAdagrad {
 // State: the int64 step of the last update. The weight is a running mean of the steps between updates: the inverse of
 // an id's frequency. Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling". The gradient is not used.
 struct BatchSoftmax {
+  static constexpr StateKind kState = StateKind::kBits;
   explicit BatchSoftmax(RuleParameters&) {}
   int StateFloats(int) const { return sizeof(int64_t) / sizeof(float); }
   void InitState(float* state, int) const { std::fill_n(state, StateFloats(1), 0.0f); }

@@ -27,9 +27,10 @@ class SparseOptimizer {
   virtual void InitState(float* state, int dim) const = 0;
   // One step of each of `count` entries. Entry i has its weights at weights[i], its state `state_offset` floats further
   // on, and steps along gradients[i]. A zero gradient leaves zero weights zero. A learning rate of 0 leaves the entries
-  // of ftrl, group_ftrl and group_adagrad as they are.
-  virtual void Update(float* const* weights, ptrdiff_t state_offset, const float* const* gradients, int64_t count,
-                      int dim, const StepContext& context) const = 0;
+  // of ftrl, group_ftrl and group_adagrad as they are. A step that would make a weight or its state NaN or infinite is
+  // not taken: gradients are finite, but their squares and sums need not be. Returns how many were not.
+  virtual int64_t Update(float* const* weights, ptrdiff_t state_offset, const float* const* gradients, int64_t count,
+                         int dim, const StepContext& context) const = 0;
 };
 
 // Kinds and their numbers (defaults in Python):

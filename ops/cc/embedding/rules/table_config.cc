@@ -1,9 +1,9 @@
 #include "ops/cc/embedding/rules/table_config.h"
 
 #include <cctype>
+#include <cfloat>
 #include <cmath>
 #include <cstddef>
-#include <cstdlib>
 #include <utility>
 
 #include "ops/cc/embedding/base/fid.h"
@@ -32,11 +32,20 @@ class Fields {
 
   double TakeNumber(const std::string& key) { return ToNumber(key, TakeText(key)); }
 
-  // Finite.
+  // Finite, as a float too.
   double TakeNotNegative(const std::string& key) {
     const double number = TakeNumber(key);
-    if (!(std::isfinite(number) && number >= 0)) Fail("'" + key + "' must be finite and not negative");
-    return number;
+    if (number >= 0 && number <= FLT_MAX) return number;
+    Fail("'" + key + "' must be finite and not negative");
+    return 0;
+  }
+
+  // Infinite, or one that a float can hold.
+  float TakeFloat(const std::string& key) {
+    const double number = TakeNumber(key);
+    if (!std::isfinite(number) || std::abs(number) <= FLT_MAX) return static_cast<float>(number);
+    Fail("'" + key + "' is too large");
+    return 0;
   }
 
   int TakeInt(const std::string& key, int low, int high) { return CheckInt(key, TakeNumber(key), low, high); }
@@ -44,10 +53,8 @@ class Fields {
   // All of 64 bits, which a double does not hold.
   uint64_t TakeSeed(const std::string& key) {
     const std::string text = TakeText(key);
-    char* end = nullptr;
-    const uint64_t seed = std::strtoull(text.c_str(), &end, 10);
-    const bool is_number = !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) && *end == '\0';
-    if (!is_number) Fail("'" + key + "' is not a whole number: '" + text + "'");
+    uint64_t seed = 0;
+    if (!ParseNumber(text, &seed)) Fail("'" + key + "' is not a whole number below 2^64: '" + text + "'");
     return seed;
   }
 
@@ -74,9 +81,11 @@ class Fields {
     std::map<int, double> numbers;
     for (auto& [slot, value] : TakeBelow(key + ".")) {
       const double number = ToNumber(key + "." + slot, slot);
-      if (number != std::floor(number) || number < 0 || number > kSlotMask)
+      if (number == std::floor(number) && number >= 0 && number <= kSlotMask) {
+        numbers[static_cast<int>(number)] = ToNumber(key + "." + slot, value);
+      } else {
         Fail("'" + key + "." + slot + "' is no slot");
-      numbers[static_cast<int>(number)] = ToNumber(key + "." + slot, value);
+      }
     }
     return numbers;
   }
@@ -98,9 +107,8 @@ class Fields {
   }
 
   double ToNumber(const std::string& key, const std::string& text) {
-    char* end = nullptr;
-    const double number = std::strtod(text.c_str(), &end);
-    if (text.empty() || *end != '\0') Fail("'" + key + "' is not a number: '" + text + "'");
+    double number = 0;
+    if (!ParseNumber(text, &number)) Fail("'" + key + "' is not a number: '" + text + "'");
     return number;
   }
 
@@ -194,7 +202,7 @@ Status TableConfig::Parse(std::string_view text, TableConfig* result) {
   result->seed = fields.TakeSeed("seed");
   result->serving = fields.TakeFlag("serving");
   result->skip_zero = fields.TakeFlag("skip_zero");
-  result->gradient_limit = static_cast<float>(fields.TakeNumber("gradient_limit"));
+  result->gradient_limit = fields.TakeFloat("gradient_limit");
   const std::string non_finite = fields.TakeText("non_finite");
   const int segments = fields.TakeInt("segments", 1, kMaxSegments);
   for (int s = 0; s < segments; ++s) {

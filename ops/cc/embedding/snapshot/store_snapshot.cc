@@ -36,10 +36,14 @@ constexpr int kNiceness = 10;                    // training's threads have 0, a
 Status RunTask(const std::function<Status(int64_t)>& task, int64_t i) {
   try {
     return task(i);
+  } catch (const TableFull& full) {
+    return ResourceExhausted(full.what());
   } catch (const std::bad_alloc&) {
-    return Internal("out of memory");
+    return ResourceExhausted("out of memory");
   } catch (const std::exception& problem) {
     return Internal(problem.what());
+  } catch (...) {
+    return Internal("an exception of unknown type");
   }
 }
 
@@ -58,6 +62,7 @@ Status RunOnThreads(int threads, int niceness, int64_t count, const std::functio
     work();
   };
   std::vector<std::thread> running;
+  running.reserve(threads);  // an exception with threads under way would end the process
   try {
     for (int64_t t = 0; t < std::min<int64_t>(threads, count); ++t) running.emplace_back(work_nicely);
   } catch (const std::system_error&) {  // at the limit of threads
@@ -283,6 +288,17 @@ class Restorer {
   std::vector<std::pair<EmbeddingTable*, std::string>> filter_states_;
 };
 
+// The order in a page of the index differs from process to process; that in files must not.
+void SortById(EntryRows* rows) {
+  std::vector<std::pair<int64_t, int64_t>> order;  // id and place
+  for (int64_t i = 0; i < rows->size(); ++i) order.emplace_back(RowHeader::Fid(rows->at(i)), i);
+  std::sort(order.begin(), order.end());
+  std::vector<char> sorted;
+  sorted.reserve(rows->bytes.size());
+  for (const auto& [fid, i] : order) sorted.insert(sorted.end(), rows->at(i), rows->at(i) + rows->row_bytes);
+  rows->bytes.swap(sorted);
+}
+
 }  // namespace
 
 int PartsOf(int64_t entries) { return static_cast<int>(std::clamp<int64_t>(entries / kEntriesPerPart, 1, kMaxParts)); }
@@ -294,7 +310,7 @@ struct StoreCut::TableState {
   int64_t entries = 0;
   uint32_t newest_timestamp = 0;
   uint32_t watermark = 0;
-  std::string filter;
+  std::unique_ptr<FilterCut> filter;
 };
 
 struct StoreCut::Part {
@@ -318,14 +334,15 @@ StoreCut::StoreCut(std::shared_ptr<EmbeddingStore> store, const CutTime& time) :
     table->BeginCut();
     const uint32_t newest = table->newest_timestamp();
     const uint32_t watermark = time.watermark < 0 ? std::min(newest, time.now) : static_cast<uint32_t>(time.watermark);
-    states_.push_back({table.get(), 0, newest, watermark, ""});
-    if (table->filter() != nullptr) states_.back().filter = table->filter()->Save();
+    states_.push_back({table.get(), 0, newest, watermark, nullptr});
+    if (table->filter() != nullptr) states_.back().filter = table->filter()->Cut();
   }
   for (const auto& table : store_->tables()) table->UnlockAll();
   for (TableState& state : states_) state.entries = state.table->size();
 }
 
 StoreCut::~StoreCut() {
+  states_.clear();
   for (const auto& table : store_->tables()) table->EndCut();
   store_->ReleaseCut();
 }
@@ -334,6 +351,9 @@ Status StoreCut::Write(const std::string& folder, const SaveOptions& options, Cu
   MILLRACE_RETURN_IF_ERROR(CreateFolder(folder));
   *report = {{}, std::vector<int64_t>(states_.size()), std::vector<int64_t>(states_.size())};
   std::vector<std::string>* files = &report->files;
+  std::vector<std::string> filters;
+  // First, so that little of them is copied because it changes.
+  for (size_t t = 0; t < states_.size(); ++t) MILLRACE_RETURN_IF_ERROR(WriteFilter(folder, options, t, &filters));
   std::vector<Part> parts;
   for (size_t t = 0; t < states_.size(); ++t) {
     const TableState& state = states_[t];
@@ -352,7 +372,7 @@ Status StoreCut::Write(const std::string& folder, const SaveOptions& options, Cu
     report->written[part.table] += part.written;
     report->expired[part.table] += part.expired;
   }
-  for (size_t t = 0; t < states_.size(); ++t) MILLRACE_RETURN_IF_ERROR(WriteFilter(folder, options, t, files));
+  files->insert(files->end(), filters.begin(), filters.end());
   return {};
 }
 
@@ -409,6 +429,7 @@ Status StoreCut::WritePart(Part* part) const {
     for (uint64_t start = 0; start != FidMap::kEnd;) {
       rows.bytes.clear();
       table.TakeCut(shard, &start, &rows);
+      SortById(&rows);
       MILLRACE_RETURN_IF_ERROR(add_all());
       if (++pages % kPagesPerDrain == 0) MILLRACE_RETURN_IF_ERROR(add_kept());
     }
@@ -419,9 +440,11 @@ Status StoreCut::WritePart(Part* part) const {
 }
 
 Status StoreCut::WriteFilter(const std::string& folder, const SaveOptions& options, size_t index,
-                             std::vector<std::string>* files) const {
+                             std::vector<std::string>* files) {
   const TableState& state = states_[index];
-  if (state.table->filter() == nullptr || !options.with_state) return {};
+  if (state.filter == nullptr) return {};
+  const std::unique_ptr<FilterCut> filter = std::move(states_[index].filter);  // ends here: it costs while it is open
+  if (!options.with_state) return {};
   const std::string& name = state.table->config().name;
   char suffix[64];
   std::snprintf(suffix, sizeof(suffix), ".shard-%05d-of-%05d%s", options.shard, options.num_shards, kFilterSuffix);
@@ -429,12 +452,21 @@ Status StoreCut::WriteFilter(const std::string& folder, const SaveOptions& optio
   std::unique_ptr<CheckedFileWriter> file;
   MILLRACE_RETURN_IF_ERROR(
       CheckedFileWriter::Create(path, kFilterMagic, FilterHeader(name, options.shard, options.num_shards), &file));
-  for (size_t first = 0; first < state.filter.size(); first += kBlockBytes) {
-    const size_t size = std::min(kBlockBytes, state.filter.size() - first);
-    MILLRACE_RETURN_IF_ERROR(file->WriteBlock(state.filter.data() + first, size));
+  uint64_t written = 0;
+  std::string block;
+  const auto write = [&] {
+    if (block.empty()) return Status();
+    written += block.size();
+    MILLRACE_RETURN_IF_ERROR(file->WriteBlock(block.data(), block.size()));
+    block.clear();
+    return Status();
+  };
+  while (filter->Next(&block)) {
+    if (block.size() >= kBlockBytes) MILLRACE_RETURN_IF_ERROR(write());
   }
+  MILLRACE_RETURN_IF_ERROR(write());
   files->push_back(path);
-  return file->Publish(state.filter.size());
+  return file->Publish(written);
 }
 
 Status RestoreStore(EmbeddingStore* store, const std::vector<std::string>& files, const RestoreOptions& options,

@@ -64,7 +64,7 @@ class StoreCut {
   StoreCut(std::shared_ptr<EmbeddingStore> store, const CutTime& time);
   Status WritePart(Part* part) const;
   Status WriteFilter(const std::string& folder, const SaveOptions& options, size_t table,
-                     std::vector<std::string>* files) const;
+                     std::vector<std::string>* files);
 
   const std::shared_ptr<EmbeddingStore> store_;
   std::vector<TableState> states_;

@@ -1,9 +1,9 @@
 #include "ops/cc/embedding/snapshot/table_snapshot.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -14,12 +14,11 @@ namespace {
 
 constexpr char kMagic[] = "MILLTBL2";
 constexpr int kFormatVersion = 2;
-constexpr int64_t kMaxFloats = int64_t{1} << 24;
 
+// As printf's %.17g writes it, but with a point in every locale.
 std::string NumberText(double number) {
   char text[32];
-  std::snprintf(text, sizeof(text), "%.17g", number);
-  return text;
+  return {text, std::to_chars(text, text + sizeof(text), number, std::chars_format::general, 17).ptr};
 }
 
 std::string FiveDigits(const char* role, int index, int count) {
@@ -39,10 +38,8 @@ class HeaderFields {
     return found == fields_.end() ? "" : found->second;
   }
   int64_t Number(const std::string& key, int64_t low, int64_t high) {
-    const std::string text = Text(key);
-    char* end = nullptr;
-    const long long number = std::strtoll(text.c_str(), &end, 10);
-    if (!text.empty() && *end == '\0' && number >= low && number <= high) return number;
+    int64_t number = 0;
+    if (ParseNumber(Text(key), &number) && number >= low && number <= high) return number;
     complete_ = false;
     return low;
   }
@@ -51,7 +48,7 @@ class HeaderFields {
     const std::string prefix = key + ".";
     for (auto field = fields_.lower_bound(prefix); field != fields_.end() && field->first.rfind(prefix, 0) == 0;
          ++field) {
-      rule.parameters[field->first.substr(prefix.size())] = std::strtod(field->second.c_str(), nullptr);
+      complete_ = ParseNumber(field->second, &rule.parameters[field->first.substr(prefix.size())]) && complete_;
     }
     return rule;
   }
@@ -122,7 +119,7 @@ Status SnapshotHeader::Parse(const std::string& path, const std::string& text, S
          fields.Rule(prefix + "compressor")});
   }
   // Written anew it is the same text: no field is unknown, and no number has another meaning than it seems to have.
-  if (!fields.complete() || result->dim() + result->state_floats() > kMaxFloats || !IsTableName(result->table) ||
+  if (!fields.complete() || int64_t{result->dim()} + result->state_floats() > EntryLayout::kMaxFloats || !IsTableName(result->table) ||
       result->ToText() != text) {
     return DataLoss(path + ", header: a field is missing or impossible");
   }

@@ -71,6 +71,7 @@ TableStats EmbeddingTable::Stats() const {
     stats.memory_bytes += shard->MemoryBytes();
   }
   stats.not_finite = not_finite_;
+  stats.overflows = overflows_;
   if (filter_ != nullptr) {
     stats.admitted = filter_->admitted();
     stats.rejected = filter_->rejected();
@@ -175,7 +176,7 @@ Status EmbeddingTable::Assign(const int64_t* fids, const float* values, int64_t 
       char* entry = arena_.At(slot->handle);
       if (options.add) {
         if (is_new) layout_.Init(fid_at(i), entry);
-        layout_.AddWeights(row, entry);
+        if (!layout_.AddWeights(row, entry)) ++overflows_;
       } else {
         if (is_new) layout_.InitState(entry);
         layout_.WriteWeights(row, entry);

@@ -59,6 +59,7 @@ struct TableStats {
   int64_t entries = 0;
   int64_t memory_bytes = 0;  // entries and index; not the filter
   int64_t not_finite = 0;    // gradients left out or clipped
+  int64_t overflows = 0;     // steps and additions left out: a weight or its state would have become NaN or infinite
   uint64_t admitted = 0;     // by the occurrence filter
   uint64_t rejected = 0;
 };
@@ -150,7 +151,10 @@ class EmbeddingTable {
   void ApplyToShard(const MergedGradients& merged, int shard, uint64_t filter_batch, const UpdateOptions& options);
   // One optimizer step of each entry, whose gradient is at its place of `merged`; all places are of one shard.
   void Step(const MergedGradients& merged, uint32_t begin, const std::vector<uint32_t>& places,
-            const std::vector<char*>& entries, const UpdateOptions& options) const;
+            const std::vector<char*>& entries, const UpdateOptions& options);
+  void Update(const EntryLayout::UpdateBatch& batch) {
+    if (const int64_t not_taken = layout_.Update(batch)) overflows_ += not_taken;
+  }
   bool IsZero(const char* entry) const;
 
   const TableConfig config_;
@@ -162,6 +166,7 @@ class EmbeddingTable {
   const LockShards shards_;
   std::atomic<uint32_t> newest_timestamp_{0};
   std::atomic<int64_t> not_finite_{0};
+  std::atomic<int64_t> overflows_{0};
 };
 
 template <typename Use>

@@ -2,20 +2,31 @@
 #ifndef MILLRACE_EMBEDDING_ENTRY_ARENA_H_
 #define MILLRACE_EMBEDDING_ENTRY_ARENA_H_
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
+
+#include "ops/cc/embedding/base/huge_memory.h"
 
 namespace millrace {
 
-// Equal entries, addressed by handles that never move, in regions of some 32 MB. Regions beyond the first are on huge
-// pages: without them every access to a large table misses the TLB. Shards take slabs of entries in turn, so that they
+// A table has as many entries as it can number.
+class TableFull : public std::runtime_error {
+ public:
+  explicit TableFull(uint32_t entries)
+      : std::runtime_error("a table holds " + std::to_string(entries) +
+                           " entries at most: spread it over more parameter servers, or let entries expire") {}
+};
+
+// Equal entries, addressed by handles that never move, in regions of some 32 MB, of which one mapping holds the more the
+// larger the table is, up to 1 GB. Regions beyond the first are on huge pages: without them every access to a large
+// table misses the TLB. Shards take slabs of entries in turn, so that they
 // fill one huge page after the other together; each with a region of its own would touch a new page in the same batch.
 class EntryArena {
  public:
@@ -43,16 +54,17 @@ class EntryArena {
     return next_;
   }
 
-  // First handle of a slab, whose entries hold anything. Thread-safe. Throws std::bad_alloc.
+  // First handle of a slab, whose entries hold anything. Thread-safe. Throws std::bad_alloc and TableFull.
   uint32_t TakeSlab() {
     const std::lock_guard lock(mutex_);
-    ++taken_;
     if (!free_slabs_.empty()) {
       const uint32_t first = free_slabs_.back();
       free_slabs_.pop_back();
+      ++taken_;
       return first;
     }
-    if ((next_ & ((uint32_t{1} << region_bits_) - 1)) == 0) Map();
+    if (next_ >> region_bits_ == mapped_) Map();
+    ++taken_;
     next_ += slab_entries();
     return next_ - slab_entries();
   }
@@ -69,7 +81,7 @@ class EntryArena {
   static constexpr int64_t kSlabBytes = 64 << 10;
   static constexpr int kLeastSlabBits = 6;  // CutMarks needs it: the bits of two slabs share no word of 64
   static constexpr int64_t kRegionBytes = 32 << 20;
-  static constexpr int64_t kHugePage = 2 << 20;
+  static constexpr uint32_t kMostRegions = 32;  // of a mapping: a terabyte takes some 1,000 of the 65,530 of a process
 
   // A multiple of 4, so that floats are aligned; of 16 or of a cache line where that costs at most an eighth, so that
   // an entry lies in fewer lines.
@@ -87,32 +99,26 @@ class EntryArena {
     return bits;
   }
 
-  int64_t RegionBytes() const { return (stride_ << region_bits_) + kHugePage; }
-
   void Map() {
-    void* memory = MAP_FAILED;
-    if (next_ < kMostHandles - (uint32_t{1} << region_bits_)) {
-      memory = ::mmap(nullptr, RegionBytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    }
-    if (memory == MAP_FAILED) {
-      --taken_;
-      throw std::bad_alloc();
-    }
-    // It is larger by one huge page, to start on a boundary of one.
-    const auto start = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
-    regions_[next_ >> region_bits_] = reinterpret_cast<char*>(start);
-    mappings_.push_back(memory);
-#ifdef MADV_HUGEPAGE
+    const uint32_t left = (kMostHandles >> region_bits_) - mapped_;
+    if (left == 0) throw TableFull(next_);
+    uint32_t regions = std::clamp(mapped_, uint32_t{1}, std::min(left, kMostRegions));
+    const int64_t region_bytes = stride_ << region_bits_;
+    mappings_.reserve(mappings_.size() + 1);
+    HugeMapping mapping = HugeMapping::Take(regions * region_bytes);
+    if (mapping.start == nullptr && regions > 1) mapping = HugeMapping::Take((regions = 1) * region_bytes);
+    if (mapping.start == nullptr) throw std::bad_alloc();
+    mappings_.push_back(mapping);
     // The first region stays on small pages, or a small table would hold a huge one for each of its shards.
-    if (next_ > 0) ::madvise(reinterpret_cast<void*>(start), stride_ << region_bits_, MADV_HUGEPAGE);
-#endif
+    if (mapped_ > 0) mapping.AdviseHugePages();
+    for (uint32_t r = 0; r < regions; ++r) regions_[mapped_++] = mapping.start + r * region_bytes;
   }
 
   void Unmap() {
-    for (void* mapping : mappings_) ::munmap(mapping, RegionBytes());
+    for (const HugeMapping& mapping : mappings_) mapping.Give();
     mappings_.clear();
     std::vector<uint32_t>().swap(free_slabs_);
-    next_ = 0;
+    next_ = mapped_ = 0;
   }
 
   const int64_t stride_;
@@ -120,9 +126,10 @@ class EntryArena {
   const int region_bits_;
   const std::unique_ptr<char*[]> regions_;
   std::mutex mutex_;
-  std::vector<void*> mappings_;
+  std::vector<HugeMapping> mappings_;
   std::vector<uint32_t> free_slabs_;
   uint32_t next_ = 0;
+  uint32_t mapped_ = 0;  // regions
   size_t taken_ = 0;
 };
 

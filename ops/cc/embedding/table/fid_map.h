@@ -10,12 +10,13 @@
 #include <vector>
 
 #include "ops/cc/embedding/base/fid.h"
+#include "ops/cc/embedding/base/index_key.h"
 #include "ops/cc/embedding/table/slab_pool.h"
 
 namespace millrace {
 
 // Extendible hashing (Fagin et al. 1979) over pages, linear probing without tombstones inside a page, where an id's
-// home is the start of a cache line. A page that is full splits alone: growth never moves more than one page's slots at
+// home is the start of a cache line, chosen by a key of the process (index_key.h). A page that is full splits alone: growth never moves more than one page's slots at
 // once, whatever the size of the table, and a walk that goes by hash is not confused by it.
 class FidMap {
  public:
@@ -121,7 +122,7 @@ class FidMap {
 
  private:
   static constexpr Slot kFreeSlot = {0, kEmpty, 0, 0};
-  static constexpr int kSlotsPerLine = 4;
+  static constexpr int kLineBits = 2, kSlotsPerLine = 1 << kLineBits;
   static constexpr int kFewSlotBits = 4;  // of a map's first page
   static constexpr int kSlotBits = 12;    // of a page that splits
   static_assert(kPageBytes == sizeof(Slot) << kSlotBits, "a full page is a slab");
@@ -140,7 +141,7 @@ class FidMap {
   // Three quarters full: nearly all slots lie in their home line or the next.
   static uint32_t Limit(Page page) { return (uint32_t{3} << SlotBits(page)) / 4; }
   static uint32_t HomeIndex(uint64_t hash, Page page) {
-    return static_cast<uint32_t>(hash) * kSlotsPerLine & Mask(page);
+    return static_cast<uint32_t>(KeyedHash(hash) >> (64 + kLineBits - SlotBits(page))) << kLineBits;
   }
 
   // Bit i is set where slot i of a line holds `fid`, or is free if `fid` is 0. All four at once: which of them it is

@@ -10,8 +10,9 @@
 #include <utility>
 
 #include "ops/cc/embedding/base/cpu_clones.h"
-#include "ops/cc/embedding/base/finite.h"
 #include "ops/cc/embedding/base/fid.h"
+#include "ops/cc/embedding/base/finite.h"
+#include "ops/cc/embedding/base/index_key.h"
 
 namespace millrace {
 namespace {
@@ -78,7 +79,7 @@ class Merger {
     std::vector<uint32_t> index(room, kFree);
     first_of->reserve(count);
     for (uint32_t i = 0; i < count; ++i) {
-      uint32_t at = static_cast<uint32_t>(HashFid(ids[i].fid)) & (room - 1);
+      uint32_t at = static_cast<uint32_t>(KeyedHash(HashFid(ids[i].fid)) >> 32) & (room - 1);
       while (index[at] != kFree && merged_.fids[begin + index[at]] != ids[i].fid) at = (at + 1) & (room - 1);
       if (index[at] == kFree) {
         index[at] = static_cast<uint32_t>(first_of->size());

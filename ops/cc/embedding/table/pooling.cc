@@ -132,6 +132,11 @@ Status CheckRowSplits(const PooledFeature& feature) {
     return InvalidArgument("feature '" + feature.name + "': row_splits " + problem);
   };
   if (feature.rows < 0) return fail("must have at least one element");
+  // Rows of gradients are numbered by 32 bits.
+  const int64_t most = feature.combiner == Combiner::kFirstN ? UINT32_MAX / std::max<int64_t>(feature.max_length, 1) : UINT32_MAX;
+  if (feature.rows > most) {
+    return fail("must not have more than " + std::to_string(most) + " rows, not " + std::to_string(feature.rows));
+  }
   if (feature.row_splits[0] != 0) return fail("must start at 0, not " + std::to_string(feature.row_splits[0]));
   for (int64_t r = 0; r < feature.rows; ++r) {
     if (feature.row_splits[r + 1] < feature.row_splits[r]) return fail("must not fall, at row " + std::to_string(r));

@@ -2,13 +2,13 @@
 #ifndef MILLRACE_EMBEDDING_SLAB_POOL_H_
 #define MILLRACE_EMBEDDING_SLAB_POOL_H_
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <mutex>
 #include <new>
 #include <vector>
+
+#include "ops/cc/embedding/base/huge_memory.h"
 
 namespace millrace {
 
@@ -28,13 +28,14 @@ class SlabPool {
   // On a 64-byte boundary; holds anything. Throws std::bad_alloc.
   char* Take() {
     const std::lock_guard lock(mutex_);
-    ++taken_;
     if (!free_.empty()) {
       char* slab = free_.back();
       free_.pop_back();
+      ++taken_;
       return slab;
     }
-    if (next_ + slab_bytes_ > end_) Map();
+    if (end_ - next_ < slab_bytes_) Map();
+    ++taken_;
     char* slab = next_;
     next_ += slab_bytes_;
     return slab;
@@ -47,28 +48,20 @@ class SlabPool {
   }
 
  private:
-  static constexpr int64_t kHugePage = int64_t{2} << 20;
   static constexpr int64_t kRegionBytes = int64_t{64} << 20;  // of addresses: pages are filled as they are touched
 
   void Map() {
-    // One huge page more, to start on a boundary of one.
-    void* memory =
-        ::mmap(nullptr, region_bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-      --taken_;
-      throw std::bad_alloc();
-    }
-    regions_.push_back(memory);
-    const auto start = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
-    next_ = reinterpret_cast<char*>(start);
+    regions_.reserve(regions_.size() + 1);
+    const HugeMapping region = HugeMapping::Take(region_bytes_);
+    if (region.start == nullptr) throw std::bad_alloc();
+    regions_.push_back(region);
+    region.AdviseHugePages();
+    next_ = region.start;
     end_ = next_ + region_bytes_;
-#ifdef MADV_HUGEPAGE
-    ::madvise(next_, region_bytes_, MADV_HUGEPAGE);
-#endif
   }
 
   void Unmap() {
-    for (void* region : regions_) ::munmap(region, region_bytes_ + kHugePage);
+    for (const HugeMapping& region : regions_) region.Give();
     regions_.clear();
     std::vector<char*>().swap(free_);
     next_ = end_ = nullptr;
@@ -77,7 +70,7 @@ class SlabPool {
   const int64_t slab_bytes_;
   int64_t region_bytes_;
   std::mutex mutex_;
-  std::vector<void*> regions_;
+  std::vector<HugeMapping> regions_;
   std::vector<char*> free_;
   char* next_ = nullptr;
   char* end_ = nullptr;

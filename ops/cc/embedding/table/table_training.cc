@@ -62,7 +62,7 @@ void EmbeddingTable::ApplyToShard(const MergedGradients& merged, int s, uint64_t
 }
 
 void EmbeddingTable::Step(const MergedGradients& merged, uint32_t begin, const std::vector<uint32_t>& places,
-                          const std::vector<char*>& entries, const UpdateOptions& options) const {
+                          const std::vector<char*>& entries, const UpdateOptions& options) {
   EntryLayout::UpdateBatch batch{static_cast<int64_t>(entries.size()),
                                  entries.data(),
                                  merged.fids.get() + begin,
@@ -71,7 +71,7 @@ void EmbeddingTable::Step(const MergedGradients& merged, uint32_t begin, const s
                                  options.learning_rates,
                                  options.global_step};
   if (places.empty() || places.back() + 1 - begin == places.size()) {
-    layout_.Update(batch);
+    Update(batch);
     return;
   }
   // Some were left out: what belongs to the others moves together.
@@ -85,7 +85,7 @@ void EmbeddingTable::Step(const MergedGradients& merged, uint32_t begin, const s
   batch.fids = fids.data();
   batch.gradients = gradients.data();
   if (batch.read_weights != nullptr) batch.read_weights = read_weights.data();
-  layout_.Update(batch);
+  Update(batch);
 }
 
 }  // namespace millrace

@@ -69,6 +69,22 @@ TEST_F(CheckedFile, GivesBackHeaderBlocksAndCount) {
   EXPECT_TRUE(read.empty());
 }
 
+TEST_F(CheckedFile, TwoWritersOfOnePathDoNotMeet) {
+  const std::string path = Path("shared");
+  std::unique_ptr<CheckedFileWriter> first, second;
+  ASSERT_TRUE(CheckedFileWriter::Create(path, kMagic, "", &first).ok());
+  ASSERT_TRUE(first->WriteBlock("first", 5).ok());
+  ASSERT_TRUE(CheckedFileWriter::Create(path, kMagic, "", &second).ok());
+  ASSERT_TRUE(second->WriteBlock("second", 6).ok());
+  std::vector<std::string> read;
+  for (const auto& [writer, expected] : {std::pair(first.get(), "first"), std::pair(second.get(), "second")}) {
+    ASSERT_TRUE(writer->Publish(1).ok());
+    read.clear();
+    ASSERT_TRUE(ReadAll(path, &read).ok());
+    EXPECT_EQ(read, std::vector<std::string>{expected});
+  }
+}
+
 TEST_F(CheckedFile, AReaderGoesOnFromAPosition) {
   const std::string path = WriteBlocks({"one", "two", "three"});
   std::unique_ptr<CheckedFileReader> reader;

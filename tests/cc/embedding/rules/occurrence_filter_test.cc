@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <random>
+#include <string>
 #include <thread>
 #include <unordered_map>
 
@@ -350,6 +351,48 @@ TEST(OccurrenceFilter, WhatNoFilterCanDoIsRefusedWithTheChoices) {
   EXPECT_EQ(Refusal({"sliding", {{"capacity", 300}}}), "table 't': filter sliding needs 'split_num'");
   EXPECT_EQ(Refusal({"none", {{"seed", 1}}}), "table 't': filter none has no 'seed'");
   EXPECT_TRUE(Make(Probabilistic(true), {1000000, {}}) != nullptr);
+}
+
+std::string Drained(FilterCut* cut) {
+  std::string state;
+  while (cut->Next(&state)) continue;
+  return state;
+}
+
+// What happens to the filter between the pieces of the cut must not be in it.
+TEST(OccurrenceFilter, ACutIsTheStateOfItsMomentWhateverHappensWhileItIsTaken) {
+  for (const RuleConfig& rule : {Counting(200'000), Sliding(200'000, 5), Probabilistic(true)}) {
+    for (const std::string change : {"none", "admit", "clear", "restore"}) {
+      const auto filter = Make(rule, {3, {}});
+      std::mt19937_64 random(7);
+      const auto admit = [&](int count) {
+        const uint64_t batch = filter->BeginBatch();
+        for (int i = 0; i < count; ++i) filter->Admit(static_cast<int64_t>(random() % 300'000), 1, batch);
+      };
+      admit(150'000);
+      const std::string expected = filter->Save();
+      const auto cut = filter->Cut();
+      std::string state;
+      for (int piece = 0; cut->Next(&state); ++piece) {
+        if (change == "admit") admit(3000);
+        if (change == "clear" && piece == 3) filter->Clear();
+        if (change == "restore" && piece == 3) {
+          ASSERT_TRUE(filter->Restore(Make(rule, {3, {}})->Save()).ok());
+        }
+      }
+      EXPECT_EQ(state, expected) << rule.kind << ", " << change;
+      const auto restored = Make(rule, {3, {}});
+      EXPECT_TRUE(restored->Restore(state).ok());
+    }
+  }
+}
+
+TEST(OccurrenceFilter, ASecondCutFollowsTheFirst) {
+  const auto filter = Make(Counting(1000), {3, {}});
+  for (int64_t fid = 0; fid < 500; ++fid) filter->Admit(fid, 1, 0);
+  filter->Cut().reset();
+  for (int64_t fid = 300; fid < 700; ++fid) filter->Admit(fid, 1, 0);
+  EXPECT_EQ(Drained(filter->Cut().get()), filter->Save());
 }
 
 }  // namespace

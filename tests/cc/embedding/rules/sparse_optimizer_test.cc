@@ -570,5 +570,34 @@ TEST(MakeOptimizer, RefusesUnknownRulesNumbersAndDims) {
   EXPECT_EQ(problem(kBatchSoftmax, 2), "table 't', segment 1: optimizer batch_softmax needs dim 1, not 2");
 }
 
+// Gradients are finite, but their squares and sums need not be.
+TEST(SparseOptimizer, AStepThatWouldNotBeFiniteIsNotTaken) {
+  for (const RuleConfig& rule : AllRules()) {
+    const int dim = rule.kind == "batch_softmax" ? 1 : 3;
+    const auto optimizer = MakeRule(rule, dim);
+    std::vector<float> entry(static_cast<size_t>(dim + optimizer->StateFloats(dim)));
+    optimizer->InitState(entry.data() + dim, dim);
+    float* const weights = entry.data();
+    int64_t not_taken = 0;
+    for (int step = 0; step < 400; ++step) {
+      const float large = step % 2 == 0 ? 2e19f : 3.4e38f;
+      const std::vector<float> gradient(static_cast<size_t>(dim), step % 3 == 0 ? -large : large);
+      const float* const gradients = gradient.data();
+      const std::vector<float> before = entry;
+      const int64_t count = optimizer->Update(&weights, dim, &gradients, 1, dim, {10.0f, step});
+      const bool is_unchanged = std::memcmp(entry.data(), before.data(), entry.size() * sizeof(float)) == 0;
+      EXPECT_TRUE(count == 0 || is_unchanged) << rule.kind;
+      not_taken += count;
+      for (const float number : entry) ASSERT_TRUE(std::isfinite(number)) << rule.kind << ", step " << step;
+    }
+    const bool must_overflow = rule.kind == "ftrl" || rule.kind == "adagrad" || rule.kind == "sgd";
+    EXPECT_TRUE(not_taken > 0 || !must_overflow) << rule.kind;
+    // Nothing is spoilt.
+    const std::vector<float> gradient(static_cast<size_t>(dim), 0.5f);
+    const float* const gradients = gradient.data();
+    EXPECT_EQ(optimizer->Update(&weights, dim, &gradients, 1, dim, {0.1f, 1000}), 0) << rule.kind;
+  }
+}
+
 }  // namespace
 }  // namespace millrace

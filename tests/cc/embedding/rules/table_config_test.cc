@@ -2,11 +2,15 @@
 #include "ops/cc/embedding/rules/table_config.h"
 
 #include <algorithm>
+#include <clocale>
 #include <cmath>
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "ops/cc/embedding/snapshot/table_snapshot.h"
 #include "tests/cc/test_tables.h"
 
 namespace millrace {
@@ -147,6 +151,51 @@ TEST(TableConfig, ATableRefusesRulesThatItDoesNotKnowAndNamesTheChoices) {
   EXPECT_NE(problem(compressor).find("segment 0: compressor 'zip' is unknown"), std::string::npos);
   EXPECT_NE(problem(Filtered(Config(1), {"bloom", {}}, 1)).find("unknown filter 'bloom'"), std::string::npos);
   EXPECT_EQ(table, nullptr);
+}
+
+TEST(TableConfig, NumbersThatNoFloatOrSlotHoldsAreRefused) {
+  EXPECT_NE(Refusal(With("expire_days.1e300", "1")).find("'expire_days.1e300' is no slot"), std::string::npos);
+  EXPECT_NE(Refusal(With("gradient_limit", "1e300")).find("'gradient_limit' is too large"), std::string::npos);
+  EXPECT_NE(Refusal(With("gradient_limit", " 1")).find("is not a number"), std::string::npos);
+  EXPECT_NE(Refusal(With("segment.0.delay_compensation", "1e300")).find("must be finite"), std::string::npos);
+  EXPECT_NE(Refusal(With("seed", "18446744073709551616")).find("is not a whole number"), std::string::npos);
+  std::unique_ptr<EmbeddingTable> table;
+  const TableConfig steep = Config({Segment(1, Adagrad(1e300))});
+  EXPECT_NE(EmbeddingTable::Create(steep, &table).message().find("out of bounds"), std::string::npos);
+}
+
+TEST(TableConfig, ATableWhoseFilesCouldNotBeReadIsRefused) {
+  std::unique_ptr<EmbeddingTable> table;
+  const TableConfig wide = Config(std::vector<SegmentConfig>(256, Segment(1 << 20, kSgd)));
+  const Status refused = EmbeddingTable::Create(wide, &table);
+  EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+  EXPECT_NE(refused.message().find("floats per entry"), std::string::npos) << refused.message();
+  const TableConfig with_state = Config(std::vector<SegmentConfig>(16, Segment(1 << 20, Adagrad(0.1))));
+  EXPECT_EQ(EmbeddingTable::Create(with_state, &table).code(), Code::kInvalidArgument);
+}
+
+// Any locale whose decimal point is a comma will do; a machine may have none.
+TEST(TableConfig, NumbersDoNotDependOnTheLocale) {
+  const char* found = nullptr;
+  for (const char* name : {"de_DE.UTF-8", "de_DE.utf8", "de_DE", "fr_FR.UTF-8", "fr_FR.utf8"}) {
+    if (found == nullptr) found = std::setlocale(LC_NUMERIC, name);
+  }
+  if (found == nullptr) GTEST_SKIP() << "no locale with a decimal comma";
+  TableConfig config;
+  const Status parsed = TableConfig::Parse(With("gradient_limit", "2.5"), &config);
+  SnapshotHeader::Segment segment{1, "sgd", 0, {"int8", {{"range", 0.5}}}};
+  SnapshotHeader header;
+  header.table = "t";
+  header.serving = true;
+  header.segments.push_back(segment);
+  const std::string text = header.ToText();
+  SnapshotHeader read;
+  const Status header_parsed = SnapshotHeader::Parse("file", text, &read);
+  std::setlocale(LC_NUMERIC, "C");
+  EXPECT_TRUE(parsed.ok()) << parsed.message();
+  EXPECT_EQ(config.gradient_limit, 2.5f);
+  EXPECT_NE(text.find("range=0.5"), std::string::npos) << text;
+  EXPECT_TRUE(header_parsed.ok()) << header_parsed.message();
 }
 
 }  // namespace

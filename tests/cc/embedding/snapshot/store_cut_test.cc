@@ -102,6 +102,21 @@ TEST_F(StoreCutTest, EntriesThatChangeWhileACutIsTakenAreInItOnce) {
   EXPECT_EQ(taken, expected);
 }
 
+TEST_F(StoreCutTest, AFilterIsWrittenAsItWasAtTheCut) {
+  const std::vector<TableConfig> tables = {Filtered(Movies(), Sliding(1000), 4)};
+  const auto store = MakeStore(tables);
+  EmbeddingTable& movies = TableOf(store, 0);
+  Train(movies, Sequence(400, 50'000));
+  const std::string expected = movies.filter()->Save();
+  std::unique_ptr<StoreCut> cut;
+  ASSERT_TRUE(StoreCut::Begin(store, {}, &cut).ok());
+  Train(movies, Sequence(400, 60'000));
+  EXPECT_NE(movies.filter()->Save(), expected);
+  const auto restored = MakeStore(tables);
+  ASSERT_TRUE(Restore(restored, Write(*cut)).ok());
+  EXPECT_EQ(TableOf(restored, 0).filter()->Save(), expected);
+}
+
 TEST_F(StoreCutTest, ASecondCutIsRefusedUntilTheFirstIsDropped) {
   std::unique_ptr<StoreCut> first, second;
   ASSERT_TRUE(StoreCut::Begin(store_, {}, &first).ok());

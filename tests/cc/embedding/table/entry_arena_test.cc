@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <fstream>
 #include <set>
+#include <string>
 #include <thread>
+#include <vector>
 
 namespace millrace {
 namespace {
@@ -95,6 +98,27 @@ TEST(EntryArena, ShardsOfManyThreadsNeverShareAnEntry) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+int Mappings() {
+  std::ifstream maps("/proc/self/maps");
+  int count = 0;
+  for (std::string line; std::getline(maps, line);) ++count;
+  return count;
+}
+
+TEST(EntryArena, HoldsAsManyEntriesAsItCanNumberInFewMappings) {
+  EntryArena arena(4);
+  const int before = Mappings();
+  std::vector<uint32_t> slabs;
+  const auto take_all = [&] {
+    while (true) slabs.push_back(arena.TakeSlab());
+  };
+  EXPECT_THROW(take_all(), TableFull);
+  EXPECT_GT(slabs.size() * arena.slab_entries(), 2'100'000'000u);  // in 8 GB of addresses
+  EXPECT_LT(Mappings(), before + 30);
+  arena.GiveSlabs(slabs);
+  EXPECT_EQ(arena.TakeSlab(), 0u);
 }
 
 }  // namespace

@@ -219,5 +219,15 @@ TEST(FidMap, AnEntryCosts21To44Bytes) {
   }
 }
 
+TEST(FidMap, IdsChosenToShareTheLowBitsOfTheirHashesHaveHomesApart) {
+  SlabPool pages(FidMap::kPageBytes);
+  FidMap map(&pages);
+  std::unordered_set<const FidMap::Slot*> homes;
+  const auto hash_of = [](uint64_t i) { return kShard | i << 33 | 12345; };
+  for (uint64_t i = 0; i < 2000; ++i) map.Insert(FidOfHash(hash_of(i)), hash_of(i), static_cast<uint32_t>(i));
+  for (uint64_t i = 0; i < 2000; ++i) homes.insert(map.Home(hash_of(i)));
+  EXPECT_GT(homes.size(), 500u);  // of a page's 1024 lines
+}
+
 }  // namespace
 }  // namespace millrace

@@ -197,5 +197,13 @@ TEST(Pooling, BadRowSplitsAreNamed) {
   EXPECT_NE(problem({{1, 2}, {0, 1}}).find("number of ids, 2, not 1"), std::string::npos);
 }
 
+TEST(Pooling, MoreRowsOfGradientsThanCanBeNumberedAreRefused) {
+  const auto table = CountingTable();
+  Ragged ids{{}, std::vector<int64_t>(1001, 0)};
+  EXPECT_TRUE(CheckRowSplits(Feature(table.get(), ids, Combiner::kFirstN, 4'000'000)).ok());
+  const Status refused = CheckRowSplits(Feature(table.get(), ids, Combiner::kFirstN, 5'000'000));
+  EXPECT_NE(refused.message().find("must not have more than 858 rows"), std::string::npos) << refused.message();
+}
+
 }  // namespace
 }  // namespace millrace
