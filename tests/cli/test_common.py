@@ -30,6 +30,13 @@ def _parse(*args: str) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
+def test_metrics_answer_on_loopback_unless_told_otherwise() -> None:
+    for flags, host in (((), "127.0.0.1"), (("--metrics-host", "0.0.0.0"), "0.0.0.0")):
+        endpoint = common.metrics_endpoint(_parse(*flags))
+        assert endpoint.address.startswith(f"{host}:")
+        endpoint.close()
+
+
 def test_a_flag_goes_before_the_environment(arguments: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLRACE_KAFKA", "environment:1")
     assert common.kafka_connection(arguments, check=False).bootstrap_servers == "environment:1"

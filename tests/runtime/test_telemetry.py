@@ -103,3 +103,18 @@ def test_a_record_with_a_traceback_is_one_line_with_the_role(capsys: pytest.Capt
 
 def test_a_namespace_names_layer_and_component() -> None:
     assert telemetry.namespace("transforms", "join") == "millrace.transforms.join"
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1:"), ("::1", "[::1]:")])
+def test_the_endpoint_listens_on_the_interface_that_it_is_told(host: str, address: str) -> None:
+    endpoint = telemetry.MetricsEndpoint(host=host)
+    try:
+        assert endpoint.address.startswith(address)
+        assert _get(endpoint.address, "/healthz") == (200, "ok")
+    finally:
+        endpoint.close()
+
+
+def test_an_interface_of_another_machine_is_a_user_error_that_names_the_flag() -> None:
+    with pytest.raises(UserError, match="--metrics-host=192.0.2.1: cannot listen on it"):
+        telemetry.MetricsEndpoint(host="192.0.2.1")
