@@ -163,8 +163,8 @@ MINUTES ?= 10
 simulate: setup  ## run the feed, trainers and servers in simulated worlds full of faults (SEEDS=10000, SEED=N for one)
 	@$(bin)/python -m tests.simulation.run --seeds $(or $(SEEDS),10000) $(if $(SEED),--seed $(SEED))
 
-chaos: setup  ## kill, restart and resubmit the feed at random moments on Prism and Flink, and count every row (SEEDS=20)
-	@$(bin)/python -m tests.chaos.run --seeds $(or $(SEEDS),20)
+chaos: setup  ## strike feed, trainer, server and broker, and count every row (SEEDS=20, SCENARIO=NAME for one, FULL=1)
+	@$(bin)/python -m tests.chaos.run --seeds $(or $(SEEDS),20) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(FULL),--full)
 
 soak: setup  ## run the feed on each runner at 70% of its highest rate, and watch its memory (MINUTES=10)
 	@$(bin)/python -m tests.benchmarks.soak --minutes $(MINUTES)

@@ -194,14 +194,14 @@ class PartitionReader:
         except KafkaException:
             return None
 
-    def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
-        """The oldest offset that exists; None if the question fails or has no answer within `seconds`."""
+    def extent(self, topic: str, partition: int, seconds: float) -> tuple[int, int] | None:
+        """(oldest offset, next offset) that exist; None if the question fails or has no answer within `seconds`."""
         try:
             self._consumer.list_topics(topic, timeout=seconds)  # it looks for partitions by itself only after minutes
-            low, _ = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=seconds)
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=seconds)
         except KafkaException:
             return None
-        return int(low)
+        return int(low), int(high)
 
     def commit(self, positions: Mapping[tuple[str, int], int], tags: Mapping[str, str] | None = None) -> None:
         """Stores `positions`, {partition: next offset}, as the group's committed offsets, and does not wait.

@@ -350,14 +350,16 @@ class KafkaBlockReader(UnboundedReader):
         Raises: KafkaReadError for an offset beyond the end.
         """
         for key in [key for key in self._troubled if key[0] in topics and key in self._given]:
-            first = reader.first_offset(*key, _METADATA_SECONDS)
-            if first is None:
+            extent = reader.extent(*key, _METADATA_SECONDS)
+            if extent is None:
                 continue
-            problem, wanted = self._troubled.pop(key), reader.positions()[key]
+            problem, wanted, (first, end) = self._troubled.pop(key), reader.positions()[key], extent
             if isinstance(problem, OffsetGoneError):
-                if first <= wanted:
+                # An offset that exists: the client spoke of one that was asked of the topic before it was made anew.
+                if wanted > end:
                     raise problem
-                note_lost(key, wanted, first)
+                if wanted < first:
+                    note_lost(key, wanted, first)
             reader.remove([key])
             reader.add({key: max(first, wanted)})
 
@@ -374,10 +376,10 @@ class KafkaBlockReader(UnboundedReader):
         for number in now.partitions:
             if number % self._settings.splits != self._settings.index or (topic, number) in self._given:
                 continue
-            first = reader.first_offset(topic, number, _METADATA_SECONDS)
-            if first is None:  # it has no leader yet; the next call finds it again
+            extent = reader.extent(topic, number, _METADATA_SECONDS)
+            if extent is None:  # it has no leader yet; the next call finds it again
                 continue
-            start = {(topic, number): first}
+            start = {(topic, number): extent[0]}
             reader.add(start)
             self._watermarks.add(start)
             self._aligner.add(start)

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,10 +21,12 @@ _STOP_SECONDS = 60.0
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def millrace(folder: Path, name: str, *words: str) -> ChildProcess:
+def millrace(folder: Path, name: str, *words: str, env: Mapping[str, str] | None = None) -> ChildProcess:
     """A `millrace` process of this checkout; its log is `<folder>/<name>.log`."""
     path = f"{_REPOSITORY}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
-    return ChildProcess(name, [sys.executable, "-m", "millrace.cli.main", *words], folder, {"PYTHONPATH": path})
+    return ChildProcess(
+        name, [sys.executable, "-m", "millrace.cli.main", *words], folder, {"PYTHONPATH": path, **(env or {})}
+    )
 
 
 class Feed:
@@ -32,10 +34,18 @@ class Feed:
 
     Args:
       flags: of `millrace feed`, besides those of Kafka, runner and start.
+      env: of the processes in which rows are made.
     """
 
-    def __init__(self, kafka: KafkaConnection, topics: Topics, folder: Path, flags: Sequence[str]) -> None:
-        self._folder, self._starts = folder, 0
+    def __init__(
+        self,
+        kafka: KafkaConnection,
+        topics: Topics,
+        folder: Path,
+        flags: Sequence[str],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._folder, self._starts, self._env = folder, 0, env
         address = ("--kafka", kafka.bootstrap_servers, "--topic-prefix", topics.prefix)
         self._flags = (*TASK, *address, "--group", f"{topics.prefix}feed", *flags)
         self._stack = ExitStack()
@@ -45,7 +55,7 @@ class Feed:
         """Starts it, or another one from where the last one was; returns when it reads."""
         self._starts += 1
         flags = (*self._runner_flags(), "--work-dir", str(self._folder / f"work-{self._starts}"))
-        self.process = millrace(self._folder, f"feed-{self._starts}", "feed", *self._flags, *flags)
+        self.process = millrace(self._folder, f"feed-{self._starts}", "feed", *self._flags, *flags, env=self._env)
         self.process.start()
         self.process.wait_ready(_START_SECONDS)
 
@@ -61,6 +71,10 @@ class Feed:
 
     def kill_worker(self) -> None:
         raise NotImplementedError
+
+    def pids(self) -> list[int]:
+        """Of the feed, and of the processes in which rows are made."""
+        return [self._running().pid]
 
     def check(self) -> None:
         """Raises RuntimeError when it has ended by itself."""
@@ -94,10 +108,17 @@ class PrismFeed(Feed):
 class FlinkFeed(Feed):
     """Flink and its workers outlive the feed; a resubmitted job goes on from the last checkpoint."""
 
-    def __init__(self, kafka: KafkaConnection, topics: Topics, folder: Path, flags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        kafka: KafkaConnection,
+        topics: Topics,
+        folder: Path,
+        flags: Sequence[str],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(kafka, topics, folder, flags)
         self._checkpoints = folder / "checkpoints"
-        self._pool = self._stack.enter_context(WorkerPool(folder / "workers"))
+        self._pool = self._stack.enter_context(WorkerPool(folder / "workers", env))
         self._server: FlinkJobServer | None = None
 
     def kill_worker(self) -> None:
@@ -106,6 +127,9 @@ class FlinkFeed(Feed):
         killed = self._pool.worker_pids()
         os.kill(killed[0], signal.SIGKILL)
         wait_until(lambda: bool(set(self._pool.worker_pids()) - set(killed)), _START_SECONDS, "another worker")
+
+    def pids(self) -> list[int]:
+        return [*super().pids(), *self._pool.worker_pids()]
 
     def _runner_flags(self) -> tuple[str, ...]:
         if self._server is not None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from millrace.runtime.child_process import ChildProcess
@@ -18,10 +19,11 @@ class WorkerPool:
 
     Args:
       folder: logs of the pool and of the workers; created when needed.
+      env: variables of the workers, besides those of this process.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        self.folder, self._env = folder.absolute(), env or {}
         self._process: ChildProcess | None = None
         self.address = ""
 
@@ -30,7 +32,7 @@ class WorkerPool:
         self.folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         command = [sys.executable, "-m", "millrace.cli.main", "workers", "--port", str(port)]
-        environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+        environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), **self._env}
         self._process = ChildProcess("workers", command, self.folder, environment, ready=False)
         self._process.start()
         self._process.wait_listening(port, _START_SECONDS, "--runner", "flink")

@@ -11,7 +11,7 @@ from millrace.runtime.topics import Topics
 from tests.benchmarks.feed_load import ITEMS, PARTITIONS, Load
 from tests.chaos.audit import TrainTopicAudit
 from tests.chaos.feeds import PrismFeed
-from tests.chaos.run import run_scenario
+from tests.chaos.run import run_case, seeded_case
 from tests.chaos.scenario import Runner, scenario_of
 
 SECONDS = 90.0
@@ -22,7 +22,7 @@ SECONDS = 90.0
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("runner", ["prism", "flink"])
 def test_a_feed_that_is_struck_while_events_flow_loses_no_row_and_doubles_none(runner: Runner, tmp_path: Path) -> None:
-    result = run_scenario(scenario_of(runner, 0), tmp_path / "scenario")
+    result = run_case(seeded_case(scenario_of(runner, 0)), tmp_path / "scenario")
     assert not result.problem, result.line()
     assert result.audit is not None and result.audit.sent > 1000
 

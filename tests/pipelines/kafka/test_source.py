@@ -76,8 +76,8 @@ class _FakeBlockReader:
             if numbers
         }
 
-    def first_offset(self, topic: str, partition: int, seconds: float) -> int | None:
-        return 100 + partition
+    def extent(self, topic: str, partition: int, seconds: float) -> tuple[int, int]:
+        return 100 + partition, 300
 
     def add(self, start: Mapping[tuple[str, int], int]) -> None:
         self.added |= start
@@ -254,6 +254,17 @@ def test_an_offset_beyond_the_end_of_the_same_topic_is_an_error() -> None:
             clock.now += 5.0
             reader.get_checkpoint_mark()
             reader.advance()
+
+
+def test_an_error_about_the_old_topic_that_comes_late_stops_nothing() -> None:
+    reader, fake, clock = _reader([[], [], []], {("a", 0): 120, ("b", 0): 100})
+    reader.start()
+    fake.troubled = {("a", 0): OffsetGoneError("a[0]: offset 7000 is out of range")}
+    for _ in range(3):
+        clock.now += 5.0
+        reader.get_checkpoint_mark()
+        assert not reader.advance()
+    assert fake.removed == [("a", 0)] and fake.added == {("a", 0): 120}
 
 
 def test_commits_say_which_topic_they_are_of() -> None:
