@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from millrace.cli.common import RECIPES, add_command
+from millrace.cli.loop.options import PARTS
 from millrace.runtime.errors import UserError
 
 _RATE = 1300.0  # events per second of the generated world: more than 1,000 even in a slow second
-_REPLAY_RATE = 2400.0  # events per second of a replay, two per rating: 100,000 ratings in 84 s
 _SECONDS = 100.0
 
 
@@ -16,10 +16,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = add_command(
         subparsers,
         "demo",
-        "Runs Kafka, ZooKeeper, a feed, a trainer, a model server and its agent on this machine, kills the trainer "
-        "once, and reports what happened. Takes under three minutes, and longer on a busy machine, which it "
-        "waits for as long as anything moves. It stops all that it started. The first run fetches the servers and "
-        "builds the runner before. `millrace events ratings my-ratings` writes ratings for --data.",
+        "Runs Kafka, ZooKeeper, a feed, a trainer, a model server and its agent on this machine, and reports what "
+        "happened: the trainer is killed; an operator rolls back and releases; rows with wrong labels come, the "
+        "trainer's guard stops publishing, and training goes on from before them. Takes under three minutes, and "
+        "longer on a busy machine, which it waits for as long as anything moves. It stops all that it started. The "
+        "first run fetches the servers and builds the runner before. `millrace events ratings my-ratings` writes "
+        "ratings for --data.",
         f"millrace demo\nmillrace demo --runner flink\nmillrace demo --recipe {RECIPES}/full.yaml\n"
         "millrace demo --data my-ratings",
         _run,
@@ -27,8 +29,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--runner", choices=("prism", "flink"), default="prism", help="Beam runner of the feed")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="steps that the feed runs on its rows")
     parser.add_argument("--data", type=Path, metavar="DIR", help="replay the MovieLens ratings in DIR")
-    parser.add_argument("--rate", type=float, help="events per second (default: 1300, of ratings 2400)")
-    parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long events flow at most (default: 100)")
+    parser.add_argument("--rate", type=float, help="events per second (default: 1300; ratings: so that they last)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=_SECONDS,
+        help="how long events flow, and longer until all has happened (default: 100)",
+    )
+    parser.add_argument(
+        "--without",
+        choices=PARTS,
+        action="append",
+        default=[],
+        metavar="PART",
+        help="leave a part out: kill, rollback or poison; may be repeated",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated world")
     parser.add_argument("--bad-records", type=int, default=1, help="malformed events of each kind among the generated")
     parser.add_argument("--report", type=Path, default=Path("demo-report"), metavar="DIR", help="where the report goes")
@@ -46,13 +61,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if not 20 <= arguments.seconds <= 600:
         raise UserError("--seconds", arguments.seconds, "out of range", "choose 20 to 600")
     if arguments.data:
-        chosen = scenario.movielens(arguments.data, arguments.rate or _REPLAY_RATE, arguments.seconds)
+        chosen = scenario.movielens(arguments.data, arguments.rate, arguments.seconds)
     else:
-        chosen = scenario.generated(arguments.rate or _RATE, arguments.seconds, arguments.seed, arguments.bad_records)
+        chosen = scenario.generated(arguments.rate or _RATE, arguments.seed, arguments.bad_records)
     _fetch(arguments.runner)
     options = LoopOptions(
-        runner=arguments.runner, recipe=arguments.recipe, report=arguments.report, seconds=arguments.seconds
-    )
+        runner=arguments.runner, recipe=arguments.recipe, report=arguments.report, seconds=arguments.seconds,
+        parts=[part for part in PARTS if part not in arguments.without],
+    )  # fmt: skip
     try:
         record = LoopRun(chosen, options).run()
     except ChildProcessError as error:  # nothing ran that a report could tell of

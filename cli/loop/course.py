@@ -1,6 +1,7 @@
-"""The course of a run: events flow, a client asks, the trainer is killed and comes back, everything drains."""
+"""The course of a run: events flow, a client asks, one part after the other happens, everything drains."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,10 +9,13 @@ from millrace.cli.loop import figures
 from millrace.cli.loop.client_load import ClientLoad, PredictCounter
 from millrace.cli.loop.freshness import FreshnessProber
 from millrace.cli.loop.options import LoopOptions
+from millrace.cli.loop.parts import kill_trainer, roll_back
 from millrace.cli.loop.patience import Patience
+from millrace.cli.loop.poisoning import poison
 from millrace.cli.loop.processes import START_SECONDS, Processes
 from millrace.cli.loop.sampler import Sampler
 from millrace.cli.loop.scenario import Scenario
+from millrace.cli.loop.scene import Scene
 from millrace.cli.loop.screen import Screen
 from millrace.runtime.child_process import ChildProcessError
 from millrace.runtime.deadline import Deadline
@@ -21,14 +25,24 @@ from millrace.runtime.topics import Topics
 _STALL_SECONDS = 120.0  # the longest that a process stood still on a busy machine was half of it
 _CLIENT_SECONDS = 60.0  # a slow answer is no failed one
 _TICK_SECONDS = 5.0  # one line per tick where the terminal has no live screen
-_KILL_AT = 0.45  # share of the run after which the trainer is killed: both halves see enough versions
+
+# Part -> (share of the run after which it begins, phase, name in the summary, what happens). Each lasts 10 to 25 s of
+# 100 on a quiet machine; on a busy one the next begins when the one before has ended.
+_PARTS: dict[str, tuple[float, str, str, Callable[[Scene], dict[str, object]]]] = {
+    "kill": (0.2, "the trainer was killed", "trainer_killed", kill_trainer),
+    "rollback": (0.35, "an operator has rolled back", "rollback", roll_back),
+    "poison": (0.62, "wrong labels have come", "guard", poison),
+}
 
 
 class Course:
-    """What happens in one run, and what it leaves behind: kills, the client's counter, the prober.
+    """What happens in one run, and what it leaves behind: results of its parts, the client's counter, the prober.
 
     Args:
       folder: of the run; holds `model` and `ledger.parquet`.
+
+    Attributes:
+      results: what the summary tells of each part.
     """
 
     def __init__(
@@ -39,46 +53,74 @@ class Course:
         self._folder, self._processes, self._sampler = folder, processes, sampler
         self._clients: tuple[ClientLoad | FreshnessProber, ...] = ()
         self.phase = "starting"
-        self.kills: list[dict[str, object]] = []
+        self.results: dict[str, object] = {}
         self.counter: PredictCounter | None = None
         self.prober: FreshnessProber | None = None
+        self.scene: Scene | None = None
 
-    def flow(self, kafka: KafkaConnection, stack: ExitStack, screen: Screen) -> tuple[PredictCounter, FreshnessProber]:
+    def flow(self, kafka: KafkaConnection, stack: ExitStack, screen: Screen) -> None:
         """Runs until all that was sent is trained, or nothing moves any more; `stack` closes the clients.
 
         Raises:
           ChildProcessError: a process ended by itself, or the producer failed.
-          StalledError: what should move has stood still.
+          StalledError: what should move has stood still, or did not come within its time.
         """
         self.phase = "events are flowing"
-        producer = self._processes["producer"]
-        producer.start()
+        self._processes["producer"].start()
         self._processes.wait_ready("producer")
         began = time.monotonic()
         self._wait_for_version()
         counter, prober = self._start_client(kafka, stack)
-        tick = Deadline(_TICK_SECONDS)
-        kill_after = _KILL_AT * self._options.seconds
-        sending = Patience("the producer", _STALL_SECONDS, f"{producer.log_path} says what it waits for")
-        while producer.running():
-            self._processes.check_alive()
-            if self._options.kill_trainer and not self.kills and time.monotonic() - began > kill_after:
-                self._kill_trainer()
-            if tick.expired():
-                screen.tick()
-                sending.look(self._processes.metrics("producer").get("millrace_events_sent_total"))
-                tick = Deadline(_TICK_SECONDS)
-            time.sleep(0.1)
+        self.scene = scene = Scene(
+            self._scenario, self._topics, kafka, self._folder, self._processes, self._sampler, counter, prober,
+            self._looker(screen),
+        )  # fmt: skip
+        for part in self._options.parts:
+            share, phase, name, happen = _PARTS[part]
+            self._flow_until(began + share * self._options.seconds, scene)
+            if not self._processes["producer"].running():
+                self.results[name] = {"left_out": "the events had ended before: more of them, or a lower --rate, helps"}
+                continue
+            self.phase = phase
+            self.results[name] = happen(scene)
+            self.phase = "events are flowing"
+        self._flow_until(began + self._options.seconds, scene)
         prober.stop_sending()
-        if producer.exit_code != 0:
-            raise ChildProcessError(f"producer exited with {producer.exit_code}: {producer.log_tail()}")
-        self._drain(prober)
-        return counter, prober
+        if self._processes.stop_producer() != 0:
+            raise self._producer_failed()
+        self._drain(scene)
 
     def close_clients(self) -> None:
         """Ends the clients; to be called before the server stops, whose refusals would count as failed requests."""
         for client in self._clients:
             client.close()
+
+    def _flow_until(self, moment: float, scene: Scene) -> None:
+        """Returns at `moment` of the monotonic clock, or when the events have ended."""
+        while time.monotonic() < moment and self._processes["producer"].running():
+            scene.stay(0.1)
+
+    def _looker(self, screen: Screen) -> Callable[[], None]:
+        """What is looked at while anything is waited for: that processes run, and that events are sent."""
+        producer, tick = self._processes["producer"], Deadline(_TICK_SECONDS)
+        sending = Patience("the producer", _STALL_SECONDS, f"{producer.log_path} says what it waits for")
+
+        def look() -> None:
+            nonlocal tick
+            self._processes.check_alive()
+            if producer.exit_code not in (None, 0):
+                raise self._producer_failed()
+            if tick.expired():
+                screen.tick()
+                if producer.running():
+                    sending.look(self._processes.metrics("producer").get("millrace_events_sent_total"))
+                tick = Deadline(_TICK_SECONDS)
+
+        return look
+
+    def _producer_failed(self) -> ChildProcessError:
+        producer = self._processes["producer"]
+        return ChildProcessError(f"producer exited with {producer.exit_code}: {producer.log_tail()}")
 
     def _wait_for_version(self) -> None:
         deadline = Deadline(START_SECONDS)
@@ -106,29 +148,9 @@ class Course:
             stack.callback(part.close)
         return self.counter, self.prober
 
-    def _kill_trainer(self) -> None:
-        """SIGKILL, start again, and note how long until the new process trains."""
-        trainer = self._processes["trainer"]
-        self.phase = "the trainer was killed"
-        self._sampler.mark("kill", "trainer killed")
-        killed = time.monotonic()
-        trainer.kill()
-        trainer.start()
-        self._processes.wait_ready("trainer")
-        producer, deadline = self._processes["producer"], Deadline(START_SECONDS)
-        while self._rows_trained() <= 0 and producer.running() and not deadline.expired():
-            self._processes.check_alive()
-            time.sleep(0.1)
-        seconds = round(time.monotonic() - killed, 2)
-        self._sampler.mark("back", f"back after {seconds:g} s")
-        self.kills.append({"process": "trainer", "signal": "SIGKILL", "back_after_s": seconds})
-        self.phase = "events are flowing"
-
-    def _rows_trained(self) -> float:
-        return self._processes.metrics("trainer").get("millrace_rows_trained_total", 0)
-
-    def _drain(self, prober: FreshnessProber) -> None:
+    def _drain(self, scene: Scene) -> None:
         """Waits until the trained rows match the ledger, or nothing has moved for `drain_seconds`."""
+        prober = scene.prober
         self.phase = "draining"
         rows = figures.read_ledger(self._folder / "ledger.parquet").num_rows + len(prober.probes)
         arriving = Patience(
@@ -141,7 +163,7 @@ class Course:
             emitted = int(fed.get("millrace_feed_rows_emitted_total", 0))
             left = emitted + int(fed.get("millrace_feed_rows_dropped_total", 0)) >= rows
             applied, outstanding = figures.rows_applied(self._folder / "model"), len(prober.outstanding())
-            if left and applied >= emitted and not outstanding:
+            if left and applied + len(scene.passed_over) >= emitted and not outstanding:
                 return
             arriving.look(emitted, applied, outstanding)
             time.sleep(0.5)

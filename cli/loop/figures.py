@@ -60,8 +60,13 @@ def auc_figures(ledger: Path, model_dir: Path) -> dict[str, float | None]:
 
 def versions_published(model_dir: Path, seen: Sequence[float]) -> int:
     """Versions that were exported; old folders are removed, so those that the server was seen to serve count too."""
-    folders = [path.name for path in (model_dir / "exports" / "standalone").glob("[0-9]*")]
-    return len({*map(int, folders), *map(int, seen)})
+    return len({*versions_on_disk(model_dir), *map(int, seen)})
+
+
+def versions_on_disk(model_dir: Path) -> list[int]:
+    """Numbers of the exports that are there, ascending."""
+    folders = (model_dir / "exports" / "standalone").glob("[0-9]*")
+    return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
 
 def delay_curve(data: Path, delays: Sequence[int]) -> list[dict[str, float | None]]:

@@ -26,6 +26,7 @@ class Probe:
     """One impression of one never-seen item, with its action.
 
     `sent_at` and `moved_at` are Unix seconds; `partition` and `offset` say where the impression lies in its topic.
+    `is_set_aside` is true for a probe whose effect servers were kept from showing: it says nothing about freshness.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Probe:
     moved_at: float | None = None
     partition: int = -1
     offset: int = -1
+    is_set_aside: bool = False
 
     @property
     def item_id(self) -> int:
@@ -76,6 +78,8 @@ class FreshnessProber:
         self._producer = make_producer(self.kafka, linger_ms=0)
         self._stop_sending = threading.Event()
         self._stop = threading.Event()
+        self._may_send = threading.Event()
+        self._may_send.set()
         self._random = np.random.default_rng(self.seed)
         self._threads = [
             threading.Thread(target=self._send_loop, name="probe-send", daemon=True),
@@ -89,8 +93,22 @@ class FreshnessProber:
     def stop_sending(self) -> None:
         self._stop_sending.set()
 
+    def pause(self) -> None:
+        """Sends nothing until `go_on`, for a time in which servers are held and show no effect."""
+        self._may_send.clear()
+
+    def go_on(self) -> None:
+        """Ends a pause."""
+        self._may_send.set()
+
+    def set_aside(self) -> None:
+        """Waits no more for probes that have not moved anything yet."""
+        for probe in self.outstanding():
+            probe.is_set_aside = True
+
     def outstanding(self) -> list[Probe]:
-        return [probe for probe in list(self.probes) if probe.moved_at is None]
+        """Probes that are waited for."""
+        return [probe for probe in list(self.probes) if probe.moved_at is None and not probe.is_set_aside]
 
     def close(self) -> None:
         self._stop_sending.set()
@@ -105,6 +123,8 @@ class FreshnessProber:
 
     def _send_loop(self) -> None:
         while not self._stop_sending.wait(self.interval_seconds):
+            if not self._may_send.is_set():
+                continue
             probe = Probe(len(self.probes), int(self._random.integers(self.users)))
             self._send(probe)
             self.probes.append(probe)

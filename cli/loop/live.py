@@ -32,6 +32,8 @@ class LiveFigures:
         if version and version not in self.versions:
             self.versions.append(version)
             self._sampler.mark("version", str(int(version)))
+        if version:
+            gauges["version"] = version
         gauges["deltas_applied"] = self._sampler.totals.get("deltas_applied", 0.0)
         counter = self._course.counter
         totals = {

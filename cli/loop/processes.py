@@ -28,6 +28,7 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._by_name: dict[str, ChildProcess] = {}
+        self._trainer_words: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> ChildProcess:
         return self._by_name[name]
@@ -63,6 +64,19 @@ class Processes:
         except TimeoutError as error:
             raise ChildProcessError(f"{error}; its log says what it does, less work beside it helps") from error
 
+    def stop_producer(self) -> int | None:
+        """Has the producer end after what it has sent; returns its exit code."""
+        return self["producer"].stop(_STOP_SECONDS)
+
+    def resume_trainer(self) -> None:
+        """Stops the trainer and starts it with `--resume-from-good`; returns when it can work."""
+        trainer = self["trainer"]
+        if trainer.stop(_STOP_SECONDS) != 0:
+            raise ChildProcessError(f"trainer exited with {trainer.exit_code}: {trainer.log_tail()}")
+        self._add("trainer", *self._trainer_words, "--resume-from-good")
+        self["trainer"].start()
+        self.wait_ready("trainer")
+
     def metrics(self, name: str) -> dict[str, float]:
         """{sample: value} of the process's `/metrics`; empty while it does not answer."""
         process = self._by_name.get(name)
@@ -85,11 +99,12 @@ class Processes:
                 self._by_name[name].stop(_STOP_SECONDS)
 
     def _add_trainer(self, scenario: Scenario, options: LoopOptions, common: tuple[str, ...]) -> None:
-        self._add(
-            "trainer", "train", "--task", scenario.task, "--online", "--model-dir", str(self._folder / "model"),
+        self._trainer_words = (
+            "train", "--task", scenario.task, "--online", "--model-dir", str(self._folder / "model"),
             "--audit", "--export-seconds", str(options.export_seconds),
             "--checkpoint-seconds", str(options.checkpoint_seconds), *common,
         )  # fmt: skip
+        self._add("trainer", *self._trainer_words)
 
     def _add_feed(self, scenario: Scenario, options: LoopOptions, common: tuple[str, ...]) -> None:
         self._add(

@@ -18,6 +18,12 @@ _INK, _GRID = "#1f2933", "#d9dee4"
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb2", "#d9822b", "#3c8f5a", "#c23b3b", "#7b8794"
 _MUST_BE_ZERO = ("rows_lost", "rows_duplicated", "rows_unknown", "predictions_failed")
 _WIDTH, _HEIGHT = 7.2, 2.7  # inches; two plots fit side by side on a laptop screen
+_MARK_COLORS = {
+    "kill": _RED, "back": _GREEN, "rollback": _ORANGE, "held": _ORANGE, "release": _GREEN, "poison": _RED,
+    "alarm": _RED, "resume": _ORANGE, "released": _GREEN,
+}  # fmt: skip
+_HOLDS = {"rollback": "released", "alarm": "released"}  # marks between which nothing newer is served: first, last
+_LABEL_EVERY = 0.03  # of the width of a plot: labels of marks that are nearer to each other would overlap
 
 
 @dataclass
@@ -26,7 +32,7 @@ class RunRecord:
 
     `samples`: one dict per second with `t` (seconds since the start) and any of `auc`, `log_loss`, `events_per_s`,
     `fed_rows_per_s`, `trained_rows_per_s`, `predictions_per_s`, `version`, `deltas_applied`.
-    `marks`: dicts with `t`, `kind` (`version`, `kill`, `back`) and `label`.
+    `marks`: dicts with `t`, `kind` (`version`, or one of `_MARK_COLORS`) and `label`.
     `delay_curve`: dicts with `delay_rows` (None: without ids) and `auc`.
     `unfinished`: what did not come to its end, one line each; figures that need it are missing.
     """
@@ -46,6 +52,16 @@ class RunRecord:
         expected = self.summary.get("dead_letters_expected")
         if expected is not None and self.summary.get("dead_letters") != expected:
             broken.append(f"dead_letters={self.summary.get('dead_letters')} but {expected} bad records were sent")
+        return broken + self._broken_holds()
+
+    def _broken_holds(self) -> list[str]:
+        """What a rollback or the guard let through."""
+        rollback, guard = (self.summary.get(name) for name in ("rollback", "guard"))
+        broken = []
+        if isinstance(rollback, dict) and rollback.get("held") is False:
+            broken.append("rollback: predictions changed while the model was held")
+        if isinstance(guard, dict) and guard.get("deltas_after_alarm"):
+            broken.append(f"guard: deltas_after_alarm={guard['deltas_after_alarm']}")
         return broken
 
 
@@ -75,7 +91,7 @@ def render(record: RunRecord) -> str:
         (
             "plot-timeline",
             "Versions and deltas",
-            "What reached the server, and what was killed meanwhile.",
+            "What reached the server. Shaded: servers are held, by an operator or by the trainer's guard.",
             _draw_timeline,
         ),
     ]
@@ -147,14 +163,25 @@ def _series(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s["t"] for s in record.samples]), np.array([s.get(name, np.nan) for s in record.samples], float)
 
 
-def _draw_marks(record: RunRecord, axes: Axes) -> None:
-    """Dashed lines where a process was killed and where it was back."""
+def _draw_marks(record: RunRecord, axes: Axes, with_labels: bool = False) -> None:
+    """Dashed lines where something happened to the loop, and shades where servers were held."""
+    seconds = max([float(sample["t"]) for sample in record.samples], default=1.0)
+    next_label, hold = 0.0, None
     for mark in record.marks:
-        if mark["kind"] in ("kill", "back"):
-            color, at = _RED if mark["kind"] == "kill" else _GREEN, float(str(mark["t"]))
-            axes.axvline(at, color=color, linewidth=1, linestyle="--")
+        kind, at = str(mark["kind"]), float(str(mark["t"]))
+        if kind not in _MARK_COLORS:
+            continue
+        axes.axvline(at, color=_MARK_COLORS[kind], linewidth=1, linestyle="--")
+        if kind in _HOLDS:
+            hold = at, _HOLDS[kind]
+        elif hold is not None and kind == hold[1]:
+            axes.axvspan(hold[0], at, color=_ORANGE, alpha=0.12, linewidth=0)
+            hold = None
+        if with_labels:
+            next_label = max(at, next_label)
             where = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
-            axes.annotate(str(mark["label"]), (at, 1.0), color=color, fontsize=7, **where)
+            axes.annotate(str(mark["label"]), (next_label, 1.0), color=_MARK_COLORS[kind], fontsize=7, **where)
+            next_label += _LABEL_EVERY * seconds
 
 
 def _draw_learning(record: RunRecord, figure: Figure) -> None:
@@ -208,10 +235,19 @@ def _draw_timeline(record: RunRecord, figure: Figure) -> None:
     axes = _axes(figure, "seconds", "deltas applied")
     axes.plot(*_series(record, "deltas_applied"), color=_BLUE, label="deltas applied")
     for index, mark in enumerate(m for m in record.marks if m["kind"] == "version"):
-        axes.axvline(float(str(mark["t"])), color=_GREY, linewidth=1, label="version served" if index == 0 else None)
+        axes.axvline(float(str(mark["t"])), color=_GREY, linewidth=1, label="a new version" if index == 0 else None)
     axes.set_ylim(bottom=0)
-    _draw_marks(record, axes)
-    axes.legend(frameon=False, fontsize=7, loc="upper left")
+    served_axes = axes.twinx()
+    seconds, versions = _series(record, "version")
+    known = np.unique(versions[np.isfinite(versions)])
+    number = np.where(np.isfinite(versions), np.searchsorted(known, versions) + 1.0, np.nan)
+    served_axes.step(seconds, number, color=_INK, linewidth=1.2, where="post", label="version served")
+    served_axes.set_ylabel("version served, by age")
+    served_axes.set_ylim(bottom=0)
+    served_axes.spines["top"].set_visible(False)
+    _draw_marks(record, axes, with_labels=True)
+    handles, more = axes.get_legend_handles_labels(), served_axes.get_legend_handles_labels()
+    axes.legend(handles[0] + more[0], handles[1] + more[1], frameon=False, fontsize=7, loc="lower right")
 
 
 def _draw_delay_curve(record: RunRecord, figure: Figure) -> None:

@@ -151,7 +151,8 @@ class LoopRun:
 
         fids, counts = read_audit(self._folder / "model")
         sent = figures.sent_fids(self._ledger, self._probes())
-        return dict(audit.audit_rows(sent, fids, counts, live["rows_dropped"]).to_json())
+        passed_over = self._course.scene.passed_over if self._course.scene else None
+        return dict(audit.audit_rows(sent, fids, counts, live["rows_dropped"], passed_over).to_json())
 
     def _auc(self) -> dict[str, object]:
         return dict(figures.auc_figures(self._ledger, self._folder / "model"))
@@ -160,12 +161,13 @@ class LoopRun:
         counter, prober = self._course.counter, self._course.prober
         summary: dict[str, object] = {
             "versions_published": figures.versions_published(self._folder / "model", self._live.versions),
-            "trainer_killed": self._course.kills,
+            **self._course.results,
             **{name: live[name] for name in ("deltas_applied", "dead_letters") if name in live},
             "runner": self._options.runner,
         }
         if prober is not None:
-            summary["freshness_ms"] = figures.percentiles(prober.latencies_ms(), len(prober.probes))
+            asked = sum(not probe.is_set_aside for probe in prober.probes)
+            summary["freshness_ms"] = figures.percentiles(prober.latencies_ms(), asked)
         if counter is not None:
             summary |= {
                 "predictions_ok": counter.ok,

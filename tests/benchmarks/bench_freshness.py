@@ -22,9 +22,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = LoopOptions(
             report=Path(folder) / "report", state=Path(folder) / "state", seconds=arguments.seconds,
-            probe_interval_seconds=0.3, kill_trainer=False,
+            probe_interval_seconds=0.3, parts=(),
         )  # fmt: skip
-        summary = LoopRun(generated(arguments.rate, arguments.seconds, seed=0, bad_records=0), options).run().summary
+        summary = LoopRun(generated(arguments.rate, seed=0, bad_records=0), options).run().summary
     for name in ("freshness_ms", "predict_ms"):
         figures = summary[name]
         assert isinstance(figures, dict)

@@ -24,7 +24,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
         runner="prism", report=folder / "report", state=folder / "state", window_seconds=3.0, export_seconds=8.0,
         checkpoint_seconds=5.0, seconds=_SECONDS,
     )  # fmt: skip
-    return LoopRun(generated(600, _SECONDS, seed=1, bad_records=2), options, Console(stderr=True)).run()
+    return LoopRun(generated(600, seed=1, bad_records=2), options, Console(stderr=True)).run()
 
 
 def test_no_row_is_lost_or_doubled_although_the_trainer_is_killed(record: RunRecord) -> None:
@@ -52,7 +52,7 @@ def test_an_action_on_a_new_item_reaches_the_server(record: RunRecord) -> None:
 
 def test_a_run_that_breaks_off_tells_why_and_leaves_a_report_of_what_there_is(tmp_path: Path) -> None:
     options = LoopOptions(report=tmp_path / "report", state=tmp_path / "state", seconds=20.0, drain_seconds=5.0)
-    broken = replace(generated(100, 20.0, seed=1, bad_records=0), producer=("generate", "--rate", "much"))
+    broken = replace(generated(100, seed=1, bad_records=0), producer=("generate", "--rate", "much"))
     record = LoopRun(broken, options, Console(stderr=True)).run()
     assert "producer exited with 2: " in record.failures()[0] and "--rate" in record.failures()[0]
     assert record.summary["unfinished"] == record.failures()

@@ -29,7 +29,7 @@ def test_no_process_of_the_loop_listens_beyond_loopback(runner: str, own_servers
     processes = Processes(tmp_path)
     options = LoopOptions(runner=runner, recipe=None, report=tmp_path / "report", seconds=60.0)
     try:
-        processes.start(generated(100.0, 60.0, 0, 0), options, topics, kafka, own_servers.zookeeper_address)
+        processes.start(generated(100.0, 0, 0), options, topics, kafka, own_servers.zookeeper_address)
         processes["producer"].start()
         # Some ports open with the first bundle only.
         wait_until(

@@ -37,6 +37,17 @@ def test_a_row_both_dropped_and_trained_is_doubled() -> None:
     assert audit_rows(_SENT, _SENT, np.ones(10, np.float32), dropped=1).rows_duplicated == 1
 
 
+def test_a_row_passed_over_is_counted_apart_and_not_lost() -> None:
+    passed_over = np.array([1, 2, 99])  # the last was not sent
+    result = audit_rows(_SENT, _SENT[2:-1], np.ones(7, np.float32), passed_over=passed_over)
+    assert (result.rows_passed_over, result.rows_lost, result.rows_duplicated) == (2, 1, 0)
+
+
+def test_a_row_that_was_to_be_passed_over_and_is_trained_counts_as_trained() -> None:
+    result = audit_rows(_SENT, _SENT, np.ones(10, np.float32), passed_over=_SENT[:3])
+    assert (result.rows_passed_over, result.rows_trained, result.rows_lost, result.rows_duplicated) == (0, 10, 0, 0)
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=50))
 def test_counts_add_up_for_any_outcome(applied: list[int]) -> None:
     counts = np.array(applied)

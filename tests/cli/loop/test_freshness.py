@@ -52,3 +52,12 @@ def test_a_failed_request_moves_nothing(prober: FreshnessProber) -> None:
 
 def test_probed_and_control_items_never_meet() -> None:
     assert Probe(10**6, 0).item_id < freshness._FIRST_CONTROL_ITEM
+
+
+def test_a_probe_set_aside_is_waited_for_no_more_and_tells_no_freshness(prober: FreshnessProber) -> None:
+    moved, still = Probe(0, 3, sent_at=1.0, moved_at=2.0), Probe(1, 3, sent_at=1.0)
+    prober.probes += [moved, still]
+    assert prober.outstanding() == [still]
+    prober.set_aside()
+    assert prober.outstanding() == [] and still.is_set_aside and not moved.is_set_aside
+    assert prober.latencies_ms().tolist() == [1000.0]

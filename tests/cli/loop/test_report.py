@@ -22,6 +22,12 @@ def _record() -> RunRecord:
         {"t": 20.0, "kind": "version", "label": "1764000000"},
         {"t": 45.0, "kind": "kill", "label": "trainer killed"},
         {"t": 52.0, "kind": "back", "label": "back after 7 s"},
+        {"t": 60.0, "kind": "rollback", "label": "millrace rollback to 1764000000"},
+        {"t": 70.0, "kind": "release", "label": "millrace release"},
+        {"t": 71.0, "kind": "released", "label": "released"},
+        {"t": 80.0, "kind": "poison", "label": "3072 wrong labels"},
+        {"t": 81.0, "kind": "alarm", "label": "guard: alarm"},
+        {"t": 86.0, "kind": "resume", "label": "--resume-from-good"},
     ]
     summary: dict[str, object] = {
         "auc_model": 0.741,
@@ -66,6 +72,25 @@ def test_a_broken_promise_is_named() -> None:
     record = _record()
     record.summary |= {"rows_lost": 3, "dead_letters": 5, "dead_letters_expected": 6}
     assert record.failures() == ["rows_lost=3", "dead_letters=5 but 6 bad records were sent"]
+
+
+def test_the_timeline_names_what_happened_to_the_loop() -> None:
+    page = render(_record())
+    timeline = page[page.index('<svg id="plot-timeline"') :]
+    timeline = timeline[: timeline.index("</svg>")]
+    for label in ("trainer killed", "millrace rollback to", "millrace release", "guard: alarm", "--resume-from-good"):
+        assert f"<!-- {label.replace('--', '- -')}" in timeline or f">{label}" in timeline, label
+
+
+def test_what_a_hold_let_through_is_named() -> None:
+    record = _record()
+    record.summary |= {"rollback": {"held": False}, "guard": {"deltas_after_alarm": 2}}
+    assert record.failures() == [
+        "rollback: predictions changed while the model was held",
+        "guard: deltas_after_alarm=2",
+    ]
+    record.summary |= {"rollback": {"held": True}, "guard": {"left_out": "the events had ended before"}}
+    assert record.failures() == []
 
 
 def test_a_browser_finds_every_plot_drawn(tmp_path: Path) -> None:
