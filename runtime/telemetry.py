@@ -227,8 +227,11 @@ class MetricsEndpoint:
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                try:
+                    self.end_headers()
+                    self.wfile.write(body)
+                except ConnectionError:  # who asked has gone: scrapers wait for a second or so, a busy process longer
+                    self.close_connection = True
 
             def log_message(self, *_: object) -> None:
                 pass

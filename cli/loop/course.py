@@ -26,12 +26,13 @@ _STALL_SECONDS = 120.0  # the longest that a process stood still on a busy machi
 _CLIENT_SECONDS = 60.0  # a slow answer is no failed one
 _TICK_SECONDS = 5.0  # one line per tick where the terminal has no live screen
 
-# Part -> (share of the run after which it begins, phase, name in the summary, what happens). Each lasts 10 to 25 s of
-# 100 on a quiet machine; on a busy one the next begins when the one before has ended.
-_PARTS: dict[str, tuple[float, str, str, Callable[[Scene], dict[str, object]]]] = {
-    "kill": (0.2, "the trainer was killed", "trainer_killed", kill_trainer),
-    "rollback": (0.35, "an operator has rolled back", "rollback", roll_back),
-    "poison": (0.62, "wrong labels have come", "guard", poison),
+_CALM = 0.12  # share of the run in which nothing happens before each part: freshness is measured then
+
+# Part -> (phase, name in the summary, what happens). Each lasts 10 to 25 s on a quiet machine.
+_PARTS: dict[str, tuple[str, str, Callable[[Scene], dict[str, object]]]] = {
+    "kill": ("the trainer was killed", "trainer_killed", kill_trainer),
+    "rollback": ("an operator has rolled back", "rollback", roll_back),
+    "poison": ("wrong labels have come", "guard", poison),
 }
 
 
@@ -68,23 +69,24 @@ class Course:
         self.phase = "events are flowing"
         self._processes["producer"].start()
         self._processes.wait_ready("producer")
-        began = time.monotonic()
         self._wait_for_version()
+        began = time.monotonic()
         counter, prober = self._start_client(kafka, stack)
         self.scene = scene = Scene(
             self._scenario, self._topics, kafka, self._folder, self._processes, self._sampler, counter, prober,
             self._looker(screen),
         )  # fmt: skip
         for part in self._options.parts:
-            share, phase, name, happen = _PARTS[part]
-            self._flow_until(began + share * self._options.seconds, scene)
+            phase, name, happen = _PARTS[part]
+            self._flow_until(time.monotonic() + _CALM * self._options.seconds, scene)
             if not self._processes["producer"].running():
                 self.results[name] = {"left_out": "the events had ended before: more of them, or a lower --rate, helps"}
                 continue
             self.phase = phase
             self.results[name] = happen(scene)
             self.phase = "events are flowing"
-        self._flow_until(began + self._options.seconds, scene)
+        seconds = self._options.seconds
+        self._flow_until(max(began + seconds, time.monotonic() + _CALM * seconds), scene)
         prober.stop_sending()
         if self._processes.stop_producer() != 0:
             raise self._producer_failed()

@@ -1,4 +1,4 @@
-"""The whole loop with real processes: the trainer is killed, and the audit finds every row applied exactly once."""
+"""The whole loop with real processes: a kill, a rollback and wrong labels, and every row is applied exactly once."""
 
 import json
 from dataclasses import replace
@@ -27,11 +27,34 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     return LoopRun(generated(600, seed=1, bad_records=2), options, Console(stderr=True)).run()
 
 
-def test_no_row_is_lost_or_doubled_although_the_trainer_is_killed(record: RunRecord) -> None:
-    assert record.summary["trainer_killed"], "the run ended before the kill"
+def _part(record: RunRecord, name: str) -> dict[str, object]:
+    part = record.summary[name]
+    assert record.failures() == [] and isinstance(part, dict) and "left_out" not in part
+    return part
+
+
+def test_no_row_is_lost_or_doubled_although_the_trainer_is_killed_and_goes_back(record: RunRecord) -> None:
+    assert _part(record, "trainer_killed")["signal"] == "SIGKILL"
     figures = {name: record.summary[name] for name in ("rows_lost", "rows_duplicated", "rows_unknown")}
     assert figures == {"rows_lost": 0, "rows_duplicated": 0, "rows_unknown": 0}
-    assert record.summary["rows_trained"] == record.summary["rows_sent"]
+    left_out = int(str(record.summary["rows_passed_over"]))
+    assert int(str(record.summary["rows_trained"])) + left_out == record.summary["rows_sent"]
+
+
+def test_a_rollback_holds_the_answers_bit_for_bit_until_it_is_released(record: RunRecord) -> None:
+    rollback = _part(record, "rollback")
+    assert rollback["held"] and int(str(rollback["exports_passed"])) >= 2
+    assert int(str(rollback["answers_compared"])) > 5
+
+
+def test_the_guard_publishes_nothing_of_wrong_labels_and_goes_on_when_told(record: RunRecord) -> None:
+    guard = _part(record, "guard")
+    assert (guard["deltas_after_alarm"], guard["failed_requests"]) == (0, 0)
+    assert str(guard["healthz"]).startswith("503 the guard found: ") and int(str(guard["poisoned_rows"])) > 1000
+    kinds = [mark["kind"] for mark in record.marks if mark["kind"] != "version"]
+    assert kinds == [
+        "kill", "back", "rollback", "held", "release", "released", "poison", "alarm", "resume", "released",
+    ]  # fmt: skip
 
 
 def test_no_prediction_fails_while_versions_change_and_the_trainer_is_away(record: RunRecord) -> None:

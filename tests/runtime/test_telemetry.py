@@ -2,12 +2,15 @@
 
 import logging
 import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 
 import pytest
 
 from millrace.runtime import telemetry
+from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
 
 
@@ -41,6 +44,30 @@ def test_health_is_the_reason_or_ok() -> None:
         assert _get(endpoint.address, "/other")[0] == 404
     finally:
         endpoint.close()
+
+
+def test_a_scraper_that_left_before_the_answer_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def health() -> None:
+        asked.set()
+        assert gone.wait(10.0)
+
+    endpoint = telemetry.MetricsEndpoint(health=health)
+    host, port = endpoint.address.rsplit(":", 1)
+    try:
+        connection = socket.create_connection((host, int(port)))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
+        connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert asked.wait(10.0)
+        connection.close()
+        gone.set()
+        before = threading.enumerate()
+        wait_until(lambda: not any("process_request" in t.name for t in before if t.is_alive()), 10.0, "the answer")
+        assert _get(endpoint.address, "/metrics")[0] == 200
+    finally:
+        endpoint.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_loop_is_sick_once_it_has_stood_still_too_long() -> None:
