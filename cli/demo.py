@@ -1,6 +1,7 @@
 """`millrace demo`: the whole loop on this machine, measured."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         chosen = scenario.movielens(arguments.data, arguments.rate, arguments.seconds)
     else:
         chosen = scenario.generated(arguments.rate or _RATE, arguments.seed, arguments.bad_records)
+    _stop_all_on_signals()
     _fetch(arguments.runner)
     options = LoopOptions(
         runner=arguments.runner, recipe=arguments.recipe, report=arguments.report, seconds=arguments.seconds,
@@ -78,6 +80,16 @@ def _run(arguments: argparse.Namespace) -> int:
     for failure in record.failures():
         print(f"millrace demo: {failure}", file=sys.stderr)
     return 1 if record.failures() else 0
+
+
+def _stop_all_on_signals() -> None:
+    """SIGTERM and SIGINT stop what was started; a shell has the latter ignored by commands in the background."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)
 
 
 def _fetch(runner: str) -> None:

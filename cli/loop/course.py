@@ -10,7 +10,7 @@ from millrace.cli.loop.client_load import ClientLoad, PredictCounter
 from millrace.cli.loop.freshness import FreshnessProber
 from millrace.cli.loop.options import LoopOptions
 from millrace.cli.loop.parts import kill_trainer, roll_back
-from millrace.cli.loop.patience import Patience
+from millrace.cli.loop.patience import Patience, StalledError
 from millrace.cli.loop.poisoning import poison
 from millrace.cli.loop.processes import START_SECONDS, Processes
 from millrace.cli.loop.sampler import Sampler
@@ -88,8 +88,7 @@ class Course:
         seconds = self._options.seconds
         self._flow_until(max(began + seconds, time.monotonic() + _CALM * seconds), scene)
         prober.stop_sending()
-        if self._processes.stop_producer() != 0:
-            raise self._producer_failed()
+        self._processes.end("producer")
         self._drain(scene)
 
     def close_clients(self) -> None:
@@ -129,7 +128,10 @@ class Course:
         while self._processes.metrics("server").get("millrace_model_version", 0) <= 0:
             self._processes.check_alive()
             if deadline.expired():
-                raise ChildProcessError(f"no version was served within {START_SECONDS:g} s: see {self._folder}")
+                raise StalledError(
+                    f"a first version in service: not within {START_SECONDS:g} s; less work beside it "
+                    f"helps; trainer.log, agent.log and server.log in {self._folder} say what each waits for"
+                )
             time.sleep(0.2)
 
     def _start_client(self, kafka: KafkaConnection, stack: ExitStack) -> tuple[PredictCounter, FreshnessProber]:

@@ -8,6 +8,7 @@ from millrace.cli.loop.options import LoopOptions
 from millrace.cli.loop.sampler import scrape
 from millrace.cli.loop.scenario import Scenario
 from millrace.runtime.child_process import ChildProcess, ChildProcessError
+from millrace.runtime.deadline import Deadline
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 
@@ -64,15 +65,22 @@ class Processes:
         except TimeoutError as error:
             raise ChildProcessError(f"{error}; its log says what it does, less work beside it helps") from error
 
-    def stop_producer(self) -> int | None:
-        """Has the producer end after what it has sent; returns its exit code."""
-        return self["producer"].stop(_STOP_SECONDS)
+    def end(self, name: str, seconds: float = _STOP_SECONDS) -> None:
+        """Has a process finish its work and end; ChildProcessError when it fails or takes longer."""
+        process = self[name]
+        was_running, deadline = process.running(), Deadline(seconds)
+        if process.stop(seconds) == 0:
+            return
+        if was_running and deadline.expired():
+            raise ChildProcessError(
+                f"{name} has not ended within {seconds:g} s of SIGTERM and was killed: {process.log_path} says what it "
+                "did, less work beside it helps"
+            )
+        raise ChildProcessError(f"{name} exited with {process.exit_code}: {process.log_tail()}")
 
     def resume_trainer(self) -> None:
         """Stops the trainer and starts it with `--resume-from-good`; returns when it can work."""
-        trainer = self["trainer"]
-        if trainer.stop(_STOP_SECONDS) != 0:
-            raise ChildProcessError(f"trainer exited with {trainer.exit_code}: {trainer.log_tail()}")
+        self.end("trainer")
         self._add("trainer", *self._trainer_words, "--resume-from-good")
         self["trainer"].start()
         self.wait_ready("trainer")

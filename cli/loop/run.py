@@ -75,6 +75,9 @@ class LoopRun:
                 self._course.flow(kafka, stack, self._screen)
             except (ChildProcessError, StalledError) as error:
                 self._unfinished.append(str(error))
+            except Exception as error:  # whatever it is: the report tells what there is
+                _LOG.debug("%s", self._course.phase, exc_info=True)
+                self._unfinished.append(f"while {self._course.phase}: {type(error).__name__}: {error}")
             record = self._measure(kafka)
         if not self._unfinished:
             shutil.rmtree(self._folder / "servers", ignore_errors=True)  # logs and model stay
@@ -117,9 +120,7 @@ class LoopRun:
             self._unfinished.append(f"{what}: {error or type(error).__name__}")
 
     def _stop_trainer(self) -> None:
-        trainer = self._processes["trainer"]
-        if trainer.stop(_SAVE_SECONDS) != 0:
-            raise ChildProcessError(f"not saved within {_SAVE_SECONDS:g} s or failed: {trainer.log_tail()}")
+        self._processes.end("trainer", _SAVE_SECONDS)
 
     def _live_totals(self, kafka: KafkaConnection) -> dict[str, int]:
         """Totals that are gone when the processes end."""
