@@ -78,7 +78,7 @@ def found_after(clean: pa.RecordBatch, bad: pa.RecordBatch) -> int | None:
         batches.put(ticket, rows)
         batches.next_ticket(0.0)
         logits, finite, rms = (tensor.numpy() for tensor in step.step(1))
-        judge.add(ticket.labels, logits, ticket.sample_rates, finite, float(rms), learned, {})
+        judge.add(ticket.labels, logits, ticket.sample_rates, finite, rms, learned, {})
         learned += rows.num_rows
         if judge.alarm is not None:
             break

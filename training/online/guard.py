@@ -76,6 +76,7 @@ class Judge:
         self._pending_rows = 0
         self._block_begun: tuple[int, dict[int, int]] | None = None
         self._gradients: deque[float] = deque(maxlen=self._past_blocks)
+        self._gradient_rows = 0  # of the updates whose gradients the past consists of, and of those before
         self._strong: deque[bool] = deque(maxlen=_OF_GRADIENTS)
         self._finite: deque[tuple[int, int]] = deque()
         self._latest: tuple[int, dict[int, int]] = 0, {}
@@ -92,7 +93,11 @@ class Judge:
         """What no alarm can question any more, as JSON; `remember` takes it, in another process too."""
         blocks = list(self._blocks)[: max(0, len(self._blocks) - self._gap_blocks)]
         figures = {name: [round(block.figures[name], 5) for block in blocks] for name in (blocks or [_NONE])[0].figures}
-        return {"figures": figures, "gradients": [float(f"{each:.4g}") for each in self._gradients]}
+        return {
+            "figures": figures,
+            "gradients": [float(f"{each:.4g}") for each in self._gradients],
+            "gradient_rows": self._gradient_rows,
+        }
 
     def remember(self, past: Mapping[str, Any], now_ms: int, offsets: Mapping[int, int]) -> None:
         """Goes on from what `past` returned, if it is of these heads; `now_ms` and `offsets` are those of the start."""
@@ -102,6 +107,7 @@ class Judge:
         for values in zip(*figures.values(), strict=True):
             self._blocks.append(_Block(dict(zip(figures, values, strict=True)), now_ms, dict(offsets)))
         self._gradients.extend(past.get("gradients", ()))
+        self._gradient_rows = past.get("gradient_rows", len(self._gradients) * BLOCK_ROWS)
         if len(self._blocks) >= self._least_blocks:
             self._renew_standards(list(self._blocks))
 
@@ -117,7 +123,7 @@ class Judge:
         logits: np.ndarray,
         sample_rates: np.ndarray,
         finite: np.ndarray,
-        gradient_rms: float,
+        gradient_rms: np.ndarray,
         now_ms: int,
         offsets: Mapping[int, int],
     ) -> None:
@@ -127,7 +133,7 @@ class Judge:
           labels, logits: float32 [rows, heads], the latter from before the batch was learned.
           sample_rates: float32 [rows].
           finite: bool [rows], which of them were learned.
-          gradient_rms: see `Learned`.
+          gradient_rms: float32 [updates], see `Learned`.
           now_ms: Unix milliseconds.
           offsets: {partition of the train topic: next offset} before the batch.
         """
@@ -136,7 +142,7 @@ class Judge:
         self.rows += len(labels)
         self._latest = now_ms, dict(offsets)
         self._add_finite(finite, offsets)
-        self._add_gradient(gradient_rms, offsets)
+        self._add_gradients(gradient_rms, len(labels), offsets)
         corrected = logits.astype(np.float64) - np.log(np.clip(sample_rates, _LEAST_RATE, 1.0))[:, np.newaxis]
         figures = _figures(labels, corrected, self._heads)
         start = 0
@@ -180,16 +186,19 @@ class Judge:
     def _accumulate(self, name: str, z: float) -> None:
         self._sums[name] = max(0.0, self._sums.get(name, 0.0) + min(z, _CLIP) - self._guard.slack)
 
-    def _add_gradient(self, rms: float, offsets: Mapping[int, int]) -> None:
-        if not np.isfinite(rms):
-            return
+    def _add_gradients(self, rms: np.ndarray, rows: int, offsets: Mapping[int, int]) -> None:
+        """Compares each update with the past; `rows` is of all of them."""
         past = self._gradients
-        is_strong = len(past) >= self._least_blocks and rms > self._guard.gradient_factor * float(np.median(past))
-        self._strong.append(is_strong)
-        if not is_strong:
-            past.append(rms)  # what is strange is no standard
-        if sum(self._strong) >= _STRONG_GRADIENTS:
-            self._raise("gradients are many times those of the past: wrong weights or labels", offsets)
+        is_known = self._gradient_rows >= self._guard.least_rows and len(past) >= _OF_GRADIENTS
+        limit = self._guard.gradient_factor * float(np.median(past)) if is_known else np.inf
+        for each in rms[np.isfinite(rms)].tolist():
+            self._strong.append(each > limit)
+            if each <= limit:
+                past.append(each)  # what is strange is no standard
+            if sum(self._strong) >= _STRONG_GRADIENTS:
+                self._raise("gradients are many times those of the past: wrong weights or labels", offsets)
+                return
+        self._gradient_rows += rows
 
     def _add_finite(self, finite: np.ndarray, offsets: Mapping[int, int]) -> None:
         self._finite.append((len(finite), int((~finite).sum())))

@@ -98,7 +98,7 @@ class GuardedModel:
         return self._judge.trusted_ms
 
     def learned(
-        self, ticket: Ticket, logits: np.ndarray, finite: np.ndarray, gradient_rms: float, offsets: dict[int, int]
+        self, ticket: Ticket, logits: np.ndarray, finite: np.ndarray, gradient_rms: np.ndarray, offsets: dict[int, int]
     ) -> None:
         """Judges a batch; the arguments are those of `Judge.add`, `offsets` those before the batch."""
         with self._lock:

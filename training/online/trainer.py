@@ -273,7 +273,7 @@ class OnlineTrainer:
                 raise StepError(ticket.blocks) from error
             if not finite.all():
                 self._leave_out(ticket, finite)
-            self._guarded.learned(ticket, logits, finite, float(gradient_rms), self._position.offsets)
+            self._guarded.learned(ticket, logits, finite, gradient_rms, self._position.offsets)
             if finite.any():
                 self._learned(ticket.select(finite), logits[finite])
         self._position.passed(ticket.passed)

@@ -23,8 +23,8 @@ class Learned(NamedTuple):
       logits: float32 [rows, heads], from before the batch was learned.
       finite: bool [rows], whether the row was learned. False for the rows of an update whose loss or gradients are NaN
         or infinite: it changed nothing.
-      gradient_rms: float32, root of the mean over rows of the squared norm of a row's embedding gradients; of several
-        updates the largest. NaN or infinite when that of an update is.
+      gradient_rms: float32 [updates], of each update the root of the mean over its rows of the squared norm of a row's
+        embedding gradients. NaN or infinite when that of the update is.
     """
 
     logits: tf.Tensor
@@ -92,14 +92,14 @@ class TrainStep:
                 finite, rms = self._learn_in_slices(batch, timestamp)
         else:
             logits, one, rms = self._learn(batch, timestamp)
-            finite = tf.fill([tf.shape(batch.labels)[0]], one)
+            finite, rms = tf.fill([tf.shape(batch.labels)[0]], one), rms[tf.newaxis]
         if self.audit_store is not None:
             self._audit(batch, finite)
         self.global_step.assign_add(tf.cast(tf.reduce_any(finite), tf.int64))
         return Learned(logits, finite, rms)
 
     def _learn_in_slices(self, batch: TrainTensors, timestamp: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """(bool [rows]: whether the row was learned in one of the passes; the largest gradient of all updates)."""
+        """(bool [rows]: whether the row was learned in one of the passes; float32 [updates]: their gradient_rms)."""
         rows = tf.shape(batch.labels)[0]
         size = tf.minimum(self._micro_batch or rows, rows)
         slices = (rows + size - 1) // tf.maximum(size, 1)
@@ -116,7 +116,7 @@ class TrainStep:
             lambda index, *_: index < updates, learn, [tf.constant(0), *arrays], parallel_iterations=1
         )
         by_slice = tf.reduce_any(tf.reshape(finite.stack(), [self._epochs, slices]), axis=0)
-        return tf.repeat(by_slice, size)[:rows], tf.reduce_max(rms.stack())
+        return tf.repeat(by_slice, size)[:rows], rms.stack()
 
     def _learn(self, batch: TrainTensors, timestamp: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """One update of everything, or of nothing: (the logits before it, whether it was finite, its gradient_rms)."""

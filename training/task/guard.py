@@ -30,8 +30,8 @@ class Guard:
       least_rows: rows that the past must have before anything is judged.
       slack: standard deviations that an observation may be above the past without adding to the sum.
       threshold: of the sum, in standard deviations.
-      gradient_factor: how many times the median gradient of the past that of an observation must be to count; four of
-        eight successive ones that do are an alarm.
+      gradient_factor: how many times the median gradient of the past that of an update must be to count; four of eight
+        successive ones that do are an alarm.
       not_finite_share: of the newest 1,024 rows, the share whose update was not finite that is an alarm.
 
     Raises:

@@ -46,7 +46,13 @@ class World:
     def add(self, labels: np.ndarray, logits: np.ndarray, gradient: float, **settings: Any) -> None:
         rates, finite = np.ones(len(labels), np.float32), np.ones(len(labels), bool)
         self.judge.add(
-            labels, logits, rates, settings.get("finite", finite), gradient, 1000 + self.batches, {0: self.batches}
+            labels,
+            logits,
+            rates,
+            settings.get("finite", finite),
+            np.array([gradient]),
+            1000 + self.batches,
+            {0: self.batches},
         )
         self.batches += 1
 
@@ -91,6 +97,26 @@ def test_a_guard_that_is_off_says_nothing() -> None:
     assert world.judge.alarm is None
 
 
+def test_wrong_weights_are_found_by_a_trainer_that_has_caught_up_in_few_large_steps() -> None:
+    judge, rng = Judge(Guard(), ("click",)), np.random.default_rng(7)
+    rows, updates = 512, 8
+
+    def add(step: int, factor: float) -> None:
+        logits = rng.normal(0, 1.1, (rows, 1))
+        labels = (rng.random((rows, 1)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+        gradients = factor * rng.lognormal(0, 0.3, updates)
+        judge.add(
+            labels, logits.astype(np.float32), np.ones(rows, np.float32), np.ones(rows, bool), gradients, step, {}
+        )
+
+    for step in range(20):  # 10,240 rows
+        add(step, 1.0)
+    assert judge.alarm is None
+    for step in range(20, 23):
+        add(step, 1000.0)
+    assert judge.alarm is not None and "gradients" in judge.alarm.reason
+
+
 def test_one_batch_with_a_huge_gradient_is_no_alarm() -> None:
     world = World(seed=3)
     world.clean()
@@ -130,7 +156,7 @@ def test_what_is_sampled_is_judged_on_its_own_scale() -> None:
         logits = rng.normal(-3, 0.5, (ROWS, 1))
         rates = np.full(ROWS, 0.1 if i < 500 else 0.5, np.float32)  # a feed that keeps another share from here on
         labels = (rng.random((ROWS, 1)) < 1 / (1 + np.exp(-(logits - np.log(rates[:, np.newaxis]))))).astype(np.float32)
-        judge.add(labels, logits.astype(np.float32), rates, np.ones(ROWS, bool), 1.0, i, {})
+        judge.add(labels, logits.astype(np.float32), rates, np.ones(ROWS, bool), np.ones(1), i, {})
     assert judge.alarm is None
 
 

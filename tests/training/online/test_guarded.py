@@ -65,7 +65,7 @@ class Trainer:
                 ROWS, (labels ^ flipped).astype(np.float32), np.ones(ROWS, np.float32), none, none, none,
                 blocks=(BlockRows(0, self.offset, ROWS),),
             )  # fmt: skip
-            self.guarded.learned(ticket, logits, np.ones(ROWS, bool), 1.0, {0: self.offset})
+            self.guarded.learned(ticket, logits, np.ones(ROWS, bool), np.ones(1), {0: self.offset})
             self.offset += 1
             self.now_ms += 100
 
