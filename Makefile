@@ -24,7 +24,7 @@ library_sources := CMakeLists.txt $(shell find ops/cc -name '*.h' -o -name '*.cc
 python_folders := build_tools cli examples ops pipelines runtime serving tests training transforms setup.py
 cmake = cmake -S . -G Ninja -DPython3_EXECUTABLE=$(abspath $(bin)/python) -DMILLRACE_WERROR=ON
 
-.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer simulate chaos soak fuzz \
+.PHONY: help setup demo test test-unit test-service test-cc lint format typecheck protos docs build asan tsan ubsan asan-ubsan sanitize bench bench-peer simulate chaos poison soak fuzz \
         conformance dist-check lock clean
 
 help:  ## list these targets
@@ -165,6 +165,9 @@ simulate: setup  ## run the feed, trainers and servers in simulated worlds full 
 
 chaos: setup  ## strike feed, trainer, server and broker, and count every row (SEEDS=20, SCENARIO=NAME for one, FULL=1)
 	@$(bin)/python -m tests.chaos.run --seeds $(or $(SEEDS),20) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(FULL),--full)
+
+poison: setup  ## poison the rows of a served model, and see that its guard stops it in time (SEEDS=10, DATA=folder of ratings)
+	@$(bin)/python -m tests.chaos.poison --seeds $(or $(SEEDS),10) $(if $(DATA),--data $(DATA))
 
 soak: setup  ## run the feed on each runner at 70% of its highest rate, and watch its memory (MINUTES=10)
 	@$(bin)/python -m tests.benchmarks.soak --minutes $(MINUTES)
