@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from millrace.pipelines.feed.read_plan import ReadPlan
 from millrace.pipelines.feed.shard_state import ShardFloors
 from millrace.pipelines.kafka.sink import DELIVERY_SECONDS, KafkaRecord, WriteToKafkaDoFn
 from millrace.transforms.batch import dead_letter, record_batch
-from millrace.transforms.batch.floors import BlockFloors
+from millrace.transforms.batch.floors import MAX_FLOORS, BlockFloors
 from millrace.transforms.batch.hashes import siphash24
 from millrace.transforms.batch.provenance import provenance_of, split_source_partition
 from millrace.transforms.feed import shards as fid_sharding
@@ -84,11 +85,13 @@ class _NameDeadLettersDoFn(beam.DoFn):
 class TrainBlocksDoFn(beam.DoFn):
     """(feed shard, train rows) to train blocks: one per bundle and partition of the train topic, or a few.
 
-    A block carries the floors of the feed shards of its bundle, as they were when the bundle began. A partition that
-    got no block for `floor_seconds`, though floors have moved, gets one without rows.
+    A block carries the floors of the feed shards of its bundle, as they were when the bundle began; where there are
+    more than `max_floors`, the blocks of a partition carry them in turns. A partition that got no block for
+    `floor_seconds`, though floors have moved, gets one without rows.
 
     Args:
       partitions: of the train topic.
+      max_floors: most floors in one block.
       clock: seconds, monotonic.
     """
 
@@ -98,26 +101,31 @@ class TrainBlocksDoFn(beam.DoFn):
         partitions: int,
         floor_seconds: float = _FLOOR_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        max_floors: int = MAX_FLOORS,
     ) -> None:
+        self._max_floors = max_floors
         self._partitions, self._floor_seconds, self._clock = partitions, floor_seconds, clock
         self._user_slot = fid_sharding.user_slot(config)
         self._no_rows = record_batch.empty(config.train_schema())
 
     def setup(self) -> None:
-        # By train partition: when it last got floors, and the last ones of each feed shard.
+        # By train partition: when it last got floors, the last one of each (feed shard, source partition), and how many
+        # were sent in turns.
         self._written = [self._clock()] * self._partitions
-        self._told: list[dict[int, Mapping[int, int]]] = [{} for _ in range(self._partitions)]
+        self._told: list[dict[tuple[int, int], int]] = [{} for _ in range(self._partitions)]
+        self._turns = [0] * self._partitions
 
     def start_bundle(self) -> None:
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._floors: dict[int, ShardFloors] = {}
-        self._metadata: dict[bytes, bytes] | None = None  # with the floors; None until a block needs it
+        self._latest: dict[tuple[int, int], int] | None = None  # all of them; None until a block needs them
+        self._metadata: dict[bytes, bytes] | None = None  # with all of them, where they fit into a block
 
     def process(self, element: tuple[int, pa.RecordBatch] | ShardFloors) -> Iterator[KafkaRecord]:
         if isinstance(element, ShardFloors):
             self._floors[element.shard] = element
-            self._metadata = None
+            self._latest = self._metadata = None
             return
         self._held.append(element[1])
         self._held_rows += element[1].num_rows
@@ -142,23 +150,45 @@ class TrainBlocksDoFn(beam.DoFn):
         """A block without rows for each partition that has not heard of floors for long."""
         now = self._clock()
         for partition in range(self._partitions):
-            told = self._told[partition]
-            moved = any(each.floors and told.get(shard) != each.floors for shard, each in self._floors.items())
-            if moved and now - self._written[partition] >= self._floor_seconds:
+            if now - self._written[partition] < self._floor_seconds:
+                continue
+            if not self._all_floors().items() <= self._told[partition].items():
                 data = record_batch.to_bytes(self._with_floors(self._no_rows, partition))
                 yield _train_block(data, partition)
 
     def _with_floors(self, rows: pa.RecordBatch, partition: int) -> pa.RecordBatch:
         if not self._floors:
             return rows
+        floors = self._all_floors()
         self._written[partition] = self._clock()
-        self._told[partition] |= {shard: each.floors for shard, each in self._floors.items()}
+        if len(floors) > self._max_floors:
+            floors = self._next_floors(floors, partition)
+            self._told[partition] |= floors
+            return rows.replace_schema_metadata(self._encoded(floors))
+        self._told[partition] |= floors
         if self._metadata is None:
-            some = next(iter(self._floors.values()))
-            floors = [(each.shard, *floor) for each in self._floors.values() for floor in each.floors.items()]
-            block = BlockFloors(some.run, some.shards, self._partitions, tuple(floors)).attach(self._no_rows)
-            self._metadata = block.schema.metadata
+            self._metadata = self._encoded(floors)
         return rows.replace_schema_metadata(self._metadata)
+
+    def _all_floors(self) -> dict[tuple[int, int], int]:
+        """{(feed shard, source partition): floor} of this bundle."""
+        if self._latest is None:
+            self._latest = {
+                (shard, number): floor for shard, each in self._floors.items() for number, floor in each.floors.items()
+            }
+        return self._latest
+
+    def _next_floors(self, floors: dict[tuple[int, int], int], partition: int) -> dict[tuple[int, int], int]:
+        """The `max_floors` that it is the turn of in a train partition."""
+        first = self._turns[partition] % len(floors)
+        self._turns[partition] = first + self._max_floors
+        return dict(islice(cycle(floors.items()), first, first + self._max_floors))
+
+    def _encoded(self, floors: Mapping[tuple[int, int], int]) -> dict[bytes, bytes]:
+        some = next(iter(self._floors.values()))
+        named = tuple((*key, floor) for key, floor in floors.items())
+        block = BlockFloors(some.run, some.shards, self._partitions, named).attach(self._no_rows)
+        return block.schema.metadata  # type: ignore[no-any-return]
 
 
 def _train_block(data: bytes, partition: int) -> KafkaRecord:

@@ -6,10 +6,8 @@ left.
 """
 
 import threading
-import time
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from millrace.pipelines.kafka.pace import FeedProgress
 from millrace.runtime import telemetry
@@ -18,37 +16,7 @@ from millrace.runtime.kafka_positions import Positions
 if TYPE_CHECKING:
     from millrace.pipelines.kafka.reader import KafkaBlockReader
 
-__all__ = ["FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS", "WRITES", "LostShardError", "begin_feed", "progress_of"]
-
-
-class UnfinishedWrites:
-    """Bundles that write to Kafka and are not acknowledged yet. One that failed is forgotten together with its step."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._began: WeakKeyDictionary[object, float] = WeakKeyDictionary()
-
-    def add(self, bundle: object) -> None:
-        """`bundle` begins now."""
-        with self._lock:
-            self._began[bundle] = time.monotonic()
-
-    def discard(self, bundle: object) -> None:
-        """All messages of `bundle` are acknowledged."""
-        with self._lock:
-            self._began.pop(bundle, None)
-
-    def oldest(self) -> float:
-        """When (`time.monotonic`) the oldest of them began; infinity if there is none."""
-        with self._lock:
-            return min(self._began.values(), default=float("inf"))
-
-    def none(self) -> bool:
-        return self.oldest() == float("inf")
-
-    def clear(self) -> None:
-        with self._lock:
-            self._began.clear()
+__all__ = ["FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS", "LostShardError", "begin_feed", "progress_of"]
 
 
 class RestingReaders:
@@ -137,9 +105,6 @@ HEARTBEAT = telemetry.Heartbeat("reading from Kafka")
 FIRST_POLL = threading.Event()
 """Set when a reader of this process has asked the brokers for the first time: then the feed is ready."""
 
-WRITES = UnfinishedWrites()
-"""Bundles whose messages are not acknowledged: rows in them hold back the offsets that readers commit."""
-
 RESTING = RestingReaders()
 """Readers that a later bundle resumes, in whatever instance of the source it runs, instead of opening a client."""
 
@@ -160,7 +125,7 @@ def begin_feed() -> None:
     """Drops what an earlier feed of this process left; called before a feed starts."""
     HEARTBEAT.reset()
     FIRST_POLL.clear()
-    for shared in (WRITES, RESTING, SHARDS):
+    for shared in (RESTING, SHARDS):
         shared.clear()
     with _progress_lock:
         _progress.clear()

@@ -22,7 +22,6 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.display import DisplayDataItem
 from confluent_kafka import KafkaException
 
-from millrace.pipelines.kafka.process import WRITES
 from millrace.runtime import telemetry
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import (
@@ -134,7 +133,6 @@ class WriteToKafkaDoFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._producer = _shared_producers.get(self._connection, self._delivery_seconds)
         self._bundle = _Bundle()
-        WRITES.add(self._bundle)
 
     def process(self, record: KafkaRecord) -> Iterator[KafkaRecord]:
         size, limit = record.size(), self._largest_record()
@@ -154,7 +152,6 @@ class WriteToKafkaDoFn(beam.DoFn):
     def finish_bundle(self) -> None:
         if self._bundle.left:
             self._wait()
-        WRITES.discard(self._bundle)
         _WRITTEN.labels(self._topic).inc(self._bundle.sent)
 
     def _largest_record(self) -> int:

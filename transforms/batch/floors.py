@@ -13,7 +13,9 @@ import pyarrow as pa
 FLOORS_KEY = b"millrace.floors"
 """Key of a train block's schema metadata."""
 
-_MAX_BYTES = 1 << 18  # some thousand floors: more than 64 shards of 64 partitions, and little beside a block of 1 MB
+_MAX_BYTES = 1 << 18  # little beside a block of 1 MB, and several times what a feed writes
+MAX_FLOORS = 1024
+"""Most floors that a feed writes into one block: 45 KB at 44 bytes each. Where there are more, blocks take turns."""
 
 
 class FloorsError(ValueError):

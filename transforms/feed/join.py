@@ -389,8 +389,8 @@ class JoinIndex:
             if self._pending.next_close_ms is not None or close_at > self._now_ms or pending.any():
                 rows = snapshot.rows.take(pa.array(row_of_mark[chosen[pending]]))
                 batches, held = ([rows], [positions[pending]]) if rows.num_rows else ([], [])
-                lowest = rows_lowest(rows)
-                self._pending.add_block(Block(close_at - self._window_ms, close_at, stop, batches, held, lowest))
+                block = Block(close_at - self._window_ms, close_at, stop, batches, held)
+                self._pending.add_block(block, rows_lowest(rows))
             else:
                 self._remembered.append((forget_at, stop))
 

@@ -1,14 +1,15 @@
 """Pending rows of a join: those that wait for actions, in blocks whose windows close together, oldest block first."""
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from millrace.transforms.batch import record_batch
 from millrace.transforms.feed.row_spill import SpillSettings, spilled
-from millrace.transforms.feed.spans import lowest_of, rows_lowest
+from millrace.transforms.feed.spans import LowestHeld, rows_lowest
 
 # Rows that arrive within this time, or within this part of the window, share a block, so that blocks are few and large.
 # A row waits up to one block's time longer than its window.
@@ -22,8 +23,7 @@ class Block:
     """Rows whose windows close together, at `close_at_ms`.
 
     `positions` holds the position of each row, ascending. All positions below `stop`, and not below the `stop` of the
-    block before, belong to this block, whether their rows still wait or not. `lowest` has the lowest source offset of
-    the rows that came, by source partition, whether they still wait or not.
+    block before, belong to this block, whether their rows still wait or not.
     """
 
     opened_ms: int
@@ -31,7 +31,6 @@ class Block:
     stop: int
     batches: list[pa.RecordBatch]
     positions: list[np.ndarray]
-    lowest: dict[int, int] = field(default_factory=dict)
     in_file: bool = False
 
     @property
@@ -63,6 +62,7 @@ class PendingRows:
         self._open: deque[Block] = deque()
         self._in_files = 0  # the oldest blocks
         self._rows_in_memory = 0
+        self._held = LowestHeld()
 
     def add(self, rows: pa.RecordBatch, positions: np.ndarray, now_ms: int) -> None:
         """Adds one or more rows that arrived at `now_ms`; their positions lie above all earlier ones."""
@@ -72,15 +72,21 @@ class PendingRows:
             last.batches.append(rows)
             last.positions.append(positions)
             last.stop, last.close_at_ms = stop, close_at
-            last.lowest = lowest_of([last.lowest, rows_lowest(rows)])
+            self._held.add(rows_lowest(rows))
             self._rows_in_memory += rows.num_rows
             self._bound_memory()
         else:
-            self.add_block(Block(now_ms, close_at, stop, [rows], [positions], rows_lowest(rows)))
+            self.add_block(Block(now_ms, close_at, stop, [rows], [positions]), rows_lowest(rows))
 
-    def add_block(self, block: Block) -> None:
-        """Adds a block after the others; it closes no earlier than they do."""
+    def add_block(self, block: Block, lowest: Mapping[int, int]) -> None:
+        """Adds a block after the others; it closes no earlier than they do.
+
+        Args:
+          lowest: {source partition: lowest offset of its rows}.
+        """
         self._open.append(block)
+        self._held.add_group()
+        self._held.add(lowest)
         self._rows_in_memory += block.rows
         self._bound_memory()
 
@@ -99,6 +105,7 @@ class PendingRows:
         expired = []
         while self._open and self._open[0].close_at_ms <= now_ms:
             block = self._open.popleft()
+            self._held.remove_group()
             if block.in_file:
                 self._in_files -= 1
             else:
@@ -110,8 +117,11 @@ class PendingRows:
         return list(self._open)
 
     def held(self) -> dict[int, int]:
-        """{source partition: offset}: no row from a record below it waits."""
-        return lowest_of(block.lowest for block in self._open)
+        """{source partition: offset}: no row from a record below it waits.
+
+        The rows of a block count until it closes, whether they still wait or not.
+        """
+        return self._held.lowest()
 
     @property
     def next_close_ms(self) -> int | None:

@@ -8,6 +8,8 @@ order, so a shard keeps the spans that do not adjoin yet.
 
 import bisect
 import json
+import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ import pyarrow as pa
 from millrace.transforms.batch import record_batch
 
 _SPANS_KEY = b"millrace.spans"
+_SPAN = struct.Struct("<4q")  # the fields of `Span`: a block has few, so that this is the cheapest form
+_MAX_RUNS = 64  # up to so many runs of rows of one partition, a loop is cheaper than sorting the rows
 
 
 class Span(NamedTuple):
@@ -30,17 +34,25 @@ class Span(NamedTuple):
 
 def with_spans(batch: pa.RecordBatch, spans: Iterable[Span] | None) -> pa.RecordBatch:
     """`batch` with these spans in its schema's metadata; None removes the spans it has."""
-    metadata = dict(batch.schema.metadata or {})
-    metadata.pop(_SPANS_KEY, None)
-    if spans is not None:
-        metadata[_SPANS_KEY] = json.dumps(list(spans), separators=(",", ":")).encode("ascii")
-    return batch.replace_schema_metadata(metadata or None)
+    return _with_packed(batch, None if spans is None else _packed(spans))
 
 
 def spans_of(batch: pa.RecordBatch) -> list[Span] | None:
     """The spans of a raw block, or of a piece of its rows; None when the source gives none."""
-    text = (batch.schema.metadata or {}).get(_SPANS_KEY)
-    return None if text is None else [Span(*each) for each in json.loads(text)]
+    packed = (batch.schema.metadata or {}).get(_SPANS_KEY)
+    return None if packed is None else list(map(Span._make, _SPAN.iter_unpack(packed)))
+
+
+def _packed(spans: Iterable[Span]) -> bytes:
+    return b"".join(_SPAN.pack(*span) for span in spans)
+
+
+def _with_packed(batch: pa.RecordBatch, packed: bytes | None) -> pa.RecordBatch:
+    metadata = batch.schema.metadata or {}
+    metadata.pop(_SPANS_KEY, None)
+    if packed is not None:
+        metadata[_SPANS_KEY] = packed
+    return batch.replace_schema_metadata(metadata or None)
 
 
 def shard_pieces(
@@ -52,14 +64,15 @@ def shard_pieces(
       parts: (feed shard, rows), the rows of `block` by shard.
       rows: all rows; only their schema counts.
     """
-    spans = spans_of(block)
-    if spans is None:
+    packed = (block.schema.metadata or {}).get(_SPANS_KEY)
+    if packed is None:
         yield from ((number, part) for number, part in parts if part.num_rows)
         return
     by_shard = dict(parts)
-    nothing = rows.slice(0, 0)
+    nothing = _with_packed(rows.slice(0, 0), packed) if len(by_shard) < shards else None
     for number in range(shards):
-        yield number, with_spans(by_shard.get(number, nothing), spans)
+        part = by_shard.get(number)
+        yield number, nothing if part is None else _with_packed(part, packed)
 
 
 class GivenSpans:
@@ -101,6 +114,11 @@ def lowest_offsets(source_partitions: np.ndarray, offsets: np.ndarray) -> dict[i
     """{source partition: lowest offset} of rows; both arguments are int64 [rows]."""
     if not len(offsets):
         return {}
+    starts = np.flatnonzero(source_partitions[1:] != source_partitions[:-1]) + 1
+    if len(starts) < _MAX_RUNS:  # rows come from blocks, in which the records of a partition lie together
+        starts = np.concatenate([[0], starts])
+        runs = zip(source_partitions[starts].tolist(), np.minimum.reduceat(offsets, starts).tolist(), strict=True)
+        return lowest_of({number: offset} for number, offset in runs)
     numbers, index = np.unique(source_partitions, return_inverse=True)
     lowest = np.full(len(numbers), offsets.max())
     np.minimum.at(lowest, index, offsets)
@@ -115,6 +133,44 @@ def lowest_of(parts: Iterable[Mapping[int, int]]) -> dict[int, int]:
             if offset < lowest.get(number, offset + 1):
                 lowest[number] = offset
     return lowest
+
+
+class LowestHeld:
+    """The lowest offset per source partition of groups of rows that leave in the order in which they came.
+
+    Offsets mostly ascend, so that the first group has the lowest ones: each is looked at about once.
+    """
+
+    def __init__(self) -> None:
+        # By source partition: (number of the group, offset), both ascending; what a later group undercuts is left out.
+        self._lowest: dict[int, deque[tuple[int, int]]] = {}
+        self._first, self._next = 0, 0
+
+    def add_group(self) -> None:
+        """From now on `add` is about a new group."""
+        self._next += 1
+
+    def add(self, lowest: Mapping[int, int]) -> None:
+        """Rows with these offsets, {source partition: the lowest}, came into the newest group."""
+        for number, offset in lowest.items():
+            queue = self._lowest.setdefault(number, deque())
+            while queue and queue[-1][1] >= offset:
+                queue.pop()
+            queue.append((self._next - 1, offset))
+
+    def remove_group(self) -> None:
+        """The oldest group has gone."""
+        for number in list(self._lowest):
+            queue = self._lowest[number]
+            while queue and queue[0][0] <= self._first:
+                queue.popleft()
+            if not queue:
+                del self._lowest[number]
+        self._first += 1
+
+    def lowest(self) -> dict[int, int]:
+        """{source partition: lowest offset of all groups}."""
+        return {number: queue[0][1] for number, queue in self._lowest.items()}
 
 
 def rows_lowest(rows: pa.RecordBatch) -> dict[int, int]:

@@ -6,8 +6,9 @@ import pyarrow as pa
 
 from millrace.pipelines.feed.shard_state import ShardFloors
 from millrace.pipelines.feed.sinks import TrainBlocksDoFn
+from millrace.training.stream.floor_tracker import FloorTracker
 from millrace.transforms.batch import record_batch
-from millrace.transforms.batch.floors import BlockFloors, floors_of
+from millrace.transforms.batch.floors import MAX_FLOORS, BlockFloors, floors_of
 from millrace.transforms.feed.join import join_bounded
 from millrace.transforms.feed.train_rows import rows_to_train_batch
 from tests.transforms.feed.join_rows import actions, config, impressions
@@ -72,3 +73,32 @@ def test_without_floors_there_are_only_rows() -> None:
     (block,) = _bundle(blocks, [], [_rows(0)]).values()
     assert floors_of(block) is None
     assert _bundle(blocks, [ShardFloors("run", 0, 1, {})]) == {}
+
+
+def test_more_floors_than_a_block_takes_are_sent_in_turns_to_each_partition() -> None:
+    clock = _Clock()
+    blocks = TrainBlocksDoFn(config(), PARTITIONS, clock=clock, max_floors=10)
+    blocks.setup()
+    floors = [ShardFloors("run", shard, 2, dict.fromkeys(range(12), 5)) for shard in range(2)]
+    tracker = FloorTracker()
+    bases: dict[int, int] = {}
+    for bundle in range(4 * PARTITIONS):
+        clock.now += 11.0
+        for partition, block in _bundle(blocks, floors, [_rows(0)] if bundle % 2 else []).items():
+            found = floors_of(block)
+            assert found is not None and len(found.floors) == 10
+            bases |= tracker.add(partition, found)
+    assert bases == dict.fromkeys(range(12), 5)
+    clock.now += 11.0
+    assert _bundle(blocks, floors) == {}
+
+
+def test_a_feed_of_very_many_shards_and_partitions_writes_floors_that_a_trainer_reads() -> None:
+    blocks = TrainBlocksDoFn(config(), 1, clock=_Clock())
+    blocks.setup()
+    far = {(1 << 53) - 1 - number: (1 << 63) - 1 for number in range(100)}
+    (block,) = _bundle(
+        blocks, [ShardFloors("run", 1023 - shard, 1024, far) for shard in range(200)], [_rows(0)]
+    ).values()
+    found = floors_of(block)
+    assert found is not None and len(found.floors) == MAX_FLOORS

@@ -12,7 +12,6 @@ from millrace.pipelines.kafka.process import (
     HEARTBEAT,
     RESTING,
     SHARDS,
-    WRITES,
     LostShardError,
     ShardCache,
     begin_feed,
@@ -28,17 +27,12 @@ def _afresh() -> Iterator[None]:
     begin_feed()
 
 
-class _Bundle:
-    pass
-
-
 def test_a_feed_begins_without_what_an_earlier_one_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(HEARTBEAT, "_clock", lambda: now)
-    bundle, reader = _Bundle(), object.__new__(KafkaBlockReader)
+    reader = object.__new__(KafkaBlockReader)
     HEARTBEAT.beat()
     FIRST_POLL.set()
-    WRITES.add(bundle)
     RESTING.put("source", {("t", 0): 1}, reader)
     SHARDS.put("run", 0, "machine")
     SHARDS.lend("run", 1)
@@ -48,7 +42,6 @@ def test_a_feed_begins_without_what_an_earlier_one_left(monkeypatch: pytest.Monk
     begin_feed()
     assert HEARTBEAT.reason() is None
     assert not FIRST_POLL.is_set()
-    assert WRITES.none()
     assert RESTING.take("source", {("t", 0): 1}) is None
     assert SHARDS.take("run", 0) is None
     assert SHARDS.lend("run", 1) is None  # and nobody has it, so this does not wait
@@ -58,19 +51,11 @@ def test_a_feed_begins_without_what_an_earlier_one_left(monkeypatch: pytest.Monk
 def test_nothing_that_a_process_shares_is_left_out_of_that() -> None:
     """Whoever adds an object to the module has to drop it in `begin_feed` as well, and to test that above."""
     shared = {name for name in process.__all__ if name.isupper()}
-    assert shared == {"FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS", "WRITES"}
+    assert shared == {"FIRST_POLL", "HEARTBEAT", "RESTING", "SHARDS"}
 
 
 def test_feeds_of_one_process_do_not_share_their_progress() -> None:
     assert progress_of("a") is progress_of("a") is not progress_of("b")
-
-
-def test_a_write_that_failed_is_forgotten_together_with_its_bundle() -> None:
-    bundle = _Bundle()
-    WRITES.add(bundle)
-    assert not WRITES.none()
-    del bundle
-    assert WRITES.none()
 
 
 def test_only_the_reader_that_rests_at_a_place_leaves_it() -> None:

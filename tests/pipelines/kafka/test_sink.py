@@ -10,7 +10,6 @@ from apache_beam.transforms.display import DisplayData
 from confluent_kafka import KafkaError, KafkaException
 
 from millrace.pipelines.kafka import sink
-from millrace.pipelines.kafka.process import WRITES
 from millrace.pipelines.kafka.sink import KafkaRecord, RecordTooLargeError, WriteToKafka, WriteToKafkaDoFn
 from millrace.runtime import telemetry
 from millrace.runtime.deadline import wait_until
@@ -98,7 +97,7 @@ def test_a_bundle_that_is_not_retried_waits_as_long_as_brokers_are_away_and_says
         producer.acknowledges = True
         bundle.join(30.0)
         assert not bundle.is_alive() and producer.values == [b"1", b"2"]
-        assert telemetry.WAITS.words() is None and WRITES.none()
+        assert telemetry.WAITS.words() is None
 
 
 def test_a_producer_that_gives_nothing_up_is_not_the_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,14 +142,6 @@ def test_a_full_queue_is_waited_for(producer: _FakeProducer, monkeypatch: pytest
     monkeypatch.setattr(producer, "poll", lambda _: full.append(BufferError()))
     with pytest.raises(UndeliveredError, match="the producer's queue is full"):
         _write(*TWO, delivery_seconds=0.05)
-
-
-def test_a_bundle_counts_as_unfinished_from_its_beginning_to_its_acknowledgement() -> None:
-    do_fn = WriteToKafkaDoFn(CONNECTION, "t")
-    do_fn.start_bundle()
-    assert WRITES.oldest() < float("inf")
-    do_fn.finish_bundle()
-    assert WRITES.oldest() == float("inf")
 
 
 @pytest.mark.parametrize(
