@@ -101,5 +101,5 @@ class UnderWay:
         total = 0
         for number, (begin, after) in self._given.items():
             processed = self.progress.processed(number)
-            total += after - (begin if processed is None else max(begin, processed))
+            total += max(0, after - (begin if processed is None else max(begin, processed)))
         return total

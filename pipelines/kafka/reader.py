@@ -18,7 +18,7 @@ from millrace.pipelines.kafka.align import DEFAULT_ALIGN_MS, SILENT_SECONDS, Par
 from millrace.pipelines.kafka.commits import FloorCommits
 from millrace.pipelines.kafka.pace import FeedProgress, UnderWay
 from millrace.pipelines.kafka.process import FIRST_POLL, HEARTBEAT, RESTING, progress_of
-from millrace.pipelines.kafka.topic_sources import commit_tag, note_lost, number_of
+from millrace.pipelines.kafka.topic_sources import commit_tag, note_cut, note_lost, number_of
 from millrace.pipelines.kafka.watermark import PartitionWatermarks, TimestampPolicy, record_times
 from millrace.runtime import telemetry
 from millrace.runtime.kafka_positions import Partition, Positions
@@ -51,6 +51,9 @@ _SILENT = telemetry.counter(
 )
 
 _ANEW = telemetry.counter("feed_topics_made_anew", "Times that a topic was made anew while it was read.", ("topic",))
+_DROPPED = telemetry.counter(
+    "feed_records_dropped", "Records that were read, and not given before their topic was made anew.", ("topic",)
+)
 
 
 def counted_block(records: TopicRecords, source: int) -> pa.RecordBatch:
@@ -156,7 +159,8 @@ class KafkaBlockReader(UnboundedReader):
       sources: {topic: number of the source that the offsets in `start` belong to}, as far as it is known.
 
     A block carries its spans (`millrace.transforms.feed.spans`). A topic that was made anew is read from its beginning,
-    and offsets that retention has removed are counted and passed over.
+    offsets that retention has removed are counted and passed over, and a partition that was cut short is read on from
+    its end.
     """
 
     def __init__(
@@ -200,6 +204,7 @@ class KafkaBlockReader(UnboundedReader):
             self._given, self._settings.align_ms, self._settings.max_records, self._clock, self._wall_clock
         )
         self._read: deque[TopicRecords] = deque()
+        self._unsure: list[TopicRecords] = []
 
     def successor(self) -> "KafkaBlockReader":
         """A reader that goes on with the client of this one; this one opens another should it be resumed after all."""
@@ -248,9 +253,15 @@ class KafkaBlockReader(UnboundedReader):
         while not self._read and not self._bundle_done:
             self._inspect(reader)
             self._throttle(reader)
-            read = reader.read(self._settings.max_records, _READ_SECONDS, self._troubled)
-            FIRST_POLL.set()
-            self._bundle_done = sum(len(records.values) for records in read) < self._settings.max_records
+            if not self._unsure:
+                self._unsure = reader.read(self._settings.max_records, _READ_SECONDS, self._troubled)
+                FIRST_POLL.set()
+            count = sum(len(records.values) for records in self._unsure)
+            self._bundle_done = count < self._settings.max_records
+            read = self._confirmed(reader)
+            if read is None:
+                self._bundle_done = True
+                return
             for topic, partition in self._aligner.take(read, reader.lags()):
                 _LOG.warning(
                     "%s[%d] has given nothing for %g s: the other partitions no longer wait for it",
@@ -261,6 +272,29 @@ class KafkaBlockReader(UnboundedReader):
                 _SILENT.labels(topic).inc()
                 Metrics.counter(_NAMESPACE, "silent_partitions").inc()
             self._read.extend(self._aligner.give())
+
+    def _confirmed(self, reader: PartitionReader) -> list[TopicRecords] | None:
+        """The records that were read last, once it is known whose they are; None until a broker has told.
+
+        The client asks for records by the topic's name. When a topic is made anew and soon has more records than the
+        old one had, the client goes on in it as if nothing had happened. So the topics are asked for after the
+        records: one that is still the same then was the same when they were read.
+        """
+        topics = {records.topic for records in self._unsure}
+        if topics:
+            found = reader.describe(sorted(topics), _METADATA_SECONDS)
+            if found is None or not topics <= set(found):
+                return None
+            for topic in sorted(topics):
+                self._identify(reader, topic, found[topic])
+        confirmed, self._unsure = self._unsure, []
+        return confirmed
+
+    def _identify(self, reader: PartitionReader, topic: str, found: KafkaTopic) -> None:
+        """Notes which topic has this name; one that was made anew is read from its beginning."""
+        number = number_of(found)
+        if self._sources.setdefault(topic, number) != number:
+            self._start_anew(reader, topic, number, found)
 
     def _throttle(self, reader: PartitionReader) -> None:
         full, drained = self._aligner.throttle()
@@ -313,9 +347,7 @@ class KafkaBlockReader(UnboundedReader):
         if found is None:
             return False
         for topic, each in found.items():
-            number = number_of(each)
-            if self._sources.setdefault(topic, number) != number:
-                self._start_anew(reader, topic, number, each)
+            self._identify(reader, topic, each)
         self._notice_missing({(topic, number) for topic, each in found.items() for number in each.partitions})
         # Not the first time: `start` names the partitions that the brokers had a moment ago.
         if not is_first and self._settings.metadata_seconds is not None:
@@ -328,8 +360,10 @@ class KafkaBlockReader(UnboundedReader):
     def _start_anew(self, reader: PartitionReader, topic: str, number: int, now: KafkaTopic) -> None:
         """From now on reads the topic that has this name now, from its beginning."""
         old = [key for key in self._given if key[0] == topic]
-        unread = sum(len(records.values) for records in self._read if records.topic == topic)
+        held = [records for records in (*self._read, *self._unsure) if records.topic == topic]
+        unread = sum(len(records.values) for records in held)
         self._read = deque(records for records in self._read if records.topic != topic)
+        self._unsure = [records for records in self._unsure if records.topic != topic]
         unread += self._aligner.remove(old)
         reader.remove(old)
         self._watermarks.remove(old)
@@ -339,15 +373,21 @@ class KafkaBlockReader(UnboundedReader):
         self._missing -= set(old)
         self._sources[topic] = number
         _ANEW.labels(topic).inc()
+        _DROPPED.labels(topic).inc(unread)
         _LOG.warning(
-            "%s was made anew: reading it from its beginning; %d records of the old one were held", topic, unread
+            "%s was made anew: reading it from its beginning; %d records that were read before and not given yet are "
+            "dropped, since they may be the old one's",
+            topic,
+            unread,
         )
         self._take_over(reader, topic, now)
 
     def _pass_over(self, reader: PartitionReader, topics: set[str]) -> None:
-        """Reads on partitions that had stopped; those whose offset retention has removed from their first offset.
+        """Reads on partitions that had stopped.
 
-        Raises: KafkaReadError for an offset beyond the end.
+        Where retention has removed the next offset, from the first one. Where a partition has become shorter, though
+        it is the same topic, from its end: an unclean election of a leader, or a broker that was restored, has cut it.
+        What the new leader has put at offsets that were read before cannot be told from what was read there.
         """
         for key in [key for key in self._troubled if key[0] in topics and key in self._given]:
             extent = reader.extent(*key, _METADATA_SECONDS)
@@ -357,11 +397,13 @@ class KafkaBlockReader(UnboundedReader):
             if isinstance(problem, OffsetGoneError):
                 # An offset that exists: the client spoke of one that was asked of the topic before it was made anew.
                 if wanted > end:
-                    raise problem
+                    note_cut(key, wanted, end)
                 if wanted < first:
                     note_lost(key, wanted, first)
+            start = min(end, max(first, wanted))
             reader.remove([key])
-            reader.add({key: max(first, wanted)})
+            reader.add({key: start})
+            self._given[key] = min(start, self._given[key])
 
     def _notice_missing(self, there: set[tuple[str, int]]) -> None:
         """Raises KafkaReadError for a partition that was missing twice: a broker that just started may not know all."""

@@ -18,6 +18,9 @@ _REQUEST_SECONDS = 10.0  # a broker that has just started answers within this ti
 _LOST = telemetry.counter(
     "feed_records_lost", "Offsets that were not there any more when they were to be read.", ("topic", "partition")
 )
+_CUT = telemetry.counter(
+    "feed_partitions_cut_short", "Times that a partition was found shorter than it was read.", ("topic", "partition")
+)
 
 
 def topic_sources(connection: KafkaConnection, topics: Collection[str]) -> dict[str, int]:
@@ -48,4 +51,19 @@ def note_lost(key: Partition, wanted: int, first: int) -> None:
         *key,
         wanted,
         first - 1,
+    )
+
+
+def note_cut(key: Partition, wanted: int, end: int) -> None:
+    """Counts and logs that a partition, read up to `wanted`, ends at `end`: offsets between come a second time."""
+    _CUT.labels(*map(str, key)).inc()
+    _LOST.labels(*map(str, key)).inc(max(0, wanted - end))
+    _LOG.error(
+        "%s[%d] was read up to offset %d and is shorter now, with its end at %d: a leader without the newest records "
+        "was elected, or a broker was restored; it is read on from there, and records below offset %d count as lost, "
+        "because trainers take them for repeats; to have them trained, make the topic anew",
+        *key,
+        wanted,
+        end,
+        wanted,
     )

@@ -244,6 +244,30 @@ def test_a_topic_that_is_made_anew_while_it_is_read_is_read_from_its_beginning(
         resumed.close()
 
 
+def test_a_topic_that_is_made_anew_and_soon_has_more_records_than_before_gives_each_once(
+    kafka: KafkaConnection, topics: Topics
+) -> None:
+    """A client that asks by name may go on in the new topic; whether it does is a race, so that several are tried."""
+    for attempt in range(4):
+        topic = f"{topics.actions}-{attempt}"
+        ensure_topic(kafka, topic)
+        produce(kafka, topic, [b"old"] * 10)
+        source = KafkaSource(kafka, (((topic, 0), 0),), topics.prefix, ReaderSettings(metadata_seconds=5.0))
+        reader = source.create_reader(None, None)
+        assert isinstance(reader, KafkaBlockReader)
+        try:
+            assert read_values(reader, 10) == [b"old"] * 10
+            _made_anew(kafka, topic, 1)
+            new = [b"%d" % number for number in range(30)]
+            produce(kafka, topic, new)
+            assert read_values(reader, 30) == new
+            assert reader.get_checkpoint_mark().positions == {(topic, 0): 30}
+            (number,) = topic_sources(kafka, [topic]).values()
+            assert reader.get_checkpoint_mark().sources == {topic: number}
+        finally:
+            reader.close()
+
+
 def test_offsets_that_retention_removed_are_counted_at_the_start_and_while_reading(
     kafka: KafkaConnection, topics: Topics
 ) -> None:

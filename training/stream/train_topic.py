@@ -9,7 +9,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaException
 
 from millrace.runtime.kafka_client import KafkaConnection, make_consumer, watermark_offsets
-from millrace.runtime.kafka_records import KafkaReadError, PartitionReader
+from millrace.runtime.kafka_records import KafkaReadError, PartitionReader, TopicRecords
 from millrace.runtime.kafka_topics import KafkaTopic, TopicDescriber
 from millrace.runtime.telemetry import WAITS, LogLimit, counter
 
@@ -65,6 +65,7 @@ class TrainTopic:
         self._log_limit = LogLimit(clock=clock)
         self._watch_seconds = watch_seconds
         self._reader: PartitionReader | None = None
+        self._unsure: list[TopicRecords] = []  # read, and it is not known yet whether by the topic as it was opened
         self._opened = KafkaTopic("", "", ())
         self._waits = ExitStack()  # holds an entry of what this process waits for, while the topic cannot be read
         self._waiting = False
@@ -81,11 +82,12 @@ class TrainTopic:
             return []
         assert self._reader is not None
         try:
-            blocks = self._reader.read(max_records, seconds)
+            self._unsure = self._unsure or self._reader.read(max_records, seconds)
         except KafkaReadError as error:
             _LOG.warning("%s; looking at the topic anew", error)
             self._close_reader()
             return []
+        blocks = self._confirmed()
         messages = [
             TrainMessage(value, partition, offset, self._opened.id)
             for block in blocks
@@ -94,6 +96,24 @@ class TrainTopic:
         for message in messages:
             self._offsets[message.partition] = message.offset + 1
         return messages
+
+    def _confirmed(self) -> list[TopicRecords]:
+        """What was read last, if the topic is the same after it was read; [] until a broker tells.
+
+        The client asks by the topic's name, so that it may go on in a topic that was made anew, at the old one's
+        offset. The floors in its blocks would speak of blocks before that offset, which were never read.
+        """
+        if not self._unsure:
+            return []
+        found = self._describe()
+        if found is None:
+            return []
+        if found.id != self._opened.id:
+            self._log_changed(found)
+            self._close_reader()
+            return []
+        blocks, self._unsure = self._unsure, []
+        return blocks
 
     def commit(self, offsets: Mapping[int, int]) -> None:
         """Stores {partition: next offset} for the consumer group, so that tools can show the lag."""
@@ -111,6 +131,7 @@ class TrainTopic:
 
     def _close_reader(self) -> None:
         self.close()
+        self._unsure = []
         self._open_at = self._clock() + _RETRY_SECONDS
 
     def _has_changed(self) -> bool:
@@ -119,11 +140,14 @@ class TrainTopic:
         found = self._describe()
         if found is None or (found.id, found.partitions) == (self._opened.id, self._opened.partitions):
             return False
+        self._log_changed(found)
+        return True
+
+    def _log_changed(self, found: KafkaTopic) -> None:
         _LOG.warning(
             "%s has changed: %d partitions and id %s, before %d and %s",
             self._topic, len(found.partitions), found.id, len(self._opened.partitions), self._opened.id,
         )  # fmt: skip
-        return True
 
     def _describe(self) -> KafkaTopic | None:
         try:
@@ -134,6 +158,8 @@ class TrainTopic:
         if found is None or not found.partitions:
             self._wait_for("the topic to exist", "give --create-topics to the command that lacks it")
             return None
+        self._waits.close()
+        self._waiting = False
         return found
 
     def _wait_for(self, what: str, why: str) -> None:
@@ -165,8 +191,6 @@ class TrainTopic:
         self._reader = PartitionReader(self._connection, positions, self._group)
         self._opened = found
         self._look_at = self._clock() + self._watch_seconds
-        self._waits.close()
-        self._waiting = False
         return True
 
     def _start_of(self, partition: int, topic_id: str, first: int, end: int) -> int:

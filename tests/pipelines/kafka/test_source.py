@@ -245,15 +245,56 @@ def test_offsets_that_retention_removed_are_counted_and_passed_over(caplog: pyte
     assert "a[0]: offsets 5 to 99 are lost" in caplog.text
 
 
-def test_an_offset_beyond_the_end_of_the_same_topic_is_an_error() -> None:
-    reader, fake, clock = _reader([[], []], {("a", 0): 500, ("b", 0): 0})
+def test_a_partition_that_was_cut_short_is_read_on_from_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    labels = {"topic": "a", "partition": "0"}
+
+    def counted(name: str) -> float:
+        return REGISTRY.get_sample_value(f"millrace_feed_{name}_total", labels) or 0
+
+    lost, cut = counted("records_lost"), counted("partitions_cut_short")
+    reader, fake, clock = _reader([[], []], {("a", 0): 1500, ("b", 0): 0})
     reader.start()
-    fake.troubled = {("a", 0): OffsetGoneError("a[0]: offset 500 is out of range")}
-    with pytest.raises(KafkaReadError, match="offset 500 is out of range"):
-        for _ in range(3):
-            clock.now += 5.0
-            reader.get_checkpoint_mark()
-            reader.advance()
+    fake.troubled = {("a", 0): OffsetGoneError("a[0]: offset 1500 is out of range")}
+    for _ in range(3):
+        clock.now += 5.0
+        reader.get_checkpoint_mark()
+        reader.advance()
+    assert fake.removed == [("a", 0)] and fake.added == {("a", 0): 300}
+    assert reader.get_checkpoint_mark().positions == {("a", 0): 300, ("b", 0): 0}
+    assert (counted("records_lost") - lost, counted("partitions_cut_short") - cut) == (1200, 1)
+    assert "a[0] was read up to offset 1500 and is shorter now, with its end at 300" in caplog.text
+
+
+def test_records_that_came_under_the_position_of_a_topic_that_was_made_anew_are_read_again() -> None:
+    dropped = REGISTRY.get_sample_value("millrace_feed_records_dropped_total", {"topic": "a"}) or 0
+    reader, fake, _ = _reader([[_block("a", 0, range(5, 7)), _block("b", 0, range(3))], []], START, LOOKING)
+    reader.start()
+    reader.get_checkpoint_mark()
+    fake.reads = [[_block("a", 0, range(7, 20)), _block("b", 0, range(3, 5))]]
+    fake.ids = {"a": "another"}
+    given = []
+    for _ in range(2):
+        while reader.advance():
+            given.append(raw_topic(reader.get_current()))
+        reader.get_checkpoint_mark()
+    assert "a" not in given
+    assert fake.removed == [("a", 0)] and fake.added == {("a", 0): 100}
+    assert reader.get_checkpoint_mark().positions == {("a", 0): 100, ("b", 0): 5}
+    now = REGISTRY.get_sample_value("millrace_feed_records_dropped_total", {"topic": "a"})
+    assert now - dropped >= 13
+
+
+def test_records_are_held_until_a_broker_tells_whose_they_are() -> None:
+    reader, fake, _ = _reader([[_block("a", 0, range(5, 7))]], START, LOOKING)
+    reader.start()
+    reader.get_checkpoint_mark()
+    fake.reads, brokers = [[_block("a", 0, range(7, 16))], [_block("a", 0, range(16, 17))]], fake.brokers
+    for fake.brokers in (None, {"a": [], "b": [0]}):
+        assert not reader.advance()
+        assert reader.get_checkpoint_mark().positions == {("a", 0): 7, ("b", 0): 0}
+    fake.brokers = brokers
+    assert reader.advance() and reader.get_current().num_rows == 9
+    assert reader.get_checkpoint_mark().positions == {("a", 0): 16, ("b", 0): 0}
 
 
 def test_an_error_about_the_old_topic_that_comes_late_stops_nothing() -> None:
