@@ -28,6 +28,7 @@ from millrace.transforms.batch.provenance import set_provenance, source_number, 
 
 _PARTITION = 63  # of a source of its own; the topics of a run have 4 partitions, so that no audit fid is a sent row's
 _NEWEST_BLOCKS = 200  # of each partition, from which the rows are taken
+_GAPS = 6  # two are learned before, one is poisoned, one passed over, one judged after, one is to spare
 _QUIET_SECONDS = 5.0  # so long nobody resumes: five deltas would have come
 
 
@@ -37,6 +38,9 @@ def poison(scene: Scene) -> dict[str, object]:
     Returns: what the summary tells. Seconds count from the clock of the broker and of the trainer's own event.
     """
     guard = load_task(scene.scenario.task).guard
+    given, least = scene.scenario.rows, 2 * guard.least_rows + _GAPS * guard.gap_rows
+    if given is not None and given < least:
+        return {"left_out": f"{given} rows are too few: the guard needs {least} before and after"}
     rows_needed, log = 2 * (guard.least_rows + guard.gap_rows), scene.processes["trainer"].log_path
     scene.wait(
         lambda: figures.rows_applied(scene.model_dir) >= rows_needed,
@@ -62,7 +66,11 @@ def poison(scene: Scene) -> dict[str, object]:
     resumed = time.monotonic()
     scene.mark("resume", "--resume-from-good")
     scene.processes.resume_trainer()
-    scene.wait(lambda: _follows_again(scene, served), "the end of the guard's hold", f"{log} says how it judges")
+    scene.wait(
+        lambda: _follows_again(scene, served),
+        "the end of the guard's hold",
+        f"{log} says how it judges; more events help",
+    )
     scene.mark("released", "published again")
     back_ms = time.time_ns() // 1_000_000
     scene.prober.go_on()

@@ -167,8 +167,9 @@ class LoopRun:
             "runner": self._options.runner,
         }
         if prober is not None:
-            asked = sum(not probe.is_set_aside for probe in prober.probes)
-            summary["freshness_ms"] = figures.percentiles(prober.latencies_ms(), asked)
+            aside = sum(probe.is_set_aside for probe in prober.probes)
+            freshness = figures.percentiles(prober.latencies_ms(), len(prober.probes) - aside)
+            summary["freshness_ms"] = freshness | ({"set_aside": aside} if aside else {})
         if counter is not None:
             summary |= {
                 "predictions_ok": counter.ok,

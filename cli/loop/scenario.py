@@ -12,6 +12,7 @@ class Scenario:
     """A task, its events and what a client must send beside user and item.
 
     `users` and `items` bound the ids that the client asks for; `producer` are the flags of `millrace events`.
+    `rows` is how many rows there are at most; None: no end.
     """
 
     title: str
@@ -23,6 +24,7 @@ class Scenario:
     probe: ProbeEvents
     producer: tuple[str, ...]
     data: Path | None = None
+    rows: int | None = None
 
 
 _FASTEST_REPLAY = 2400.0  # events per second, two per rating: what a machine with 2 cores takes
@@ -54,10 +56,10 @@ def movielens(folder: Path, rate: float | None, seconds: float) -> Scenario:
     """
     if not (folder / "ratings.csv").is_file():
         raise UserError("--data", folder, "there is no ratings.csv in it", "name a MovieLens folder")
+    with open(folder / "ratings.csv", "rb") as file:
+        ratings = sum(1 for _ in file) - 1
     if rate is None:
-        with open(folder / "ratings.csv", "rb") as file:
-            events = 2 * (sum(1 for _ in file) - 1)
-        rate = max(1.0, min(_FASTEST_REPLAY, round(events / (1.5 * seconds))))
+        rate = max(1.0, min(_FASTEST_REPLAY, round(2 * ratings / (1.5 * seconds))))
     return Scenario(
         title="Millrace demo: MovieLens, replayed",
         task="millrace.examples.movies:MovieRanking",
@@ -68,4 +70,5 @@ def movielens(folder: Path, rate: float | None, seconds: float) -> Scenario:
         probe=ProbeEvents("rate", 5.0, {}, {"genres": "", "year": ""}),
         producer=("replay", "--format", "movielens", str(folder), "--rate", str(rate)),
         data=folder,
+        rows=ratings,
     )

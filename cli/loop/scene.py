@@ -23,7 +23,7 @@ from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topics import Topics
 
 _POLL_SECONDS = 0.05
-_SETTLE_SECONDS = 20.0  # for probes on their way, before a part that would hide their effect; others are set aside
+_SETTLE_SECONDS = 60.0  # for probes on their way, before a part that would hide their effect; others are set aside
 _LOG_TAIL = 1000  # characters of a command's messages that an error shows
 
 
