@@ -263,7 +263,7 @@ class Agent:
         return next((v for v in self._state.versions if target and v.version == target.version), None)
 
     def _report(self, plan: Plan, available: list[int]) -> None:
-        config, choice, hold = self._config, self._choice, self._announced.hold
+        config, choice, hold = self._config, self._choice, self._announced.rollback or self._announced.hold
         state = self._target_state() or ModelState.Version(model_age_ms=-1, delta_lag_ms=-1)
         target = choice.target
         report: dict[str, object] = {

@@ -243,6 +243,15 @@ def test_a_restarted_agent_finds_the_server_as_it_should_be(world: _World) -> No
     assert {versions for _, versions in world.server.configured} == {(1,)}
 
 
+def test_the_status_names_the_event_of_a_guard_that_holds_the_model(world: _World) -> None:
+    world.serve(1)
+    world.announce("ROLLBACK", 1, as_of_ms="700", held_by="guard")
+    world.tick()
+    world.server.move(1, State.AVAILABLE)
+    world.tick()
+    assert world.sent[-1] | {"is_held": True, "as_of_ms": 700, "hold_event_id": "ROLLBACK-1"} == world.sent[-1]
+
+
 def test_a_rollback_is_sent_as_a_held_plan_and_outlives_exports_and_a_restart(world: _World) -> None:
     world.serve(1)
     world.serve(2)
