@@ -13,8 +13,8 @@ from tests.chaos.feeds import FEEDS, Feed, millrace
 from tests.chaos.scenario import Runner
 
 PARTITIONS = 4
-READY_SECONDS = 180.0  # quiet: 10 s; a busy machine takes minutes
-_DRAIN_SECONDS = 180.0  # without a row
+READY_SECONDS = 600.0  # quiet: 10 s; a busy machine takes minutes, and a process that has ended is told at once
+_DRAIN_SECONDS = 300.0  # without a row
 _QUIET_SECONDS = 3.0
 _TOPIC = {"max.message.bytes": "8000000"}
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from millrace.cli.common import tensorflow_import
 from millrace.runtime.servers.dev_servers import KafkaServer
 from tests.chaos.audit import Audit
 from tests.chaos.feed_scenarios import FEED_SCENARIOS
@@ -74,6 +75,16 @@ def named_cases(stop_seconds: float, runners: tuple[Runner, ...]) -> Iterator[tu
                 return run(runner, server, folder, stop_seconds)
 
             yield name, Case(f"{name}-{runner}", str(run.__doc__), struck)
+    with tensorflow_import():  # which takes seconds, and a part of the scenarios needs it
+        from tests.chaos.serving_scenarios import SERVING_SCENARIOS
+        from tests.chaos.trainer_scenarios import TRAINER_SCENARIOS
+
+    for name, run_trainer in (TRAINER_SCENARIOS | SERVING_SCENARIOS).items():
+
+        def strike(server: KafkaServer, folder: Path, run=run_trainer) -> Audit:  # type: ignore[no-untyped-def]
+            return run(server, folder, stop_seconds)
+
+        yield name, Case(name, str(run_trainer.__doc__), strike)
 
 
 def run_case(case: Case, folder: Path) -> Result:
@@ -86,8 +97,9 @@ def run_case(case: Case, folder: Path) -> Result:
         server.start()
         audit = case.run(server, folder)
         problem = "" if audit.clean else "FAILED"
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:  # the others must still run
-        problem = f"FAILED: {str(error).splitlines()[0][:200]}"
+    except Exception as error:  # the others must still run
+        lines = [*str(error).splitlines(), type(error).__name__]  # the last line of a log says what it ended with
+        problem = f"FAILED: {lines[0][:120]} ... {lines[-2][-200:] if lines[2:] else lines[-1]}"
     finally:
         server.stop()
     return Result(case, audit, time.monotonic() - began, problem)
