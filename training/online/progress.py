@@ -1,5 +1,6 @@
 """How well the model predicts rows before it learns them, for Prometheus, TensorBoard and files."""
 
+import errno
 import json
 import logging
 import time
@@ -85,8 +86,7 @@ class Progress:
             "heads": {head: _without_nan(of_head) for head, of_head in figures.items()},
         }
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            _append(self._path, f"{json.dumps(line)}\n".encode())
             with self._summaries.as_default(step=global_step):
                 for head, of_head in figures.items():
                     for name, value in of_head.items():
@@ -95,6 +95,16 @@ class Progress:
             self._summaries.flush()
         except (OSError, tf.errors.OpError) as error:
             _LOG.warning("progress is not written: %s", error)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Appends a line, whole or not at all: of one that a full disk cuts short nothing stays."""
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        written = file.write(line)
+        if written < len(line):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes were written", str(path))
 
 
 def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:

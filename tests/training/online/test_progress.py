@@ -1,6 +1,7 @@
 """What a trainer reports about its predictions."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,21 @@ def test_a_file_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: p
     (tmp_path / "progress.jsonl").mkdir()
     progress.report(1, Position())
     assert "progress is not written" in caplog.text
+
+
+def test_a_line_that_a_full_disk_cuts_short_is_taken_back(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, prediction_rows=0, heads=["click"])
+    progress.report(1, Position())
+    whole = (tmp_path / "progress.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole + 30, hard))  # as a disk with room for 30 bytes more
+        progress.report(2, Position())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    progress.report(3, Position())
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [line["global_step"] for line in lines] == [1, 3]
 
 
 def test_a_restart_cuts_off_predictions_that_came_after_its_checkpoint(tmp_path: Path) -> None:
