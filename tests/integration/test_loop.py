@@ -12,7 +12,8 @@ from millrace.cli.loop.report import RunRecord
 from millrace.cli.loop.run import LoopRun
 from millrace.cli.loop.scenario import generated
 
-pytestmark = [pytest.mark.service, pytest.mark.slow]
+# The run waits as long as anything moves: minutes on a busy machine.
+pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 _SECONDS = 45.0
 

@@ -14,7 +14,7 @@ from millrace.runtime.servers.dev_servers import DevServers
 from millrace.runtime.topics import Topics
 from tests.sockets import family, is_loopback, listening
 
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]  # a loop of seven processes starts
 
 _ROWS_SECONDS = 120.0
 _NAMES = ("server", "trainer", "feed", "agent")

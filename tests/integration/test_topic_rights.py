@@ -12,6 +12,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from millrace.runtime.deadline import wait_until
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, make_admin, partitions_of
 from millrace.runtime.servers.dev_servers import KafkaServer
@@ -64,7 +65,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[KafkaCon
         server.stop()
 
 
-def grant(admin: KafkaConnection, topic: str, *operations: AclOperation) -> None:
+def grant(admin: KafkaConnection, user: KafkaConnection, topic: str, *operations: AclOperation) -> None:
+    """Grants the operations, DESCRIBE among them; returns when the broker acts by it, which is soon and not at once."""
     bindings = [
         AclBinding(
             ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:millrace", "*", operation,
@@ -75,12 +77,21 @@ def grant(admin: KafkaConnection, topic: str, *operations: AclOperation) -> None
     client = make_admin(admin)
     for future in client.create_acls(bindings).values():
         future.result()
+    wait_until(lambda: _may_look(user, topic), 60.0, f"the right to look at {topic}")
+
+
+def _may_look(user: KafkaConnection, topic: str) -> bool:
+    try:
+        partitions_of(user, topic)
+    except UserError as error:
+        return error.problem == "the topic does not exist"
+    return True
 
 
 def test_an_existing_topic_needs_no_right_to_create(guarded: tuple[KafkaConnection, KafkaConnection]) -> None:
     admin, user = guarded
     ensure_topic(admin, "present", partitions=2)
-    grant(admin, "present", AclOperation.DESCRIBE)
+    grant(admin, user, "present", AclOperation.DESCRIBE)
     ensure_topic(user, "present", partitions=2)
     assert partitions_of(user, "present") == [0, 1]
 
@@ -91,7 +102,7 @@ def test_what_is_refused_names_the_missing_right(guarded: tuple[KafkaConnection,
         ensure_topic(user, "hidden")
     with pytest.raises(UserError, match="hidden: the user may not look at it"):
         partitions_of(user, "hidden")
-    grant(admin, "absent", AclOperation.DESCRIBE)
+    grant(admin, user, "absent", AclOperation.DESCRIBE)
     with pytest.raises(UserError, match="topic=absent: .*may not create it; create it, or grant CREATE"):
         ensure_topic(user, "absent")
 
@@ -99,5 +110,5 @@ def test_what_is_refused_names_the_missing_right(guarded: tuple[KafkaConnection,
 def test_settings_that_may_not_be_read_are_not_checked(guarded: tuple[KafkaConnection, KafkaConnection]) -> None:
     admin, user = guarded
     ensure_model_events(admin, "model.events")
-    grant(admin, "model.events", AclOperation.DESCRIBE)
+    grant(admin, user, "model.events", AclOperation.DESCRIBE)
     ensure_model_events(user, "model.events")
