@@ -88,7 +88,7 @@ class Course:
         seconds = self._options.seconds
         self._flow_until(max(began + seconds, time.monotonic() + _CALM * seconds), scene)
         prober.stop_sending()
-        self._processes.end("producer")
+        self._processes.end("producer", START_SECONDS)  # it writes its ledger
         self._drain(scene)
 
     def close_clients(self) -> None:

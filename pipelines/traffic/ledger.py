@@ -101,35 +101,36 @@ class EventLedger:
 
     def to_table(self) -> pa.Table:
         """The acknowledged rows (`LEDGER_SCHEMA`) in the order in which they were sent."""
-        parts = [self._chunk_table(chunk) for chunk in self._chunks]
-        return pa.concat_tables(parts) if parts else LEDGER_SCHEMA.empty_table()
-
-    def _chunk_table(self, chunk: _Chunk) -> pa.Table:
-        count, shown = chunk.item_ids.shape
-        partitions = np.repeat(self._partitions[chunk.first : chunk.first + count], shown)
-        offsets = np.repeat(self._offsets[chunk.first : chunk.first + count], shown)
-        requests = pa.array([self.request_id(chunk.first + index) for index in range(count)])
+        chunks = self._chunks
+        if not chunks:
+            return LEDGER_SCHEMA.empty_table()
+        shown = np.repeat([chunk.item_ids.shape[1] for chunk in chunks], [len(chunk.user_ids) for chunk in chunks])
+        impression = np.repeat(np.arange(self.impressions), shown)  # of each row
+        first_row = np.cumsum(shown) - shown
+        partitions = np.array(self._partitions)[impression]
+        requests = pa.array([self.request_id(number) for number in range(self.impressions)])
         columns = [
-            requests.take(pa.array(np.repeat(np.arange(count), shown))),
-            pa.array(np.repeat(chunk.user_ids, shown)),
-            pa.array(chunk.item_ids.reshape(-1)),
-            pa.repeat(pa.scalar(self._topic), count * shown),
+            requests.take(pa.array(impression)),
+            pa.array(np.concatenate([chunk.user_ids for chunk in chunks])[impression]),
+            pa.array(np.concatenate([chunk.item_ids.reshape(-1) for chunk in chunks])),
+            pa.repeat(pa.scalar(self._topic), len(impression)),
             pa.array(partitions, pa.int32()),
-            pa.array(offsets, pa.int64()),
-            pa.array(np.tile(np.arange(shown), count), pa.int32()),
-            pa.array(np.full(count * shown, chunk.timestamp_ms)),
-            pa.array(chunk.p_true.reshape(-1)),
-            pa.array(chunk.clicked.reshape(-1)),
-            pa.array(chunk.observed),
+            pa.array(np.array(self._offsets)[impression], pa.int64()),
+            pa.array(np.arange(len(impression)) - first_row[impression], pa.int32()),
+            pa.array(np.repeat([chunk.timestamp_ms for chunk in chunks], [chunk.item_ids.size for chunk in chunks])),
+            pa.array(np.concatenate([chunk.p_true.reshape(-1) for chunk in chunks])),
+            pa.array(np.concatenate([chunk.clicked.reshape(-1) for chunk in chunks])),
+            pa.array(np.concatenate([chunk.observed for chunk in chunks])),
         ]
         table = pa.Table.from_arrays(columns, schema=LEDGER_SCHEMA)
         return table.filter(pa.array(partitions >= 0))
 
-    def write(self, path: Path, summary: dict[str, object]) -> None:
-        """Puts the table at `path` (Parquet) and `summary` beside it (same name, `.json`); each appears whole."""
+    @staticmethod
+    def write(path: Path, table: pa.Table, summary: dict[str, object]) -> None:
+        """Puts `table` at `path` (Parquet) and `summary` beside it (same name, `.json`); each appears whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        pq.write_table(self.to_table(), temporary)
+        pq.write_table(table, temporary)
         temporary.replace(path)
         sync_folder(path.parent)
         write_text(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")

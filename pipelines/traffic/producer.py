@@ -228,7 +228,7 @@ class EventProducer:
             **oracle_auc(table),
         }
         if self._config.ledger:
-            self._ledger.write(self._config.ledger, summary)
+            self._ledger.write(self._config.ledger, table, summary)
         return summary
 
 

@@ -50,7 +50,8 @@ def test_the_oracle_has_no_auc_where_nothing_is_known() -> None:
 
 def test_it_is_written_with_its_summary_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "ledger.parquet"
-    _ledger().write(path, {"events": 3})
+    ledger = _ledger()
+    ledger.write(path, ledger.to_table(), {"events": 3})
     assert pq.read_table(path).num_rows == 30
     assert json.loads(path.with_suffix(".json").read_text()) == {"events": 3}
     assert sorted(file.name for file in path.parent.iterdir()) == ["ledger.json", "ledger.parquet"]
