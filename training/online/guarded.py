@@ -45,7 +45,7 @@ class GuardedModel:
 
     Args:
       base: folder of the exports.
-      versions: numbers of the exports that are announced, ascending.
+      versions: {number of an export that is announced: time of its cut, Unix milliseconds}.
       state: the alarm in force, see `begin_guarded`.
       past: what the judge knew at the checkpoint that training goes on from, and `offsets` those in it.
       condition: is told what is wrong.
@@ -57,7 +57,7 @@ class GuardedModel:
         task: Task,
         model_dir: Path,
         base: Path,
-        versions: list[int],
+        versions: Mapping[int, int],
         holds: Holds,
         state: GuardState | None,
         past: Mapping[str, Any],
@@ -70,7 +70,10 @@ class GuardedModel:
         self._model_dir, self._base, self._holds, self._condition = model_dir, base, holds, condition
         self._clock_ms = clock_ms
         self._lock = threading.RLock()  # exports and checkpoints are written on a thread of their own
-        self._cuts = dict.fromkeys(versions, 0)  # {version: Unix milliseconds of its cut}, 0: before the start
+        self._begun_ms = clock_ms()
+        # Without those that the alarm in force questions: nobody is to be held at one of them later.
+        good_ms = state.suspect_ms if state is not None else self._begun_ms
+        self._cuts = {version: cut_ms for version, cut_ms in versions.items() if cut_ms < good_ms}
         self._to_announce: str = ""
         self._retry_at = 0.0
         self._judge.remember(past, clock_ms(), offsets)
@@ -94,8 +97,14 @@ class GuardedModel:
 
     @property
     def trusted_ms(self) -> int:
-        """Unix milliseconds; what was learned before no alarm can question any more."""
-        return self._judge.trusted_ms
+        """Unix milliseconds; what was learned before no alarm can question any more. 0 without a guard."""
+        return max(self._judge.trusted_ms, self._begun_ms) if self._guard.enabled else 0
+
+    @property
+    def trusted_version(self) -> int:
+        """The newest version on disk that no alarm can question any more; 0 without one."""
+        with self._lock:
+            return self._newest_before(self.trusted_ms)
 
     def learned(
         self, ticket: Ticket, logits: np.ndarray, finite: np.ndarray, gradient_rms: np.ndarray, offsets: dict[int, int]
@@ -145,8 +154,7 @@ class GuardedModel:
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
 
     def _hold(self, alarm: Alarm) -> None:
-        good = [version for version, cut_ms in self._cuts.items() if cut_ms < alarm.suspect_ms]
-        version = max(good, default=min(self._cuts, default=0))
+        version = self._newest_before(alarm.suspect_ms) or min(self._cuts, default=0)
         offsets, suspect_offsets = alarm.offsets, alarm.suspect_offsets
         before = self.state  # a second alarm, before the rows of the first are behind
         if before is not None:
@@ -161,6 +169,11 @@ class GuardedModel:
             "was learned before %d (Unix ms). To go on, %s", alarm.reason, version, alarm.suspect_ms, _REMEDY,
         )  # fmt: skip
         self.poll()
+
+    def _newest_before(self, time_ms: int) -> int:
+        """The newest version on disk that was cut before; 0 without one."""
+        before = [version for version, cut_ms in self._cuts.items() if cut_ms < time_ms]
+        return max((version for version in before if (self._base / str(version)).is_dir()), default=0)
 
     def _set(self, state: GuardState) -> None:
         write_guard_state(self._model_dir, state)

@@ -26,6 +26,7 @@ from millrace.training.online.not_finite import NotFiniteRows
 from millrace.training.online.options import OnlineOptions
 from millrace.training.online.progress import Progress
 from millrace.training.online.publishing import Publishing
+from millrace.training.online.resync import ResyncReader, ResyncRequests
 from millrace.training.publish.exporter import ExportCut
 from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
 from millrace.training.state.lease import Lease
@@ -45,6 +46,7 @@ _DUPLICATE = counter("rows_duplicate", "rows refused because they were learned b
 _TOO_OLD = counter("rows_too_old", "rows refused because the feed has said before that it sends none so old any more")
 _STEPS = counter("train_steps", "train steps of this process")
 _CHECKPOINTS = counter("checkpoints", "checkpoints whose manifest is in place")
+_FORCED = counter("exports_forced", "exports that did not wait for --export-seconds", ("reason",))
 _EVICTED = counter("entries_evicted", "embedding entries removed since they were not updated for `expire_days`")
 
 _FIRST_EXPORT_SECONDS = 5.0  # after a restart: servers get back soon what they may have lost, once rows were learned
@@ -181,9 +183,12 @@ class OnlineTrainer:
             options.batch_size, options.max_wait_seconds, intake,
             alone=bad_blocks.alone, skip_reason=self._skip_reason,
         )  # fmt: skip
+        self._resyncs = ResyncRequests(task.name, options.namespace)
+        self._resync_reader = ResyncReader(connection, topics.serving_status, self._resyncs)
+        self._closing.callback(self._resync_reader.close)
         self._not_finite = NotFiniteRows(options.on_not_finite == "stop", self._reader.refuse)
         self._guarded = GuardedModel(
-            task, model_dir, self._exporter.base, self._exporter.versions(), self._events, guard_state, restored.guard,
+            task, model_dir, self._exporter.base, self._exporter.cut_times(), self._events, guard_state, restored.guard,
             self._position.offsets, condition or Condition(),
         )  # fmt: skip
         self._progress = Progress(model_dir, restored.prediction_rows, [head.name for head in task.heads])
@@ -236,6 +241,7 @@ class OnlineTrainer:
     def run(self, stop: threading.Event, heartbeat: Heartbeat, save_now: threading.Event) -> None:
         """Learns until `stop` is set, then publishes and saves what was learned."""
         self._reader.start()
+        self._resync_reader.start()
         self._publish_delta()  # readers learn of the epoch before anything that took long
         while not stop.is_set():
             heartbeat.beat()
@@ -307,12 +313,20 @@ class OnlineTrainer:
             self._lease.check()
             self._progress.report(self._steps, self._position)
         if self._deltas.has_lost_ids():
-            self._export_saver.schedule.force()
+            self._force_export("lost_ids")
+        may_export = self._guarded.may_publish and self._may_export() and not self._export_saver.saving
+        if may_export and self._resyncs.take(self._events.version):
+            self._force_export("resync")
         if not self._guarded.may_learn:
             return  # what is in memory is suspicious
         savers = self._savers if self._guarded.may_publish else deque([self._checkpoint_saver])
         # One save at a time: both cut the same store, which takes one cut at a time.
         start_in_turn(savers, self._steps)
+
+    def _force_export(self, reason: str) -> None:
+        _FORCED.labels(reason).inc()
+        self._export_saver.saved_step = None  # servers need a version that is new, also of a step that was exported
+        self._export_saver.schedule.force()
 
     def _publish_delta(self) -> None:
         if self._guarded.may_publish:
@@ -358,7 +372,6 @@ class OnlineTrainer:
             _EVICTED.inc(int(np.sum(store.evict(self._event_clock.now or NOW))))
 
     def _cut_export(self) -> ExportCut:
-        self._cut_ms = time.time_ns() // 1_000_000
         return self._exporter.cut(
             self._step,
             self._deltas.topic,
@@ -370,15 +383,16 @@ class OnlineTrainer:
 
     def _write_export(self, cut: ExportCut) -> None:
         start = time.monotonic()
+        self._exporter.trusted = self._guarded.trusted_version
         export = self._exporter.write(cut, self._step)
-        if not self._guarded.may_announce(self._cut_ms):
+        if not self._guarded.may_announce(cut.cut_at_ms):
             shutil.rmtree(export.path, ignore_errors=True)  # a server that looks into the folder must not find it
             _LOG.warning(
                 "version %d is removed, and announced to nobody: it has what the guard objects to", cut.version
             )
             return
         self._events.export(export, self._checkpoint_name)
-        self._guarded.exported(export.version, self._cut_ms)
+        self._guarded.exported(export.version, cut.cut_at_ms)
         _LOG.info("version %d is exported in %.1f s", export.version, time.monotonic() - start)
 
     def _finish(self) -> None:

@@ -144,6 +144,9 @@ class Exporter:
       keep: newest versions that stay: one that is served, one that is being loaded, and one to go back to.
       in_use: versions that stay beside them, because somebody serves or holds them; None: nobody can tell now, and all
         versions stay. Asked before a version is removed.
+
+    Attributes:
+      trusted: a version that stays, too: the newest one that no alarm can question any more. 0: none does.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class Exporter:
         self._task, self._keep, self._in_use = task, keep, in_use
         self._writer = writer or ModelWriter(task.name)
         self.base = model_dir / "exports" / "standalone"
+        self.trusted = 0
 
     def versions(self) -> list[int]:
         """The numbers of the versions on disk, ascending."""
@@ -166,14 +170,21 @@ class Exporter:
 
     def newest_epoch(self) -> int:
         """The highest epoch of the versions on disk; 0 without any, or for versions from before there were epochs."""
-        epochs = [0]
-        for version in self.versions():
-            try:
-                fields = json.loads((self.base / str(version) / MANIFEST_PATH).read_bytes())
-                epochs.append(int(fields.get("epoch", 0)))
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                _LOG.warning("version %d says no epoch: %s", version, error)
-        return max(epochs)
+        return max([0, *(self._number(version, "epoch") for version in self.versions())])
+
+    def cut_times(self) -> dict[int, int]:
+        """{version on disk: time of its cut, Unix milliseconds}."""
+        # Versions from before manifests had the time are numbered by its seconds.
+        return {version: self._number(version, "cut_at_ms") or version * 1000 for version in self.versions()}
+
+    def _number(self, version: int, name: str) -> int:
+        """A field of a version's manifest; 0 where it has none."""
+        try:
+            fields = json.loads((self.base / str(version) / MANIFEST_PATH).read_bytes())
+            return int(fields.get(name, 0))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            _LOG.warning("version %d says no %s: %s", version, name, error)
+            return 0
 
     def cut(
         self,
@@ -254,7 +265,7 @@ class Exporter:
         old = self.versions()[: -self._keep]
         in_use = self._in_use() if old else ()
         for version in old:
-            if in_use is not None and version not in in_use:
+            if in_use is not None and version not in in_use and version != self.trusted:
                 shutil.rmtree(self.base / str(version), ignore_errors=True)
 
     def _describe(self, cut: ExportCut, folder: Path, store_name: str, dense_names: list[str]) -> int:
@@ -344,7 +355,7 @@ def export_checkpoint(task: Task, model_dir: Path) -> Export:
         if not restored.name:
             raise UserError("--model-dir", model_dir, "no checkpoint there verifies", "let a trainer save one")
         exporter = Exporter(task, model_dir, ModelWriter(task.name, restored.lineage, restored.epoch))
-        cut = exporter.cut(step, delta_position=(restored.delta_sequence, 0))
+        cut = exporter.cut(step, delta_position=(restored.delta_sequence, 0), event_clock=restored.event_clock)
         return exporter.write(cut, step)
     finally:
         lease.close()

@@ -47,6 +47,7 @@ class Batcher:
         floors: BlockFloors | None = None,
         topic_id: str = "",
         dead_letters: int = 0,
+        passed_over: bool = False,
     ) -> None:
         """Takes the new rows of one block. The batch with the last of them passes the block.
 
@@ -55,6 +56,7 @@ class Batcher:
           partition, next_offset, topic_id: of the train topic; the offset after the block.
           floors: of the block; rows that they exclude are refused in later blocks.
           dead_letters: number of the last dead letter that was sent for this block or one before it.
+          passed_over: none of the rows is to be learned, nor when a feed sends them again in another block.
 
         Raises:
           ProvenanceError: a row's provenance is out of range.
@@ -65,6 +67,9 @@ class Batcher:
         rows = self._layout.project(block)
         if not admission.new.all():
             rows = rows.filter(pa.array(admission.new))
+        left_out = (provenance_of(rows),) if passed_over else ()
+        if passed_over:
+            rows = record_batch.empty(self._layout.schema)
         passed = Passed(
             {partition: next_offset},
             {partition: topic_id},
@@ -72,6 +77,7 @@ class Batcher:
             admission.duplicates,
             admission.too_old,
             dead_letters,
+            left_out,
         )
         self._pieces.append((rows, passed))
         self.rows += rows.num_rows
@@ -126,4 +132,5 @@ def _merged(parts: Sequence[Passed]) -> Passed:
         sum(part.duplicates for part in parts),
         sum(part.too_old for part in parts),
         max((part.dead_letters for part in parts), default=0),
+        tuple(rows for part in parts for rows in part.left_out),
     )

@@ -18,6 +18,7 @@ class Passed:
       bases: {source partition: offset}; rows of records below it are refused from now on.
       duplicates, too_old: rows that were refused since the one before.
       dead_letters: number of the last dead letter that was sent for the blocks before `offsets`; 0 before the first.
+      left_out: provenance (partition, offset, row: int64 [n] each) of rows that are not to be learned, by block.
     """
 
     offsets: Mapping[int, int] = field(default_factory=dict)
@@ -26,6 +27,7 @@ class Passed:
     duplicates: int = 0
     too_old: int = 0
     dead_letters: int = 0
+    left_out: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...] = ()
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Position:
     Attributes:
       offsets: {partition of the train topic: next offset to read}; every row before it was applied or refused.
       topic_ids: {partition of the train topic: id of the incarnation that `offsets` counts in}.
-      seen: source rows applied.
+      seen: source rows that were applied, or that are not to be applied.
       rows_applied, rows_duplicate, rows_too_old: since the model was born.
       rows_not_finite: rows that were not learned since their update was not finite, since the model was born.
       dead_letters: number of the last dead letter of this process for what lies before `offsets`; it is not saved.
@@ -71,6 +73,8 @@ class Position:
         self.rows_duplicate += passed.duplicates
         self.rows_too_old += passed.too_old
         self.dead_letters = max(self.dead_letters, passed.dead_letters)
+        for rows in passed.left_out:
+            self.seen.mark(*rows)
 
     def copy(self) -> "Position":
         """An independent copy; cheap, see `SeenRows.copy`."""

@@ -12,7 +12,7 @@ from millrace.runtime.telemetry import LogLimit, RefusalStreak, counter
 from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.batcher import Batcher
 from millrace.training.stream.dead_letter_writer import DeadLetterWriter
-from millrace.training.stream.gate import Gate, Refused
+from millrace.training.stream.gate import Checked, Gate, Refused
 from millrace.training.stream.position import Position
 from millrace.training.stream.train_topic import TrainMessage, TrainTopic
 
@@ -150,8 +150,7 @@ class TrainTopicReader:
         place = (message.partition, message.offset + 1)
         checked = self._gate.check(message.value)
         if (reason := self._skip_reason(message.partition, message.offset)) is not None:
-            _PASSED_OVER.labels(reason).inc(checked.rows.num_rows if checked.rows is not None else 0)
-            self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
+            self._pass_over(message, checked, reason)
             return
         for refused in checked.refused:
             self._refuse(refused, message)
@@ -163,6 +162,16 @@ class TrainTopicReader:
             self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
         else:
             self._batcher.add(checked.rows, *place, checked.floors, message.topic_id, self._dead_letters.last)
+
+    def _pass_over(self, message: TrainMessage, checked: Checked, reason: str) -> None:
+        place = (message.partition, message.offset + 1)
+        if checked.rows is None:
+            self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
+            return
+        _PASSED_OVER.labels(reason).inc(checked.rows.num_rows)
+        self._batcher.add(
+            checked.rows, *place, checked.floors, message.topic_id, self._dead_letters.last, passed_over=True
+        )
 
     def _refuse(self, refused: Refused, message: TrainMessage) -> None:
         self._dead_letters.send(refused, message.partition, message.offset)

@@ -1,5 +1,6 @@
 """What an alarm does: nothing is learned or published, servers are held, and a restart goes on only when told to."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,33 @@ class Holds:
 class Trainer:
     """A guarded model and a clock that goes on by 100 ms with each batch of 64 rows, one block of partition 0."""
 
-    def __init__(self, model_dir: Path, resume: bool = False, failures: int = 0, past: dict[str, Any] | None = None):
-        self.model_dir, self.now_ms, self.offset = model_dir, 1_000_000, 0
+    def __init__(
+        self,
+        model_dir: Path,
+        resume: bool = False,
+        failures: int = 0,
+        past: dict[str, Any] | None = None,
+        versions: dict[int, int] | None = None,
+        now_ms: int = 1_000_000,
+    ) -> None:
+        self.model_dir, self.now_ms, self.offset = model_dir, now_ms, 0
+        versions = {7: 0} if versions is None else versions
+        for version in versions:
+            self.folder(version).mkdir(parents=True, exist_ok=True)
         self.holds, self.condition, self.rng = Holds(failures), Condition(), np.random.default_rng(1)
         task = GuardedRanking()
         checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
         self.guarded = GuardedModel(
-            task, model_dir, model_dir / "exports", [7], self.holds, begin_guarded(model_dir, checkpoints, resume),
+            task, model_dir, model_dir / "exports", versions, self.holds, begin_guarded(model_dir, checkpoints, resume),
             past or {}, {0: 0}, self.condition, lambda: self.now_ms,
         )  # fmt: skip
+
+    def folder(self, version: int) -> Path:
+        return self.model_dir / "exports" / str(version)
+
+    def export(self, version: int) -> None:
+        self.folder(version).mkdir()
+        self.guarded.exported(version, self.now_ms)
 
     def learn(self, batches: int, flipped: bool = False) -> None:
         for _ in range(batches):
@@ -73,9 +92,9 @@ class Trainer:
 def test_after_an_alarm_nothing_is_learned_or_published_and_servers_are_held_before_it_began(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path)
     trainer.learn(60)
-    trainer.guarded.exported(8, trainer.now_ms)
+    trainer.export(8)
     trainer.learn(60)
-    trainer.guarded.exported(9, trainer.now_ms)
+    trainer.export(9)
     begun, offset = trainer.now_ms, trainer.offset
     assert trainer.guarded.may_learn and trainer.guarded.may_publish and trainer.condition.reason() is None
     trainer.learn(20, flipped=True)
@@ -118,7 +137,7 @@ def test_a_restart_after_an_alarm_stands_and_holds_until_it_is_told_to_resume(tm
     third.offset = state.offsets[0]
     third.learn(8)
     assert third.guarded.may_publish
-    third.guarded.exported(10, third.now_ms)
+    third.export(10)
     third.guarded.poll()
     assert third.holds.sent == [("release",)] and third.condition.reason() is None
     third.guarded.saved({0: state.offsets[0] - 1})
@@ -136,6 +155,44 @@ def test_poison_that_goes_on_after_a_resume_is_found_by_what_was_known_before(tm
     again.learn(20, flipped=True)
     assert not again.guarded.may_learn and not again.guarded.may_publish
     assert [each[0] for each in again.holds.sent] == ["rollback"]
+
+
+def test_the_newest_version_that_no_alarm_can_question_is_said_and_servers_are_held_at_one_that_is_on_disk(
+    tmp_path: Path,
+) -> None:
+    trainer = Trainer(tmp_path)
+    assert trainer.guarded.trusted_version == 7  # what was exported before the start
+    trainer.learn(60)
+    trainer.export(8)
+    trainer.learn(2)
+    trainer.export(9)
+    assert trainer.guarded.trusted_version == 7
+    trainer.learn(60)
+    assert trainer.guarded.trusted_version == 9
+    shutil.rmtree(trainer.folder(9))
+    shutil.rmtree(trainer.folder(7))
+    assert trainer.guarded.trusted_version == 8
+    trainer.learn(20, flipped=True)
+    assert trainer.holds.sent[0][:2] == ("rollback", 8)
+
+
+def test_a_version_with_what_an_alarm_questions_is_named_by_no_later_hold(tmp_path: Path) -> None:
+    first = Trainer(tmp_path)
+    first.learn(60)
+    past = first.guarded.past()
+    first.learn(1, flipped=True)
+    first.export(8)
+    exported_ms = first.now_ms
+    first.learn(20, flipped=True)
+    state = read_guard_state(tmp_path)
+    assert state is not None and state.suspect_ms <= exported_ms and state.version == 7
+    again = Trainer(tmp_path, True, past=past, versions={7: 0, 8: exported_ms}, now_ms=first.now_ms)
+    assert again.guarded.trusted_version == 7
+    again.learn(20)
+    again.export(9)
+    again.guarded.poll()
+    again.learn(20, flipped=True)
+    assert again.holds.sent[0] == ("release",) and again.holds.sent[1][:2] in (("rollback", 7), ("rollback", 9))
 
 
 def test_resuming_without_an_alarm_is_no_error(tmp_path: Path) -> None:

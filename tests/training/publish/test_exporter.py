@@ -1,5 +1,6 @@
 """Exports: fids in the graph equal the feed's, and another process predicts what the trainer predicts."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -21,11 +22,13 @@ from millrace.runtime.checksum import crc32c_of_file
 from millrace.runtime.errors import UserError
 from millrace.training.publish.exporter import MANIFEST_PATH, Export, Exporter, export_checkpoint, serving_fids
 from millrace.training.publish.published import ModelWriter
+from millrace.training.state.checkpoint import Checkpoints
 from millrace.training.state.lease import Lease
 from millrace.training.state.saver import UnfitError
 from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue, Ticket
 from millrace.training.stream.layout import TrainLayout, TrainTensors
+from millrace.training.stream.position import Position
 from millrace.transforms.batch.list_columns import values_and_splits
 from millrace.transforms.batch.record_batch import AUDIT
 from millrace.transforms.feed.config import FidFeature
@@ -158,6 +161,19 @@ def test_versions_that_are_in_use_stay_and_all_do_while_nobody_can_tell(trained:
     assert exporter.versions() == [first, third]
 
 
+def test_the_version_that_no_alarm_can_question_stays_beside_the_newest(trained: TrainStep, tmp_path: Path) -> None:
+    exporter = Exporter(TASK, tmp_path, WRITER, keep=1)
+    _, second = (exporter.write(exporter.cut(trained), trained).version for _ in range(2))
+    assert exporter.versions() == [second]
+    exporter.trusted = second
+    _, fourth = (exporter.write(exporter.cut(trained), trained).version for _ in range(2))
+    assert exporter.versions() == [second, fourth]
+    cuts = exporter.cut_times()
+    assert list(cuts) == [second, fourth] and 0 < cuts[second] <= cuts[fourth]
+    (exporter.base / str(second) / MANIFEST_PATH).write_text("{}")  # as before manifests had times
+    assert exporter.cut_times()[second] == second * 1000
+
+
 def test_what_earlier_owners_of_the_lease_left_is_removed_and_what_a_later_one_writes_stays(
     trained: TrainStep, tmp_path: Path
 ) -> None:
@@ -222,6 +238,41 @@ def test_a_model_whose_dense_part_is_not_finite_is_not_exported(trained: TrainSt
         variable.assign(before)
     assert exporter.versions() == []
     exporter.cut(trained).tables.drop()
+
+
+class Expiring(FeedRanking):
+    features = (dataclasses.replace(FeedRanking.features[0], expire_days=1.0), *FeedRanking.features[1:])
+
+
+def test_entries_that_are_expired_by_event_time_are_in_no_export_whatever_the_wall_clock_says(tmp_path: Path) -> None:
+    task, days = Expiring(), 86_400
+    queue = BatchQueue(TrainLayout.of(task, audit=True), "test-expiring")
+    store, audit = new_stores(task, queue.name, audit=True)
+    step = TrainStep(task, store, queue, audit)
+    table = task.tables()[0].name
+    for first, time in ((0, 1000 * days), (5000, 1003 * days)):  # years before now
+        batch = make_batch(task, first, 5, users=10_000)
+        queue.put(Ticket.of(batch, 1), batch)
+        step.step(time)
+    young = sorted(fid for page in store.entries(table) for fid in page.ids[page.timestamps == 1003 * days].tolist())
+    checkpoints = Checkpoints(tmp_path, task.name, task.schema_fingerprint())
+    checkpoints.finish(checkpoints.cut(step, Position(), 0, event_clock=1000 * days))
+    exporter = Exporter(task, tmp_path, WRITER)
+    all_of_them = exporter.write(exporter.cut(step, event_clock=1000 * days), step)
+    newer = exporter.write(exporter.cut(step, event_clock=1003 * days), step)
+    of_checkpoint = export_checkpoint(task, tmp_path)
+    try:
+        restored = EmbeddingStore([each.for_serving() for each in task.tables()], "test-expired")
+        found = []
+        for export in (all_of_them, newer, of_checkpoint):
+            restored.restore(export.path / "assets")
+            found.append(restored.dump(table)[0].tolist())
+        assert 0 < len(young) < len(found[0])
+        assert found[1] == young
+        assert found[2] == found[0]  # the clock of the checkpoint, in which all are young
+    finally:
+        EmbeddingStore.release("test-expired")
+        queue.close()
 
 
 def test_export_of_a_checkpoint_waits_for_no_trainer_but_refuses_beside_one(trained: TrainStep, tmp_path: Path) -> None:

@@ -136,3 +136,20 @@ def test_a_block_of_repeats_only_moves_the_offset() -> None:
     assert (batcher.pending, batcher.rows) == (True, 0)
     ticket, batch = batcher.take()
     assert (ticket.rows, ticket.passed.duplicates, ticket.passed.offsets, batch.num_rows) == (0, 4, {0: 2}, 0)
+
+
+def test_rows_of_a_block_that_is_passed_over_are_not_learned_when_they_are_sent_again(tmp_path: Path) -> None:
+    position = Position()
+    batcher = Batcher(LAYOUT, 64, position.seen.copy())
+    batcher.add(WHOLE.slice(0, 8), 0, 1)
+    batcher.add(WHOLE.slice(4, 12), 0, 2, passed_over=True)  # of which 4 rows were learned before
+    batcher.add(WHOLE.slice(0, 20), 0, 3)
+    ticket, batch = batcher.take()
+    assert keys_of(batch) == keys_of(WHOLE)[:8] + keys_of(WHOLE)[16:20]
+    assert ticket.passed.offsets == {0: 3} and ticket.passed.duplicates == 4 + 16
+    apply(position, ticket)
+    assert position.rows_applied == 12
+    position.seen.save(tmp_path)
+    again = Batcher(LAYOUT, 64, SeenRows.load(tmp_path))
+    again.add(WHOLE.slice(0, 24), 0, 4)
+    assert keys_of(again.take()[1]) == keys_of(WHOLE)[20:24]
