@@ -111,7 +111,12 @@ class GuardedModel:
     ) -> None:
         """Judges a batch; the arguments are those of `Judge.add`, `offsets` those before the batch."""
         with self._lock:
-            self._judge.add(ticket.labels, logits, ticket.sample_rates, finite, gradient_rms, self._clock_ms(), offsets)
+            if self.state is not None:
+                self._judge.drop_cohorts()  # the rows in question are passed over
+            self._judge.add(
+                ticket.labels, logits, ticket.sample_rates, ticket.event_times_ms, finite, gradient_rms,
+                self._clock_ms(), offsets,
+            )  # fmt: skip
             alarm = self._judge.alarm
             if alarm is not None and (self.state is None or self.state.resumed):
                 ends = {block.partition: block.offset + 1 for block in ticket.blocks}

@@ -39,21 +39,15 @@ class World:
             logits = self.rng.permutation(logits)
         elif poison == "weights times 1,000":
             gradient *= 1000
-        elif poison == "all positive":
-            labels[:] = True
         self.add(labels[:, np.newaxis].astype(np.float32), logits[:, np.newaxis].astype(np.float32), gradient)
 
     def add(self, labels: np.ndarray, logits: np.ndarray, gradient: float, **settings: Any) -> None:
         rates, finite = np.ones(len(labels), np.float32), np.ones(len(labels), bool)
+        times = np.full(len(labels), settings.get("event_time_ms", 0), np.int64)
         self.judge.add(
-            labels,
-            logits,
-            rates,
-            settings.get("finite", finite),
-            np.array([gradient]),
-            1000 + self.batches,
+            labels, logits, rates, times, settings.get("finite", finite), np.array([gradient]), 1000 + self.batches,
             {0: self.batches},
-        )
+        )  # fmt: skip
         self.batches += 1
 
     def clean(self, batches: int = 400) -> None:
@@ -62,7 +56,7 @@ class World:
         assert self.judge.alarm is None and self.judge.is_content
 
 
-@pytest.mark.parametrize("poison", ["labels flipped", "ids shuffled", "weights times 1,000", "all positive"])
+@pytest.mark.parametrize("poison", ["labels flipped", "ids shuffled", "weights times 1,000"])
 def test_poison_is_found_before_three_seconds_of_it_are_learned_and_dated_before_it_began(poison: str) -> None:
     for seed in SEEDS:
         world = World(seed)
@@ -106,8 +100,9 @@ def test_wrong_weights_are_found_by_a_trainer_that_has_caught_up_in_few_large_st
         labels = (rng.random((rows, 1)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
         gradients = factor * rng.lognormal(0, 0.3, updates)
         judge.add(
-            labels, logits.astype(np.float32), np.ones(rows, np.float32), np.ones(rows, bool), gradients, step, {}
-        )
+            labels, logits.astype(np.float32), np.ones(rows, np.float32), np.zeros(rows, np.int64),
+            np.ones(rows, bool), gradients, step, {},
+        )  # fmt: skip
 
     for step in range(20):  # 10,240 rows
         add(step, 1.0)
@@ -115,6 +110,24 @@ def test_wrong_weights_are_found_by_a_trainer_that_has_caught_up_in_few_large_st
     for step in range(20, 23):
         add(step, 1000.0)
     assert judge.alarm is not None and "gradients" in judge.alarm.reason
+
+
+def test_late_negatives_are_no_poison_when_the_rate_of_rows_changes() -> None:
+    """Ten times the rows, all at once: at first these are positives only, and at the end negatives only."""
+    for seed in SEEDS:
+        rng, world = np.random.default_rng(seed), World(seed)
+        logits = rng.normal(-0.3, 1.1, 60_000)
+        labels = rng.random(60_000) < 1 / (1 + np.exp(-logits))
+        sent_ms = np.concatenate([np.arange(20_000), 20_000 + np.arange(40_000) // 10]) * 1.0
+        order = np.argsort(sent_ms + np.where(labels, 0, 5_000), kind="stable")
+        for i in range(0, len(order), ROWS):
+            rows = order[i : i + ROWS]
+            times, now_ms = sent_ms[rows].astype(np.int64), int(sent_ms[rows].max()) + 5_000
+            few = np.ones(len(rows), np.float32), times, np.ones(len(rows), bool)
+            world.judge.add(
+                labels[rows, np.newaxis].astype(np.float32), logits[rows, np.newaxis], *few, np.ones(1), now_ms, {}
+            )
+            assert world.judge.alarm is None, f"{world.judge.alarm} after {i} rows"
 
 
 def test_one_batch_with_a_huge_gradient_is_no_alarm() -> None:
@@ -156,7 +169,8 @@ def test_what_is_sampled_is_judged_on_its_own_scale() -> None:
         logits = rng.normal(-3, 0.5, (ROWS, 1))
         rates = np.full(ROWS, 0.1 if i < 500 else 0.5, np.float32)  # a feed that keeps another share from here on
         labels = (rng.random((ROWS, 1)) < 1 / (1 + np.exp(-(logits - np.log(rates[:, np.newaxis]))))).astype(np.float32)
-        judge.add(labels, logits.astype(np.float32), rates, np.ones(ROWS, bool), np.ones(1), i, {})
+        times = np.zeros(ROWS, np.int64)
+        judge.add(labels, logits.astype(np.float32), rates, times, np.ones(ROWS, bool), np.ones(1), i, {})
     assert judge.alarm is None
 
 

@@ -82,6 +82,7 @@ class Trainer:
             none = np.zeros(0, np.int64)
             ticket = Ticket(
                 ROWS, (labels ^ flipped).astype(np.float32), np.ones(ROWS, np.float32), none, none, none,
+                np.zeros(ROWS, np.int64),
                 blocks=(BlockRows(0, self.offset, ROWS),),
             )  # fmt: skip
             self.guarded.learned(ticket, logits, np.ones(ROWS, bool), np.ones(1), {0: self.offset})
