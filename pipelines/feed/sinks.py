@@ -188,7 +188,7 @@ class TrainBlocksDoFn(beam.DoFn):
         some = next(iter(self._floors.values()))
         named = tuple((*key, floor) for key, floor in floors.items())
         block = BlockFloors(some.run, some.shards, self._partitions, named).attach(self._no_rows)
-        return block.schema.metadata  # type: ignore[no-any-return]
+        return block.schema.metadata
 
 
 def _train_block(data: bytes, partition: int) -> KafkaRecord:

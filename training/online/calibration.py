@@ -51,7 +51,8 @@ class Calibration:
         """Goes on from what `past` returned; `now_ms` is the start."""
         self._cohorts.remember(past.get("cohorts", {}))
         for each in past.get("seen", ()):
-            self._seen.append(Cohort(*(np.array(values, np.float64) for values in each), begun_ms=now_ms))
+            rows, predicted, positive = (np.array(values, np.float64) for values in each)
+            self._seen.append(Cohort(rows, predicted, positive, now_ms))
 
     def drop(self) -> None:
         """Forgets cohorts of which rows are missing."""
