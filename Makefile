@@ -163,8 +163,8 @@ MINUTES ?= 10
 simulate: setup  ## run the feed, trainers and servers in simulated worlds full of faults (SEEDS=10000, SEED=N for one)
 	@$(bin)/python -m tests.simulation.run --seeds $(or $(SEEDS),10000) $(if $(SEED),--seed $(SEED))
 
-chaos: setup  ## strike feed, trainer, server and broker, and count every row (SEEDS=20, SCENARIO=NAME for one, FULL=1)
-	@$(bin)/python -m tests.chaos.run --seeds $(or $(SEEDS),20) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(FULL),--full)
+chaos: setup  ## strike feed, trainer, server and broker, and count every row (SEEDS=8, SCENARIO=NAME for one, FULL=1)
+	@$(bin)/python -m tests.chaos.run --seeds $(or $(SEEDS),8) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(FULL),--full)
 
 poison: setup  ## poison the rows of a served model, and see that its guard stops it in time (SEEDS=10, DATA=folder of ratings)
 	@$(bin)/python -m tests.chaos.poison --seeds $(or $(SEEDS),10) $(if $(DATA),--data $(DATA))

@@ -60,7 +60,7 @@ def train_topic_anew(server: KafkaServer, folder: Path, stop_seconds: float) -> 
         world.learn_more(model_dir, trainer)
         world.drain(model_dir, trainer)  # what a deleted topic held unread is lost with it
         world.make_anew(world.train_topic)
-        world.send()
+        world.send(again=True)
         world.learn_more(model_dir, trainer)
         return world.audit(model_dir, trainer)
 

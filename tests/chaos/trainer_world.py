@@ -48,10 +48,6 @@ class BlockSender:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    @property
-    def rows(self) -> int:
-        return sum(map(len, self.acknowledged))
-
     def send_for(self, seconds: float) -> None:
         """Goes on for so long."""
         self._stop.wait(seconds)
@@ -129,17 +125,18 @@ class TrainerWorld:
         server.wait_ready(READY_SECONDS)
         return server
 
-    def send(self) -> BlockSender:
-        """Sends blocks, which go on where those before ended."""
-        first = self._senders[-1].stop() if self._senders else 0
+    def send(self, again: bool = False) -> BlockSender:
+        """Sends blocks, which go on where those before ended, or begin with the first one `again`."""
+        ended = self._senders[-1].stop() if self._senders else 0
+        first = 0 if again else ended
         self._senders.append(BlockSender(self.kafka, self.train_topic, first))
         return self._senders[-1]
 
     def stop_sending(self) -> int:
-        """Returns the number of all rows that were sent."""
+        """Returns the number of different rows that were sent."""
         for sender in self._senders[-1:]:
             sender.stop()
-        return sum(sender.rows for sender in self._senders)
+        return len(self._sent())
 
     def learn_more(self, model_dir: Path, trainer: ChildProcess) -> None:
         """Waits for rows that are in no checkpoint yet."""
@@ -171,8 +168,7 @@ class TrainerWorld:
         self.drain(model_dir, trainer, sum(map(len, more)))
         if trainer.stop(READY_SECONDS) != 0:
             raise RuntimeError(f"{trainer.name} ended with {trainer.exit_code}: {trainer.log_tail()[-500:]}")
-        acknowledged = [fids for sender in self._senders for fids in sender.acknowledged]
-        sent = np.concatenate([np.zeros(0, np.int64), *acknowledged, *more])
+        sent = np.concatenate([self._sent(), *more])
         learned, counts = read_audit(model_dir)
         return Audit(
             sent=len(sent),
@@ -197,6 +193,11 @@ class TrainerWorld:
         if self.topics.train_dead_letter not in make_admin(self.kafka).list_topics(timeout=30).topics:
             return 0
         return sum(high - low for low, high in watermarks(self.kafka, self.topics.train_dead_letter).values())
+
+    def _sent(self) -> np.ndarray:
+        """int64 [rows]: audit fids of the rows that were sent, each once."""
+        acknowledged = [fids for sender in self._senders for fids in sender.acknowledged]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *acknowledged]))
 
     def _start(self, name: str, *words: str) -> ChildProcess:
         address = ("--kafka", self.kafka.bootstrap_servers, "--topic-prefix", self.topics.prefix)
