@@ -88,7 +88,7 @@ def _states(address: str) -> dict[int, State]:
 
 @contextmanager
 def _pulses(pid: int) -> Iterator[None]:
-    """Slows a process down: stops it and lets it go on many times a second."""
+    """Slows a process down: stops it and lets it go on many times per second."""
     end = threading.Event()
 
     def pulse() -> None:

@@ -29,11 +29,7 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
         another table, or its entries have slots of other features.
     """
     _check_has_none(model_dir)
-    lease = Lease(model_dir)
-    try:
-        return _import(task, files, model_dir)
-    finally:
-        lease.close()
+    return _import(task, files, model_dir)
 
 
 def _import(task: Task, files: Mapping[str, Sequence[Path]], model_dir: Path) -> dict[str, int]:
@@ -45,11 +41,15 @@ def _import(task: Task, files: Mapping[str, Sequence[Path]], model_dir: Path) ->
     records = {name: _import_table(step.store, name, paths) for name, paths in files.items()}
     for name in files:
         _check_slots(task, step.store, name)
-    checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
+    lease = Lease(model_dir)  # not before: files that are refused leave no folder
     try:
+        _check_has_none(model_dir)
+        checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
         checkpoints.finish(checkpoints.cut(step, Position(), delta_sequence=0))
     except tf.errors.OpError as error:
         raise UserError("--model-dir", model_dir, _words(error), "free space there, or name another folder") from error
+    finally:
+        lease.close()
     return records
 
 
