@@ -77,6 +77,10 @@ def holds(kafka: KafkaConnection, topics: Topics) -> list[ModelEvent]:
     return [event for event in events(kafka, topics) if event.kind in (ModelEvent.ROLLBACK, ModelEvent.RELEASE)]
 
 
+@pytest.mark.xfail(
+    strict=False,
+    reason="a trainer that goes on after an alarm may raise another one: what it resumes with is not settled yet",
+)
 def test_poisoned_rows_stop_publishing_and_training_goes_on_without_them(
     kafka: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
