@@ -36,6 +36,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
 
 
+@pytest.fixture(autouse=True)
+def _environment_is_restored() -> Iterator[None]:
+    """Takes back what a test, or code that it ran, set in the environment: later tests start processes with it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def shared_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServers]:
     """The Kafka and ZooKeeper of the whole run, shared by the workers of pytest-xdist; the last one stops them."""
