@@ -20,8 +20,11 @@ _ROWS = ROWS_PER_RECORD * MAX_COPIES
 _CHUNK_BITS = 14
 _CHUNK = 1 << _CHUNK_BITS
 _WIDTHS = (np.uint8, np.uint16, np.uint32, np.uint64)  # words of a chunk: as narrow as the rows of its records allow
+_ROW_BITS = 6  # of a mark: 64 rows per record
+_MOST_MARKS = 2048  # of a list, int32: 8 KB, half of the smallest chunk with words
+_LIST_BYTES = 200  # of a list beside its marks: an array, and its place among the chunks
 _FILE, _OLD_FILE = "seen.arrow", "seen.npz"
-_FORMAT_KEY, _FORMAT = b"millrace.seen", b"2"
+_FORMAT_KEY, _FORMAT, _FORMATS = b"millrace.seen", b"3", (b"2", b"3")  # 2: without lists of marks
 _BASES_KEY = b"millrace.seen.bases"
 _SCHEMA = pa.schema(
     [("partition", pa.int64()), ("copy", pa.int32()), ("chunk", pa.int64()), ("words", pa.large_binary())]
@@ -48,7 +51,8 @@ class SeenRows:
     The 64 rows of a source record are the bits of one word. Rows that a step copied have other numbers: their first
     copies are the bits of another word, and so on. The words are kept in chunks of 16,384 records, which exist once one
     of their rows was seen, and until the base is above them. A word has 8, 16, 32 or 64 bits, as the highest row of its
-    chunk needs. What is below a base was sent before, and is refused.
+    chunk needs. A chunk with few rows is a list of them instead: rows whose records lie far apart would take a chunk
+    of words each, of thousands of times their own size. What is below a base was sent before, and is refused.
 
     Attributes:
       nbytes: bytes of all chunks; those that copies share are counted by each.
@@ -158,17 +162,13 @@ class SeenRows:
     @classmethod
     def _read(cls, reader: pa.ipc.RecordBatchFileReader) -> "SeenRows":
         metadata = reader.schema.metadata or {}
-        if metadata.get(_FORMAT_KEY) != _FORMAT or not reader.schema.equals(_SCHEMA):
-            raise ValueError(f"format {metadata.get(_FORMAT_KEY)!r} is not {_FORMAT!r}")
+        if metadata.get(_FORMAT_KEY) not in _FORMATS or not reader.schema.equals(_SCHEMA):
+            raise ValueError(f"format {metadata.get(_FORMAT_KEY)!r} is not one of {_FORMATS}")
         seen = cls()
         seen._bases = {int(partition): int(base) for partition, base in json.loads(metadata[_BASES_KEY]).items()}
         for index in range(reader.num_record_batches):
             for partition, copy, number, words in zip(*reader.get_batch(index).to_pydict().values(), strict=True):
-                width = len(words) // _CHUNK
-                chunk = np.frombuffer(words, np.dtype(f"<u{width}")).copy()
-                if len(chunk) != _CHUNK:
-                    raise ValueError(f"a chunk of {len(words)} bytes")
-                seen._windows.setdefault((partition, copy), _Window()).put(number, chunk)
+                seen._windows.setdefault((partition, copy), _Window()).put(number, _chunk_of(words))
         return seen
 
     def _window(self, run: "_Run") -> "_Window":
@@ -223,7 +223,11 @@ def _differs(values: np.ndarray) -> np.ndarray:
 
 
 class _Window:
-    """The chunks of one source partition and number of the copy; those in `_own` are in no other window."""
+    """The chunks of one source partition and number of the copy; those in `_own` are in no other window.
+
+    A chunk is 16,384 words, or a sorted list of at most 2,048 marks, int32 [n]: word x 64 + bit. Lists are replaced,
+    never changed.
+    """
 
     def __init__(self) -> None:
         self.chunks: dict[int, np.ndarray] = {}
@@ -235,24 +239,34 @@ class _Window:
         words = self.chunks.get(chunk)
         if words is None:
             return np.zeros(len(word), bool)
+        if _is_list(words):
+            return np.isin(_marks(word, bit), words)
         return (words[word].astype(np.uint64) >> bit.astype(np.uint64)) & np.uint64(1) != 0
 
     def mark(self, chunk: int, word: np.ndarray, bit: np.ndarray) -> None:
         """Marks these rows, int64 [n]."""
+        words = self.chunks.get(chunk)
+        if words is None or _is_list(words):
+            marks = np.unique(_marks(word, bit)) if words is None else np.union1d(words, _marks(word, bit))
+            if len(marks) <= _MOST_MARKS:
+                self.put(chunk, marks)
+                return
+            word, bit = marks >> _ROW_BITS, marks & (ROWS_PER_RECORD - 1)
+            self.put(chunk, np.zeros(_CHUNK, _width_for(int(bit.max()))))
         words = self._writable(chunk, int(bit.max()))
         np.bitwise_or.at(words, word, (np.uint64(1) << bit.astype(np.uint64)).astype(words.dtype))
 
     def put(self, chunk: int, words: np.ndarray) -> None:
         """Replaces a chunk."""
         before = self.chunks.get(chunk)
-        self.nbytes += words.nbytes - (0 if before is None else before.nbytes)
+        self.nbytes += _size(words) - (0 if before is None else _size(before))
         self.chunks[chunk] = words
         self._own.add(chunk)
 
     def drop_below(self, chunk: int) -> None:
         """Removes the chunks with lower numbers."""
         for number in [number for number in self.chunks if number < chunk]:
-            self.nbytes -= self.chunks.pop(number).nbytes
+            self.nbytes -= _size(self.chunks.pop(number))
             self._own.discard(number)
 
     def copy(self) -> "_Window":
@@ -262,15 +276,37 @@ class _Window:
         return copied
 
     def _writable(self, chunk: int, highest_bit: int) -> np.ndarray:
-        """The words of a chunk, which may be changed and have room for `highest_bit`."""
-        words = self.chunks.get(chunk)
-        if words is None:
-            self.put(chunk, np.zeros(_CHUNK, _width_for(highest_bit)))
-        elif words.dtype.itemsize * 8 <= highest_bit:
+        """The words of a chunk that has words: they may be changed, and have room for `highest_bit`."""
+        words = self.chunks[chunk]
+        if words.dtype.itemsize * 8 <= highest_bit:
             self.put(chunk, words.astype(_width_for(highest_bit)))
         elif chunk not in self._own:
             self.put(chunk, words.copy())
         return self.chunks[chunk]
+
+
+def _marks(word: np.ndarray, bit: np.ndarray) -> np.ndarray:
+    """int32 [n] of words and bits, integers [n]."""
+    return (word << _ROW_BITS | bit).astype(np.int32)
+
+
+def _is_list(chunk: np.ndarray) -> bool:
+    """Whether a chunk is a list of marks; words are unsigned."""
+    return chunk.dtype.kind == "i"
+
+
+def _size(chunk: np.ndarray) -> int:
+    """Bytes of memory."""
+    return chunk.nbytes + (_LIST_BYTES if _is_list(chunk) else 0)
+
+
+def _chunk_of(data: bytes) -> np.ndarray:
+    """A chunk as it was saved: a list is always shorter than the narrowest words."""
+    width = len(data) // _CHUNK
+    chunk = np.frombuffer(data, np.dtype(f"<u{width}" if width else "<i4")).copy()
+    if width and len(chunk) != _CHUNK:
+        raise ValueError(f"a chunk of {len(data)} bytes")
+    return chunk
 
 
 def _width_for(highest_bit: int) -> type[np.unsignedinteger]:
