@@ -1,6 +1,7 @@
 """Flags, addresses, signals and ready files that the commands share."""
 
 import argparse
+import datetime
 import json
 import logging
 import os
@@ -289,3 +290,15 @@ def announce_ready(arguments: argparse.Namespace, **fields: str | int) -> None:
     if arguments.ready_file:
         arguments.ready_file.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.ready_file, json.dumps({"pid": os.getpid()} | fields) + "\n")
+
+
+def moment(text: str) -> int:
+    """Unix milliseconds of an ISO 8601 time (UTC unless it says otherwise) or of a number."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time, for example 2026-01-31T12:00:00Z") from error
+    zone = moment.tzinfo or datetime.UTC
+    return round(moment.replace(tzinfo=zone).timestamp() * 1000)

@@ -1,7 +1,6 @@
 """`millrace rollback`: holds a served model at an earlier version until it is released."""
 
 import argparse
-import datetime
 import time
 
 from millrace.cli import common, model_command
@@ -19,7 +18,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--to", type=common.at_least_one, required=True, metavar="VERSION", help="the version to serve")
     parser.add_argument(
         "--as-of",
-        type=_moment,
+        type=common.moment,
         metavar="TIME",
         help="take deltas up to this time, such as 2026-01-31T12:00:00Z, or Unix milliseconds (default: when the\n"
         "version after it was cut, or now when it is the newest)",
@@ -34,15 +33,3 @@ def _run(arguments: argparse.Namespace) -> int:
     now_ms = time.time_ns() // 1_000_000
     event = rollback_event(known, arguments.to, arguments.as_of, arguments.reason, now_ms)
     return model_command.send_and_wait(arguments, connection, event)
-
-
-def _moment(text: str) -> int:
-    """Unix milliseconds of an ISO 8601 time (UTC unless it says otherwise) or of a number."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is no time, for example 2026-01-31T12:00:00Z") from error
-    zone = moment.tzinfo or datetime.UTC
-    return round(moment.replace(tzinfo=zone).timestamp() * 1000)

@@ -22,6 +22,7 @@ from millrace.cli.common import (
     at_least_zero,
     kafka_connection,
     metrics_endpoint,
+    moment,
     stop_on_signals,
     tensorflow_import,
     topics,
@@ -84,9 +85,12 @@ def _add_online_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--resume-from-good",
-        action="store_true",
+        nargs="?",
+        const="now",
+        type=_good_since,
+        metavar="TIME",
         help="after an alarm of the guard: go on from the newest checkpoint from before what went wrong, and pass over "
-        "the rows that raised it",
+        "the rows since, up to those that reached the train topic at TIME, such as 2026-01-31T12:00:00Z, or up to now",
     )
     group.add_argument("--create-topics", action="store_true", help="create the train topic if it is missing")
     add_namespace_flag(group)
@@ -319,6 +323,10 @@ def _train_offline(arguments: argparse.Namespace, task: "Task") -> int:
             f"calibration {result.calibration:.3f}"
         )
     return 0
+
+
+def _good_since(text: str) -> str:
+    return "latest" if text == "now" else f"time:{moment(text)}"
 
 
 def _hours(text: str) -> tuple[datetime.time, datetime.time]:

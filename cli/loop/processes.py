@@ -78,10 +78,14 @@ class Processes:
             )
         raise ChildProcessError(f"{name} exited with {process.exit_code}: {process.log_tail()}")
 
-    def resume_trainer(self) -> None:
-        """Stops the trainer and starts it with `--resume-from-good`; returns when it can work."""
+    def resume_trainer(self, good_since_ms: int) -> None:
+        """Stops the trainer and starts it with `--resume-from-good`; returns when it can work.
+
+        Args:
+          good_since_ms: Unix milliseconds; rows that reached the train topic then, or later, are good.
+        """
         self.end("trainer")
-        self._add("trainer", *self._trainer_words, "--resume-from-good")
+        self._add("trainer", *self._trainer_words, "--resume-from-good", str(good_since_ms))
         self["trainer"].start()
         self.wait_ready("trainer")
 

@@ -48,8 +48,6 @@ _CLEAN_ROWS = (
     4_000  # before each poison, at the rate of the event time: deltas are out that an alarm must not take back
 )
 _NEXT_ROWS = 8_000  # after `--resume-from-good`; the guard is content after some 3,000
-_MORE_ROWS = 4_000  # after each further one
-_MOST_RESUMES = 4
 _BEHIND_ROWS = 500  # after the release: the checkpoint with them ends the alarm
 _SECONDS = 180.0
 # Exports and checkpoints come more often than by default, so that a run is short.
@@ -66,7 +64,6 @@ class Result:
       asked, failed: requests from the poison to the release.
       held_seconds, back_seconds: from the first poisoned row until servers are held, and from the start with
         `--resume-from-good` until they serve a newer version.
-      resumes: starts with `--resume-from-good` until servers were released.
       reason: of the alarm.
     """
 
@@ -79,7 +76,6 @@ class Result:
     failed: int = 0
     held_seconds: float = 0.0
     back_seconds: float = 0.0
-    resumes: int = 0
     reason: str = ""
     problem: str = ""
 
@@ -87,12 +83,12 @@ class Result:
         cells = (
             f"{self.seed:>4}  {self.kind:<20}", f"{self.rows:>6}", f"{self.event_seconds:>7.2f}",
             f"{self.late_deltas:>6}", f"{self.failed:>4} of {self.asked:<5}", f"{self.held_seconds:>6.1f}",
-            f"{self.back_seconds:>6.1f}", f"{self.resumes:>7}",
+            f"{self.back_seconds:>6.1f}",
         )  # fmt: skip
         return "  ".join((*cells, f"FAILED: {self.problem}" if self.problem else f"ok: {self.reason}"))
 
 
-HEADER = f"{'seed':>4}  {'kind':<20}    rows  event s  deltas  failed requests  held s  back s  resumes"
+HEADER = f"{'seed':>4}  {'kind':<20}    rows  event s  deltas  failed requests  held s  back s"
 
 
 def run_seed(kafka: KafkaConnection, zookeeper: str, data: Path, seed: int, folder: Path) -> Iterator[Result]:
@@ -119,7 +115,7 @@ class _Seed:
 
     def __init__(self, loop: ServingLoop, blocks: RatingBlocks, seed: int) -> None:
         self._loop, self._blocks, self._seed = loop, blocks, seed
-        self._model_dir, self._starts, self._resumes = loop.model_dir(_TASK.name), 0, 0
+        self._model_dir, self._starts = loop.model_dir(_TASK.name), 0
         rows = blocks.rows.slice(0, 64)
         inputs = probe(
             rows.column(record_batch.UID).to_pylist(), rows.column(record_batch.ITEM_ID).to_pylist(), genres="", year=""
@@ -167,7 +163,7 @@ class _Seed:
         }
         return Result(
             kind, self._seed, rows, event_seconds, len(late), watcher.asked - asked, len(failures), held_seconds,
-            back_seconds, self._resumes, state.reason,
+            back_seconds, state.reason,
             "; ".join(words for words, is_true in problems.items() if is_true),
         )  # fmt: skip
 
@@ -178,11 +174,16 @@ class _Seed:
     def _resume(self, held: bytes, hold: ModelEvent) -> float:
         """Goes on from before the alarm; returns the seconds until servers follow again."""
         begun = time.monotonic()
-        self._resumes = 0
-        while self._loop.holds(_TASK.name)[-1].kind != ModelEvent.RELEASE:
-            # Poisoned rows that came after the alarm raise another one, which has them passed over next time.
-            assert self._resumes < _MOST_RESUMES, f"an alarm after {self._resumes} resumes: {self._alarm().reason}"
-            self._resume_once(held)
+        self._trainer = self._start_trainer("--resume-from-good")
+        self._trainer.wait_ready(START_SECONDS)
+        assert self._watcher.now()[1] == held, "the answer changes before the release"
+        self._blocks.send(_NEXT_ROWS)
+
+        def is_released() -> bool:
+            assert self._alarm().resumed, f"another alarm: {self._alarm().reason}"
+            return self._loop.holds(_TASK.name)[-1].kind == ModelEvent.RELEASE
+
+        self._wait(is_released, "servers are released")
         self._wait(lambda: self._watcher.now()[2] > hold.version, "the server serves a newer version")
         back = time.monotonic() - begun
         self._blocks.send_slowly(_BEHIND_ROWS)
@@ -190,21 +191,6 @@ class _Seed:
         code, text = health(self._trainer)
         assert code == 200, f"/healthz says {code} {text} after the release"
         return back
-
-    def _resume_once(self, held: bytes) -> None:
-        """Starts a trainer; returns when it has released servers, or has stopped at another alarm and is stopped."""
-        self._trainer = self._start_trainer("--resume-from-good")
-        self._resumes += 1
-        self._trainer.wait_ready(START_SECONDS)
-        assert self._watcher.now()[1] == held, "the answer changes before the release"
-        self._blocks.send(_NEXT_ROWS if self._resumes == 1 else _MORE_ROWS)
-
-        def is_decided() -> bool:
-            return self._loop.holds(_TASK.name)[-1].kind == ModelEvent.RELEASE or not self._alarm().resumed
-
-        self._wait(is_decided, "servers are released")
-        if self._loop.holds(_TASK.name)[-1].kind != ModelEvent.RELEASE:
-            self._trainer.stop(60.0)
 
     def _wait_held(self, reason: str) -> ModelEvent:
         """The event that holds the server, once it does."""

@@ -37,10 +37,6 @@ BLOCKS = 63  # 20 s at 1,000 rows per second
 LARGEST_BYTES = 10_000_000  # the broker takes what the trainer refuses
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="a trainer that goes on after an alarm may raise another one: what it resumes with is not settled yet",
-)
 def test_the_guard_stops_each_kind_of_poison_in_time_and_servers_follow_again_after_it(
     kafka: KafkaConnection, zookeeper: str, tmp_path: Path
 ) -> None:
@@ -122,7 +118,7 @@ def rows_applied(model_dir: Path, trainer: ChildProcess | None = None) -> int:
 
 
 def weights(model_dir: Path) -> dict[str, object]:
-    """Tables and dense weights of the newest checkpoint, with their optimizers' state."""
+    """{name of a dense variable or table: its values, a table's with optimizer state} in the newest checkpoint."""
     queue = BatchQueue(TrainLayout.of(TASK, audit=True), model_dir.name)
     store, audit = new_stores(TASK, queue.name, audit=True)
     step = TrainStep(TASK, store, queue, audit, BATCH_ROWS)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from millrace.runtime.telemetry import counter
-from millrace.training.stream.batch_queue import BlockRows
+from millrace.training.stream.batch_queue import BlockRows, Place
 
 _LOG = logging.getLogger(__name__)
 _SKIPPED = counter("train_blocks_skipped", "blocks that were passed over since the step failed on them twice")
@@ -21,23 +21,23 @@ class StepError(Exception):
 
 
 class BadBlocks:
-    """What is known of blocks, named by partition and offset of the train topic, that steps of this process failed on.
+    """What is known of blocks, named by their place in the train topic, that steps of this process failed on.
 
     A batch has rows of several blocks. After its first failure each of them is learned in a batch of its own; the one
     that fails then is passed over from there on.
 
     Attributes:
-      alone: (partition, offset) of the blocks that share no batch.
-      skipped: (partition, offset) of the blocks that are passed over.
+      alone: the blocks that share no batch.
+      skipped: the blocks that are passed over.
     """
 
     def __init__(self) -> None:
-        self.alone: set[tuple[int, int]] = set()
-        self.skipped: set[tuple[int, int]] = set()
+        self.alone: set[Place] = set()
+        self.skipped: set[Place] = set()
 
     def failed(self, error: StepError) -> None:
         """Notes a failure. Raises the step's own error when too many blocks are passed over already."""
-        places = {(block.partition, block.offset) for block in error.blocks}
+        places = {block.place for block in error.blocks}
         again = places & self.alone
         self.alone |= places
         _RESTORES.inc()

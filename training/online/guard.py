@@ -136,6 +136,13 @@ class Judge:
         if len(self._blocks) >= self._least_blocks:
             self._renew_standard(list(self._blocks))
 
+    def forget_offsets(self, partition: int) -> None:
+        """The partition was made anew: offsets from before count in nothing that is left, its beginning is suspect."""
+        for _, offsets in [*self._marks, self._latest, self._block_begun]:
+            offsets.pop(partition, None)
+        for block in self._blocks:
+            block.offsets.pop(partition, None)
+
     def drop_cohorts(self) -> None:
         """Rows were passed over: cohorts that have begun are incomplete."""
         self._calibration.drop()

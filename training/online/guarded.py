@@ -21,6 +21,7 @@ from millrace.training.state.guard_file import (
     write_guard_state,
 )
 from millrace.training.stream.batch_queue import Ticket
+from millrace.training.stream.position import Position
 from millrace.training.task import Task
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class GuardedModel:
       base: folder of the exports.
       versions: {number of an export that is announced: time of its cut, Unix milliseconds}.
       state: the alarm in force, see `begin_guarded`.
-      past: what the judge knew at the checkpoint that training goes on from, and `offsets` those in it.
+      past: what the judge knew at the checkpoint that training goes on from, and `position` the one in it.
       condition: is told what is wrong.
       clock_ms: Unix milliseconds.
     """
@@ -61,7 +62,7 @@ class GuardedModel:
         holds: Holds,
         state: GuardState | None,
         past: Mapping[str, Any],
-        offsets: Mapping[int, int],
+        position: Position,
         condition: Condition,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -74,9 +75,12 @@ class GuardedModel:
         # Without those that the alarm in force questions: nobody is to be held at one of them later.
         good_ms = state.suspect_ms if state is not None else self._begun_ms
         self._cuts = {version: cut_ms for version, cut_ms in versions.items() if cut_ms < good_ms}
+        # {version: Unix milliseconds}: deltas that an alarm found wrong are later than this, also after it is settled.
+        self._good_until = {} if state is None else self._bounded({}, state.as_of_ms)
+        self._topic_ids = dict(position.topic_ids)
         self._to_announce: str = ""
         self._retry_at = 0.0
-        self._judge.remember(past, clock_ms(), offsets)
+        self._judge.remember(past, clock_ms(), position.offsets)
         self.state = state
         if self.state is not None and not self.state.resumed:
             self._to_announce = "rollback"
@@ -107,15 +111,16 @@ class GuardedModel:
             return self._newest_before(self.trusted_ms)
 
     def learned(
-        self, ticket: Ticket, logits: np.ndarray, finite: np.ndarray, gradient_rms: np.ndarray, offsets: dict[int, int]
+        self, ticket: Ticket, logits: np.ndarray, finite: np.ndarray, gradient_rms: np.ndarray, position: Position
     ) -> None:
-        """Judges a batch; the arguments are those of `Judge.add`, `offsets` those before the batch."""
+        """Judges a batch; the arguments are those of `Judge.add`, `position` is the one before the batch."""
         with self._lock:
+            self._notice_topic(ticket)
             if self.state is not None:
                 self._judge.drop_cohorts()  # the rows in question are passed over
             self._judge.add(
                 ticket.labels, logits, ticket.sample_rates, ticket.event_times_ms, finite, gradient_rms,
-                self._clock_ms(), offsets,
+                self._clock_ms(), position.offsets,
             )  # fmt: skip
             alarm = self._judge.alarm
             if alarm is not None and (self.state is None or self.state.resumed):
@@ -134,11 +139,12 @@ class GuardedModel:
                 self._to_announce = "release"
                 self._set(replace(self.state, released=True))
 
-    def saved(self, offsets: dict[int, int]) -> None:
-        """Notes a durable checkpoint at `offsets`; forgets an alarm that is settled and behind."""
+    def saved(self, position: Position) -> None:
+        """Notes a durable checkpoint at `position`; forgets an alarm that is settled and behind."""
         with self._lock:
             state = self.state
-            if state is not None and state.released and not self._to_announce and state.is_behind(offsets):
+            is_settled = state is not None and state.released and not self._to_announce
+            if state is not None and is_settled and state.is_behind(position.offsets, position.topic_ids):
                 remove_guard_state(self._model_dir)
                 self.state = None
                 self._show()
@@ -152,7 +158,7 @@ class GuardedModel:
                 if self._to_announce == "release":
                     self._holds.release(f"the guard is content again after: {self.state.reason}")
                 elif self.state.version:
-                    self._holds.rollback(self.state.version, self._base, self.state.suspect_ms, self.state.reason)
+                    self._holds.rollback(self.state.version, self._base, self.state.as_of_ms, self.state.reason)
                 self._to_announce = ""
             except UndeliveredError as error:
                 _LOG.warning("the guard's %s is not announced yet: %s", self._to_announce, error)
@@ -160,20 +166,45 @@ class GuardedModel:
 
     def _hold(self, alarm: Alarm) -> None:
         version = self._newest_before(alarm.suspect_ms) or min(self._cuts, default=0)
-        offsets, suspect_offsets = alarm.offsets, alarm.suspect_offsets
+        suspect_offsets = alarm.suspect_offsets
         before = self.state  # a second alarm, before the rows of the first are behind
         if before is not None:
             suspect_offsets = suspect_offsets | {
-                p: min(o, suspect_offsets.get(p, o)) for p, o in before.suspect_offsets.items()
+                p: min(o, suspect_offsets.get(p, o))
+                for p, o in before.suspect_offsets.items()
+                if before.topic_ids.get(p) == self._topic_ids.get(p)
             }
-            version = before.version if not before.released else version
+            version = version if before.released else before.version
+        as_of_ms = min(alarm.suspect_ms, self._good_until.get(version, alarm.suspect_ms))
+        self._good_until = self._bounded(self._good_until, alarm.suspect_ms)
         self._to_announce = "rollback"
-        self._set(GuardState(alarm.reason, alarm.suspect_ms, version, suspect_offsets, offsets))
+        topic_ids = {partition: self._topic_ids.get(partition, "") for partition in alarm.offsets}
+        self._set(
+            GuardState(
+                alarm.reason, alarm.suspect_ms, version, as_of_ms, suspect_offsets, alarm.offsets, topic_ids
+            )
+        )  # fmt: skip
         _LOG.error(
             "ALARM: %s. Nothing is published and nothing learned any more; servers are held at version %d with what "
-            "was learned before %d (Unix ms). To go on, %s", alarm.reason, version, alarm.suspect_ms, _REMEDY,
+            "was learned before %d (Unix ms). To go on, %s", alarm.reason, version, as_of_ms, _REMEDY,
         )  # fmt: skip
         self.poll()
+
+    def _bounded(self, good_until: Mapping[int, int], suspect_ms: int) -> dict[int, int]:
+        """`good_until` after what was learned since `suspect_ms` has become suspicious."""
+        return {
+            version: min(good_until.get(version, suspect_ms), suspect_ms)
+            for version, cut_ms in self._cuts.items()
+            if version in good_until or cut_ms < suspect_ms
+        }
+
+    def _notice_topic(self, ticket: Ticket) -> None:
+        """Forgets offsets of an incarnation of the train topic that is gone."""
+        for block in ticket.blocks:
+            known = self._topic_ids.setdefault(block.partition, block.topic_id)
+            if known != block.topic_id:
+                self._judge.forget_offsets(block.partition)
+                self._topic_ids[block.partition] = block.topic_id
 
     def _newest_before(self, time_ms: int) -> int:
         """The newest version on disk that was cut before; 0 without one."""
@@ -196,18 +227,26 @@ class GuardedModel:
             self._condition.problem = f"the guard found: {self.state.reason}; {going_on}"
 
 
-def begin_guarded(model_dir: Path, checkpoints: Checkpoints, resume: bool) -> GuardState | None:
-    """The alarm in force when a trainer starts, before it restores a checkpoint; `resume` lets it go on after that.
+def begin_guarded(
+    model_dir: Path, checkpoints: Checkpoints, good_since: Callable[[], tuple[dict[int, int], str]] | None
+) -> GuardState | None:
+    """The alarm in force when a trainer starts, before it restores a checkpoint.
+
+    Args:
+      good_since: lets training go on after the alarm; returns the place in the train topic, and the topic's id, from
+        which on rows are good again. None: training stands.
 
     Raises:
       UserError: no checkpoint is from before what went wrong.
     """
     state = read_guard_state(model_dir)
-    if resume and state is None:
+    if good_since is None:
+        return state
+    if state is None:
         _LOG.warning("--resume-from-good does nothing: the guard has raised no alarm in %s", model_dir)
-    if resume and state is not None and not state.resumed:
+    elif not state.resumed:
+        state = state.go_on(*good_since())
         for folder in checkpoints.set_aside(state.suspect_ms):
             _LOG.info("%s is set aside: it was written after the model began to go wrong", folder)
-        state = replace(state, resumed=True)
         write_guard_state(model_dir, state)
     return state

@@ -24,7 +24,8 @@ class OnlineOptions:
       micro_batch: rows of one update within a step; 0: the whole batch.
       on_not_finite: what becomes of rows whose update is NaN or infinite: "skip" counts them, sends them to the dead
         letters and goes on; "stop" ends the process.
-      resume_from_good: go on after an alarm of the guard, from a checkpoint from before what went wrong.
+      resume_from_good: go on after an alarm of the guard, from a checkpoint from before what went wrong; rows of the
+        train topic before this position, as `resolve_start` takes it, are passed over. None: training stands then.
       create_topics: create the train topic when it is missing, instead of refusing to start.
       namespace: of models; agents look for the model there.
       keep_exports: newest versions that stay on disk, beside those that are served or held.
@@ -48,7 +49,7 @@ class OnlineOptions:
     max_wait_seconds: float = 0.05
     micro_batch: int = 64
     on_not_finite: str = "skip"
-    resume_from_good: bool = False
+    resume_from_good: str | None = None
     create_topics: bool = False
     namespace: str = "default"
     keep_exports: int = 3

@@ -29,14 +29,16 @@ from millrace.training.online.publishing import Publishing
 from millrace.training.online.resync import ResyncReader, ResyncRequests
 from millrace.training.publish.exporter import ExportCut
 from millrace.training.state.checkpoint import CheckpointCut, Checkpoints
+from millrace.training.state.guard_file import GuardState
 from millrace.training.state.lease import Lease
 from millrace.training.state.save_schedule import SaveSchedule
 from millrace.training.state.saver import Saver, SaveTimer, start_in_turn
 from millrace.training.state.shared_lease import SharedLease
 from millrace.training.step.train_step import TrainStep, new_stores
-from millrace.training.stream.batch_queue import BatchQueue, Ticket
+from millrace.training.stream.batch_queue import BatchQueue, Place, Ticket
 from millrace.training.stream.event_clock import EventClock
 from millrace.training.stream.layout import TrainLayout
+from millrace.training.stream.train_topic import place_in_topic
 from millrace.training.stream.train_topic_reader import TrainTopicReader
 from millrace.training.task import Task
 
@@ -165,7 +167,7 @@ class OnlineTrainer:
         self._lease = Lease(model_dir, options.wait_for_lease, stop.is_set)
         self._closing.callback(self._lease.close)
         may_send = self._shared_lease(task, topics, options, stop)
-        guard_state = begin_guarded(model_dir, self._checkpoints, options.resume_from_good)
+        guard_state = self._begin_guarded(connection, train_topic, options, stop)
         restored = self._checkpoints.restore(self._step)
         self._position, self._checkpoint_name = restored.position, restored.name
         self._event_clock = EventClock(restored.event_clock)
@@ -189,7 +191,7 @@ class OnlineTrainer:
         self._not_finite = NotFiniteRows(options.on_not_finite == "stop", self._reader.refuse)
         self._guarded = GuardedModel(
             task, model_dir, self._exporter.base, self._exporter.cut_times(), self._events, guard_state, restored.guard,
-            self._position.offsets, condition or Condition(),
+            self._position, condition or Condition(),
         )  # fmt: skip
         self._progress = Progress(model_dir, restored.prediction_rows, [head.name for head in task.heads])
         self._steps = int(self._step.global_step.numpy())
@@ -219,6 +221,21 @@ class OnlineTrainer:
         shared = SharedLease(session, options.namespace, name, options.model_dir, options.wait_for_lease, stop.is_set)
         self._closing.callback(shared.close)
         return shared.holds
+
+    def _begin_guarded(
+        self, connection: KafkaConnection, topic: str, options: OnlineOptions, stop: threading.Event
+    ) -> GuardState | None:
+        good_since = options.resume_from_good
+        if good_since is None:
+            return begin_guarded(options.model_dir, self._checkpoints, None)
+
+        def find() -> tuple[dict[int, int], str]:
+            return place_in_topic(connection, topic, good_since)
+
+        def wait_for_it() -> tuple[dict[int, int], str]:
+            return while_away(find, f"Kafka at {connection.bootstrap_servers}", stop)
+
+        return begin_guarded(options.model_dir, self._checkpoints, wait_for_it)
 
     def _new_export_saver(self, options: OnlineOptions) -> Saver[ExportCut]:
         schedule = SaveSchedule(every_seconds=options.export_seconds, allowed=self._may_export)
@@ -279,18 +296,18 @@ class OnlineTrainer:
                 raise StepError(ticket.blocks) from error
             if not finite.all():
                 self._leave_out(ticket, finite)
-            self._guarded.learned(ticket, logits, finite, gradient_rms, self._position.offsets)
+            self._guarded.learned(ticket, logits, finite, gradient_rms, self._position)
             if finite.any():
                 self._learned(ticket.select(finite), logits[finite])
         self._position.passed(ticket.passed)
         _DUPLICATE.inc(ticket.passed.duplicates)
         _TOO_OLD.inc(ticket.passed.too_old)
 
-    def _skip_reason(self, partition: int, offset: int) -> str | None:
+    def _skip_reason(self, place: Place) -> str | None:
         """Why a block of the train topic is passed over."""
-        if (partition, offset) in self._bad_blocks.skipped:
+        if place in self._bad_blocks.skipped:
             return "step_failed"
-        return "guard" if self._passed_over is not None and (partition, offset) in self._passed_over else None
+        return "guard" if self._passed_over is not None and self._passed_over.passes_over(*place) else None
 
     def _leave_out(self, ticket: Ticket, finite: np.ndarray) -> None:
         last = self._not_finite.handle(ticket, finite)
@@ -355,7 +372,7 @@ class OnlineTrainer:
             raise
         self._checkpoints.trusted_ms = self._guarded.trusted_ms
         self._checkpoints.finish(cut)
-        self._guarded.saved(cut.position.offsets)
+        self._guarded.saved(cut.position)
         self._checkpoint_name = cut.folder.name
         _CHECKPOINTS.inc()
         self._events.checkpoint(cut.global_step, cut.folder)

@@ -1,7 +1,8 @@
 """`guard.json` of a model directory: that the guard stopped publishing, since when, and which rows are passed over."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from millrace.runtime.atomic_file import sync_folder, write_text
@@ -17,9 +18,10 @@ class GuardState:
     Attributes:
       reason: of the alarm.
       suspect_ms: Unix milliseconds; what was learned since may be wrong.
-      version: the version that servers are held at, 0 when there was none.
-      suspect_offsets, offsets: {partition of the train topic: next offset} then and at the alarm. The blocks between
-        are passed over after `--resume-from-good`.
+      version, as_of_ms: servers are held at this version, 0 when there was none, with deltas up to this time.
+      suspect_offsets, offsets: {partition of the train topic: next offset} then and at the alarm, or later as
+        `--resume-from-good` says. The blocks between are passed over once training goes on.
+      topic_ids: {partition of the train topic: id of the incarnation that these offsets count in}.
       resumed: whether training goes on from before `suspect_ms`.
       released: whether servers follow again.
     """
@@ -27,20 +29,36 @@ class GuardState:
     reason: str
     suspect_ms: int
     version: int
+    as_of_ms: int
     suspect_offsets: dict[int, int]
     offsets: dict[int, int]
+    topic_ids: dict[int, str]
     resumed: bool = False
     released: bool = False
 
-    def __contains__(self, place: tuple[int, int]) -> bool:
-        """Whether the block at (partition, offset) is passed over."""
-        partition, offset = place
-        first = self.suspect_offsets.get(partition, 0)
-        return self.resumed and first <= offset < self.offsets.get(partition, 0)
+    def passes_over(self, partition: int, offset: int, topic_id: str) -> bool:
+        """Whether the block at this place of the train topic is passed over."""
+        first, end = self.suspect_offsets.get(partition, 0), self.offsets.get(partition, 0)
+        return self.resumed and self._counts_in(partition, topic_id) and first <= offset < end
 
-    def is_behind(self, offsets: dict[int, int]) -> bool:
-        """Whether training that stands at `offsets` has passed all of these blocks."""
-        return all(offsets.get(partition, 0) >= offset for partition, offset in self.offsets.items())
+    def is_behind(self, offsets: Mapping[int, int], topic_ids: Mapping[int, str]) -> bool:
+        """Whether training that stands at `offsets` of these incarnations has passed all of these blocks."""
+        return all(
+            offsets.get(partition, 0) >= offset or not self._counts_in(partition, topic_ids.get(partition, ""))
+            for partition, offset in self.offsets.items()
+        )
+
+    def go_on(self, ends: Mapping[int, int], topic_id: str) -> "GuardState":
+        """The state of training that goes on and passes over all before `ends`, {partition: offset}, too."""
+        here = {partition: end for partition, end in ends.items() if self._counts_in(partition, topic_id)}
+        later = {partition: max(end, self.offsets.get(partition, 0)) for partition, end in here.items()}
+        topic_ids = self.topic_ids | dict.fromkeys(here, topic_id)
+        return replace(self, offsets=self.offsets | later, topic_ids=topic_ids, resumed=True)
+
+    def _counts_in(self, partition: int, topic_id: str) -> bool:
+        """Whether offsets count in this incarnation of the topic; an id that nobody knows is as good as any."""
+        known = self.topic_ids.get(partition, "")
+        return not known or not topic_id or known == topic_id
 
 
 def read_guard_state(model_dir: Path) -> GuardState | None:
@@ -48,8 +66,8 @@ def read_guard_state(model_dir: Path) -> GuardState | None:
     path = model_dir / _NAME
     try:
         fields = json.loads(path.read_text("utf-8"))
-        for name in ("suspect_offsets", "offsets"):
-            fields[name] = {int(partition): int(offset) for partition, offset in fields[name].items()}
+        for name, kind in (("suspect_offsets", int), ("offsets", int), ("topic_ids", str)):
+            fields[name] = {int(partition): kind(value) for partition, value in fields[name].items()}
         return GuardState(**fields)
     except FileNotFoundError:
         return None

@@ -19,12 +19,25 @@ _queue_numbers = itertools.count()
 _QUEUE_BATCHES = 16  # enough to train on while the reader decodes a block, and at most some MB
 
 
+Place = tuple[int, int, str]
+"""(partition, offset, id of the incarnation) of a block in the train topic."""
+
+
 class BlockRows(NamedTuple):
-    """Where rows come from: partition and offset of a block in the train topic, and how many rows of it."""
+    """Where rows come from: the place of a block in the train topic, and how many rows of it.
+
+    Attributes:
+      topic_id: id of the topic's incarnation in which `offset` counts.
+    """
 
     partition: int
     offset: int
     rows: int
+    topic_id: str = ""
+
+    @property
+    def place(self) -> "Place":
+        return self.partition, self.offset, self.topic_id
 
 
 @dataclass(frozen=True)

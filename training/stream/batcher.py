@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from millrace.training.stream.batch_queue import BlockRows, Ticket
+from millrace.training.stream.batch_queue import BlockRows, Place, Ticket
 from millrace.training.stream.floor_tracker import FloorTracker
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Passed
@@ -20,15 +20,13 @@ class Batcher:
 
     Args:
       seen: source rows that were queued or applied before; this object goes on marking them.
-      alone: (partition, offset) of blocks whose rows share no batch with those of others.
+      alone: places of blocks whose rows share no batch with those of others.
 
     Attributes:
       rows: new rows that wait for `take`.
     """
 
-    def __init__(
-        self, layout: TrainLayout, batch_size: int, seen: SeenRows, alone: Collection[tuple[int, int]] = ()
-    ) -> None:
+    def __init__(self, layout: TrainLayout, batch_size: int, seen: SeenRows, alone: Collection[Place] = ()) -> None:
         self._layout, self._batch_size, self._seen, self._alone = layout, batch_size, seen, alone
         self._floors = FloorTracker()
         self._pieces: list[tuple[pa.RecordBatch, Passed]] = []
@@ -96,7 +94,7 @@ class Batcher:
         while self._pieces:
             rows, here = self._pieces[0]
             ((partition, next_offset),) = here.offsets.items()
-            block = BlockRows(partition, next_offset - 1, min(rows.num_rows, space))
+            block = BlockRows(partition, next_offset - 1, min(rows.num_rows, space), here.topic_ids[partition])
             if blocks and block.rows and self._is_alone(block, blocks[0]):
                 break
             if block.rows:
@@ -115,7 +113,7 @@ class Batcher:
         return replace(Ticket.of(batch, self._layout.heads), passed=_merged(passed), blocks=tuple(blocks)), batch
 
     def _is_alone(self, *blocks: BlockRows) -> bool:
-        return any((block.partition, block.offset) in self._alone for block in blocks)
+        return any(block.place in self._alone for block in blocks)
 
 
 def _merged(parts: Sequence[Passed]) -> Passed:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaException
 
 from millrace.runtime.kafka_client import KafkaConnection, make_consumer, watermark_offsets
+from millrace.runtime.kafka_positions import resolve_start
 from millrace.runtime.kafka_records import KafkaReadError, PartitionReader, TopicRecords
 from millrace.runtime.kafka_topics import KafkaTopic, TopicDescriber
 from millrace.runtime.telemetry import WAITS, LogLimit, counter
@@ -16,9 +17,24 @@ from millrace.runtime.telemetry import WAITS, LogLimit, counter
 _LOG = logging.getLogger(__name__)
 _LOST = counter("train_records_lost", "records of the train topic that were gone before they were read", ("partition",))
 _INCARNATIONS = counter("train_topic_incarnations", "partitions of the train topic found made anew or cut short")
+_POSITION_GROUP = "millrace-position"  # it joins and commits nothing
 _WATCH_SECONDS = 5.0  # between two looks at the topic's id and partitions: new partitions are read within ten seconds
 _RETRY_SECONDS = 1.0  # before a topic that could not be read is opened anew: time for a broker to come back
 _REQUEST_SECONDS = 5.0  # a broker that is up answers within this time; the reader's thread ends no later than this
+
+
+def place_in_topic(connection: KafkaConnection, topic: str, position: str) -> tuple[dict[int, int], str]:
+    """({partition: offset} of `position`, which is as `resolve_start` takes it, id of the topic's incarnation).
+
+    Raises: UserError: there is no such topic. UnreachableError, KafkaException: brokers do not answer.
+    """
+    describer = TopicDescriber(connection)
+    while True:
+        found = describer.describe([topic], _REQUEST_SECONDS).get(topic)
+        offsets = resolve_start(connection, topic, position, _POSITION_GROUP, "--resume-from-good")
+        again = describer.describe([topic], _REQUEST_SECONDS).get(topic)
+        if found is not None and again is not None and found.id == again.id:  # not made anew in between
+            return offsets, found.id
 
 
 class TrainMessage(NamedTuple):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.telemetry import LogLimit, RefusalStreak, counter
-from millrace.training.stream.batch_queue import BatchQueue
+from millrace.training.stream.batch_queue import BatchQueue, Place
 from millrace.training.stream.batcher import Batcher
 from millrace.training.stream.dead_letter_writer import DeadLetterWriter
 from millrace.training.stream.gate import Checked, Gate, Refused
@@ -36,8 +36,8 @@ class TrainTopicReader:
       position: where to go on; the reader keeps a copy of its own.
       health: is told of each block whether any of its rows was taken.
       watch_seconds: between two looks at the topic's id and partitions.
-      alone: (partition, offset) of blocks whose rows share no batch with others.
-      skip_reason: called with partition and offset of a block: why it is passed over, None when it is not.
+      alone: places of blocks whose rows share no batch with others.
+      skip_reason: called with the place of a block: why it is passed over, None when it is not.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class TrainTopicReader:
         health: RefusalStreak | None = None,
         watch_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
-        alone: Collection[tuple[int, int]] = (),
-        skip_reason: Callable[[int, int], str | None] = lambda partition, offset: None,
+        alone: Collection[Place] = (),
+        skip_reason: Callable[[Place], str | None] = lambda place: None,
     ) -> None:
         self._name, self._queue = topic, batches
         self._batcher = Batcher(batches.layout, batch_size, position.seen.copy(), alone)
@@ -149,7 +149,7 @@ class TrainTopicReader:
     def _add(self, message: TrainMessage) -> None:
         place = (message.partition, message.offset + 1)
         checked = self._gate.check(message.value)
-        if (reason := self._skip_reason(message.partition, message.offset)) is not None:
+        if (reason := self._skip_reason((message.partition, message.offset, message.topic_id))) is not None:
             self._pass_over(message, checked, reason)
             return
         for refused in checked.refused:

@@ -15,9 +15,11 @@ from millrace.training.online.guarded import GuardedModel, begin_guarded
 from millrace.training.state.checkpoint import Checkpoints
 from millrace.training.state.guard_file import read_guard_state
 from millrace.training.stream.batch_queue import BlockRows, Ticket
+from millrace.training.stream.position import Position
 from millrace.training.task import Guard
 
 ROWS = 64
+TOPIC = "the train topic's id"
 
 
 class GuardedRanking(FeedRanking):
@@ -50,13 +52,13 @@ class Trainer:
     def __init__(
         self,
         model_dir: Path,
-        resume: bool = False,
+        good_since: dict[int, int] | None = None,
         failures: int = 0,
         past: dict[str, Any] | None = None,
         versions: dict[int, int] | None = None,
         now_ms: int = 1_000_000,
     ) -> None:
-        self.model_dir, self.now_ms, self.offset = model_dir, now_ms, 0
+        self.model_dir, self.now_ms, self.offset, self.topic_id = model_dir, now_ms, 0, TOPIC
         versions = {7: 0} if versions is None else versions
         for version in versions:
             self.folder(version).mkdir(parents=True, exist_ok=True)
@@ -64,8 +66,9 @@ class Trainer:
         task = GuardedRanking()
         checkpoints = Checkpoints(model_dir, task.name, task.schema_fingerprint())
         self.guarded = GuardedModel(
-            task, model_dir, model_dir / "exports", versions, self.holds, begin_guarded(model_dir, checkpoints, resume),
-            past or {}, {0: 0}, self.condition, lambda: self.now_ms,
+            task, model_dir, model_dir / "exports", versions, self.holds,
+            begin_guarded(model_dir, checkpoints, None if good_since is None else lambda: (good_since, TOPIC)),
+            past or {}, Position({0: 0}, topic_ids={0: TOPIC}), self.condition, lambda: self.now_ms,
         )  # fmt: skip
 
     def folder(self, version: int) -> Path:
@@ -83,9 +86,9 @@ class Trainer:
             ticket = Ticket(
                 ROWS, (labels ^ flipped).astype(np.float32), np.ones(ROWS, np.float32), none, none, none,
                 np.zeros(ROWS, np.int64),
-                blocks=(BlockRows(0, self.offset, ROWS),),
+                blocks=(BlockRows(0, self.offset, ROWS, self.topic_id),),
             )  # fmt: skip
-            self.guarded.learned(ticket, logits, np.ones(ROWS, bool), np.ones(1), {0: self.offset})
+            self.guarded.learned(ticket, logits, np.ones(ROWS, bool), np.ones(1), Position({0: self.offset}))
             self.offset += 1
             self.now_ms += 100
 
@@ -130,21 +133,77 @@ def test_a_restart_after_an_alarm_stands_and_holds_until_it_is_told_to_resume(tm
     second = Trainer(tmp_path)
     second.guarded.poll()
     assert not second.guarded.may_learn and second.holds.sent == first.holds.sent
-    third = Trainer(tmp_path, resume=True, past=past)
+    third = Trainer(tmp_path, {}, past=past)
     assert third.guarded.may_learn and not third.guarded.may_publish and third.guarded.state is not None
-    assert [offset for offset in range(100) if (0, offset) in third.guarded.state] == list(
-        range(state.suspect_offsets[0], state.offsets[0])
-    )
+    assert passed_over(third) == list(range(state.suspect_offsets[0], state.offsets[0]))
     third.offset = state.offsets[0]
     third.learn(8)
     assert third.guarded.may_publish
     third.export(10)
     third.guarded.poll()
     assert third.holds.sent == [("release",)] and third.condition.reason() is None
-    third.guarded.saved({0: state.offsets[0] - 1})
+    third.guarded.saved(Position({0: state.offsets[0] - 1}, topic_ids={0: TOPIC}))
     assert read_guard_state(tmp_path) is not None
-    third.guarded.saved({0: state.offsets[0]})
+    third.guarded.saved(Position({0: state.offsets[0]}, topic_ids={0: TOPIC}))
     assert read_guard_state(tmp_path) is None
+
+
+def passed_over(trainer: Trainer, topic_id: str = TOPIC) -> list[int]:
+    """Offsets of partition 0 that are."""
+    state = trainer.guarded.state
+    assert state is not None
+    return [offset for offset in range(200) if state.passes_over(0, offset, topic_id)]
+
+
+def test_rows_that_came_after_the_alarm_are_passed_over_up_to_where_they_are_good_again(tmp_path: Path) -> None:
+    first = Trainer(tmp_path)
+    first.learn(60)
+    past = first.guarded.past()
+    first.learn(20, flipped=True)
+    state = read_guard_state(tmp_path)
+    assert state is not None and state.offsets[0] < 120
+    again = Trainer(tmp_path, {0: 120}, past=past)
+    assert passed_over(again) == list(range(state.suspect_offsets[0], 120))
+    again.guarded.saved(Position({0: 119}, topic_ids={0: TOPIC}))
+    assert read_guard_state(tmp_path) == again.guarded.state
+    restarted = Trainer(tmp_path, {0: 150}, past=past)  # the flag is still there: it has done what it says
+    assert passed_over(restarted) == passed_over(again)
+
+
+def test_offsets_of_a_topic_that_was_made_anew_are_not_passed_over(tmp_path: Path) -> None:
+    first = Trainer(tmp_path)
+    first.learn(60)
+    past = first.guarded.past()
+    first.learn(20, flipped=True)
+    again = Trainer(tmp_path, {}, past=past)
+    assert passed_over(again) and passed_over(again, "another") == []
+    again.learn(8)
+    again.export(10)
+    again.guarded.poll()
+    again.guarded.saved(Position({0: 1}, topic_ids={0: "another"}))
+    assert read_guard_state(tmp_path) is None, "the rows in question are gone"
+
+
+def test_what_is_suspicious_of_a_topic_that_was_made_anew_begins_at_its_beginning(tmp_path: Path) -> None:
+    first = Trainer(tmp_path)
+    first.learn(60)
+    first.offset, first.topic_id = 0, "another"
+    first.learn(20, flipped=True)
+    state = read_guard_state(tmp_path)
+    assert state is not None and state.topic_ids == {0: "another"}
+    assert state.suspect_offsets.get(0, 0) == 0 < state.offsets[0]
+
+
+def test_a_second_alarm_does_not_bring_back_the_deltas_that_the_first_one_found_wrong(tmp_path: Path) -> None:
+    first = Trainer(tmp_path)
+    first.learn(60)
+    past = first.guarded.past()
+    first.learn(20, flipped=True)
+    again = Trainer(tmp_path, {}, past=past, now_ms=first.now_ms + 1_000)
+    again.learn(4)
+    again.learn(20, flipped=True)
+    assert again.holds.sent == first.holds.sent, "the same version as of the same time"
+    assert Trainer(tmp_path).guarded.state == again.guarded.state
 
 
 def test_poison_that_goes_on_after_a_resume_is_found_by_what_was_known_before(tmp_path: Path) -> None:
@@ -152,7 +211,7 @@ def test_poison_that_goes_on_after_a_resume_is_found_by_what_was_known_before(tm
     first.learn(60)
     past = first.guarded.past()
     first.learn(20, flipped=True)
-    again = Trainer(tmp_path, resume=True, past=past)
+    again = Trainer(tmp_path, {}, past=past)
     again.learn(20, flipped=True)
     assert not again.guarded.may_learn and not again.guarded.may_publish
     assert [each[0] for each in again.holds.sent] == ["rollback"]
@@ -187,7 +246,7 @@ def test_a_version_with_what_an_alarm_questions_is_named_by_no_later_hold(tmp_pa
     first.learn(20, flipped=True)
     state = read_guard_state(tmp_path)
     assert state is not None and state.suspect_ms <= exported_ms and state.version == 7
-    again = Trainer(tmp_path, True, past=past, versions={7: 0, 8: exported_ms}, now_ms=first.now_ms)
+    again = Trainer(tmp_path, {}, past=past, versions={7: 0, 8: exported_ms}, now_ms=first.now_ms)
     assert again.guarded.trusted_version == 7
     again.learn(20)
     again.export(9)
@@ -197,7 +256,7 @@ def test_a_version_with_what_an_alarm_questions_is_named_by_no_later_hold(tmp_pa
 
 
 def test_resuming_without_an_alarm_is_no_error(tmp_path: Path) -> None:
-    trainer = Trainer(tmp_path, resume=True)
+    trainer = Trainer(tmp_path, {})
     assert trainer.guarded.may_learn and trainer.guarded.may_publish
 
 

@@ -10,7 +10,7 @@ from millrace.examples.feed_ranking import FeedRanking
 from millrace.runtime.errors import UserError
 from millrace.training.online.bad_blocks import BadBlocks, StepError
 from millrace.training.online.not_finite import NotFiniteRows
-from millrace.training.stream.batch_queue import BlockRows, Ticket
+from millrace.training.stream.batch_queue import BlockRows, Place, Ticket
 from millrace.training.stream.batcher import Batcher
 from millrace.training.stream.gate import Refused
 from millrace.training.stream.layout import TrainLayout
@@ -21,7 +21,7 @@ from tests.fakes.train_blocks import make_batch
 TASK = FeedRanking()
 
 
-def batcher(**settings: set[tuple[int, int]]) -> Batcher:
+def batcher(**settings: set[Place]) -> Batcher:
     made = Batcher(TrainLayout.of(TASK, audit=True), 64, SeenRows(), **settings)
     for i in range(3):
         made.add(make_batch(TASK, i * 2, 2), partition=i % 2, next_offset=11 + i)
@@ -41,7 +41,7 @@ def test_a_ticket_names_the_blocks_of_its_rows_in_their_order() -> None:
 
 
 def test_a_block_that_a_step_failed_on_shares_no_batch() -> None:
-    made = batcher(alone={(1, 11)})
+    made = batcher(alone={(1, 11, "")})
     taken = [made.take()[0].blocks for _ in range(3)]
     assert taken == [(BlockRows(0, 10, 8),), (BlockRows(1, 11, 8),), (BlockRows(0, 12, 8),)]
     assert not made.pending
@@ -89,9 +89,9 @@ def test_a_block_is_skipped_when_the_step_fails_on_it_for_the_second_time(caplog
     blocks = BadBlocks()
     with caplog.at_level(logging.ERROR):
         blocks.failed(failure(7, 8, 9))
-        assert (blocks.alone, blocks.skipped) == ({(0, 7), (0, 8), (0, 9)}, set())
+        assert (blocks.alone, blocks.skipped) == ({(0, 7, ""), (0, 8, ""), (0, 9, "")}, set())
         blocks.failed(failure(8))
-    assert blocks.skipped == {(0, 8)}
+    assert blocks.skipped == {(0, 8, "")}
     assert "[0] offset 8 for the second time: the kernel's words" in caplog.text
 
 
