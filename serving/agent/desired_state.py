@@ -33,7 +33,7 @@ class Announced:
       last: the last EXPORT or RETIRE that counted.
       newest: the newest EXPORT; it stays after a RETIRE.
       hold: the last ROLLBACK or RELEASE of a user.
-      guard_hold: the last ROLLBACK or RELEASE of a trainer's guard.
+      guard_hold: the last ROLLBACK or RELEASE of a trainer's guard; None once a user's RELEASE came after it.
     """
 
     last: ModelEvent | None = None
@@ -56,9 +56,7 @@ class Announced:
         user, guard = self.hold, self.guard_hold
         if user and user.kind == ModelEvent.ROLLBACK:
             return user
-        if guard is None or guard.kind != ModelEvent.ROLLBACK or (user and user.created_at_ms >= guard.created_at_ms):
-            return None
-        return guard
+        return guard if guard and guard.kind == ModelEvent.ROLLBACK else None
 
     @property
     def held(self) -> Target | None:
@@ -73,12 +71,14 @@ class DesiredState:
     """Folds the events of one model into `announced`.
 
     EXPORT moves forward only, within (lineage, epoch, version): a version that is not above the newest one is a
-    duplicate or late. One of another lineage is a new model under the old name; it takes over if announced later.
+    duplicate or late. One of another lineage is a new model under the old name; it takes over if its epoch is higher,
+    as that of a trainer which has read of the other, or if it was announced later.
     ROLLBACK holds its version until RELEASE, whatever else comes; what a guard does leaves a user's ROLLBACK in force.
     RETIRE leaves nothing to run until the next EXPORT.
 
-    Exports and holds have keys of their own, and neither looks at the order of the other: so compaction and repeated
-    reading from the beginning change nothing.
+    Exports and holds have keys of their own, and neither looks at the order of the other. Whether a user's RELEASE or a
+    guard's ROLLBACK came later, the topic says, which compaction does not reorder: their clocks are of two hosts. So
+    compaction and repeated reading from the beginning change nothing.
 
     Args:
       announced: what an earlier process had read.
@@ -95,11 +95,18 @@ class DesiredState:
             return False
         before = self.announced
         if event.kind in HOLDS:
-            field = "guard_hold" if event.held_by == GUARD else "hold"
-            self.announced = replace(before, **{field: event})
+            self._take_hold(event)
         elif event.kind in (ModelEvent.EXPORT, ModelEvent.RETIRE):
             self._take_version(event)
         return self.announced != before
+
+    def _take_hold(self, event: ModelEvent) -> None:
+        if event.held_by == GUARD:
+            self.announced = replace(self.announced, guard_hold=event)
+        elif event.kind == ModelEvent.RELEASE:
+            self.announced = replace(self.announced, hold=event, guard_hold=None)
+        else:
+            self.announced = replace(self.announced, hold=event)
 
     def _take_version(self, event: ModelEvent) -> None:
         newest = self.announced.newest
@@ -108,7 +115,7 @@ class DesiredState:
         elif newest is None or _is_newer(event, newest):
             if newest and event.lineage != newest.lineage:
                 _LOG.warning(
-                    "%s: version %d of lineage '%s' takes over from version %d of lineage '%s': it was announced later",
+                    "%s: version %d of lineage '%s' takes over from version %d of lineage '%s': it is newer",
                     event.model_name, event.version, event.lineage, newest.version, newest.lineage,
                 )  # fmt: skip
             self.announced = replace(self.announced, last=event, newest=event)
@@ -117,7 +124,7 @@ class DesiredState:
             self.announced = replace(self.announced, last=event)
         elif event.lineage != newest.lineage:
             _LOG.warning(
-                "%s: version %d of lineage '%s' is ignored: version %d of lineage '%s' was announced later",
+                "%s: version %d of lineage '%s' is ignored: version %d of lineage '%s' is newer",
                 event.model_name, event.version, event.lineage, newest.version, newest.lineage,
             )  # fmt: skip
 
@@ -128,5 +135,5 @@ def _rank(event: ModelEvent) -> tuple[str, int, int]:
 
 def _is_newer(event: ModelEvent, newest: ModelEvent) -> bool:
     if event.lineage != newest.lineage:
-        return event.created_at_ms > newest.created_at_ms
+        return event.epoch > newest.epoch or event.created_at_ms > newest.created_at_ms
     return _rank(event) > _rank(newest)
