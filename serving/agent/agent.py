@@ -12,6 +12,7 @@ from typing import Protocol
 from millrace.protos.serving_control_pb2 import ModelPlan, ModelState
 from millrace.runtime import telemetry
 from millrace.runtime.topic_reader import Record
+from millrace.runtime.topics import may_be_event_of
 from millrace.serving.agent.desired_state import DesiredState, Target
 from millrace.serving.agent.gate import ExportGate
 from millrace.serving.agent.model_events import EventError
@@ -170,6 +171,8 @@ class Agent:
 
     def _apply(self, record: Record) -> bool:
         if record.value is None:  # a tombstone: the topic drops the model's old events, which changes nothing here
+            return False
+        if not may_be_event_of(record.key, self._config.namespace, self._config.model):
             return False
         try:
             changed = self._desired.apply(record.value)

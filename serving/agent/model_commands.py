@@ -14,6 +14,7 @@ from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError, flu
 from millrace.runtime.kafka_positions import resolve_start
 from millrace.runtime.topic_range import read_messages, resolve_range
 from millrace.runtime.topic_reader import TopicReader
+from millrace.runtime.topics import may_be_event_of
 from millrace.serving.agent.desired_state import Announced, DesiredState
 from millrace.serving.agent.export_facts import read_facts
 from millrace.serving.agent.model_events import EventError, event_key, event_to_json, folder_of, make_event, parse_event
@@ -71,6 +72,8 @@ def read_model(connection: KafkaConnection, topic: str, namespace: str, model: s
     state, exports = DesiredState(namespace, model), {}
     for messages in read_messages(resolve_range(connection, topic)):
         for message in messages:
+            if not may_be_event_of(message.key(), namespace, model):
+                continue
             try:
                 event = parse_event(message.value() or b"")
             except EventError:

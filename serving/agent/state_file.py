@@ -50,7 +50,9 @@ class StateFile:
             self._written = _memory(fields)
         except FileNotFoundError:
             return Memory()
-        except (OSError, ValueError, KeyError, TypeError, json_format.ParseError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, json_format.ParseError,
+        ) as error:  # fmt: skip
             _LOG.warning("%s is not used: %s", self._path, error)
             return Memory()
         return self._written

@@ -10,7 +10,7 @@ from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topic_range import newest_record, read_messages, resolve_range
-from millrace.runtime.topics import Topics
+from millrace.runtime.topics import Topics, may_be_event_of
 
 _MOST_SEQUENCE = 1 << 62  # a number above it is no trainer's, and going on from it would leave int64
 
@@ -51,7 +51,7 @@ def read_published(connection: KafkaConnection, topics: Topics, model: str, name
       KafkaException, KafkaReadError: brokers do not answer.
     """
     sent = [
-        event for event in _events(connection, topics.model_events)
+        event for event in _events(connection, topics.model_events, namespace, model)
         if (event.model_name, event.bzid or "default") == (model, namespace)
         and event.kind in (ModelEvent.EXPORT, ModelEvent.CHECKPOINT)
     ]  # fmt: skip
@@ -92,9 +92,11 @@ def known_event(value: bytes) -> ModelEvent | None:
         return None
 
 
-def _events(connection: KafkaConnection, topic: str) -> Iterator[ModelEvent]:
+def _events(connection: KafkaConnection, topic: str, namespace: str, model: str) -> Iterator[ModelEvent]:
     for messages in read_messages(resolve_range(connection, topic)):
         for message in messages:
+            if not may_be_event_of(message.key(), namespace, model):
+                continue
             event = known_event(message.value() or b"")
             if event is not None:
                 yield event

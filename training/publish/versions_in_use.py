@@ -9,10 +9,11 @@ from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.errors import UserError
 from millrace.runtime.kafka_client import KafkaConnection, partitions_of
 from millrace.runtime.topic_range import read_messages, resolve_range
-from millrace.runtime.topics import Topics
+from millrace.runtime.topics import Topics, may_be_event_of
 from millrace.training.publish.published import known_event
 
 _LOG = logging.getLogger(__name__)
+_GUARD = "guard"  # `held_by` of what a trainer's guard sends
 _RECENT_SECONDS = 120.0  # agents report every few seconds; one that was silent for so long serves nothing any more
 
 
@@ -29,16 +30,20 @@ def versions_in_use(connection: KafkaConnection, topics: Topics, model: str, nam
 
 
 def _held(connection: KafkaConnection, topics: Topics, model: str, namespace: str) -> set[int]:
-    held: set[int] = set()
-    for value in _values(connection, topics.model_events, "earliest"):
-        event = known_event(value)
+    # As agents read them: what a guard does leaves a user's ROLLBACK in force, a user's RELEASE ends both.
+    user, guard = 0, 0
+    for key, value in _records(connection, topics.model_events, "earliest"):
+        event = known_event(value) if may_be_event_of(key, namespace, model) else None
         if event is None or (event.model_name, event.bzid or "default") != (model, namespace):
             continue
-        if event.kind == ModelEvent.ROLLBACK:
-            held = {event.version}
-        elif event.kind == ModelEvent.RELEASE:
-            held = set()
-    return held
+        if event.kind not in (ModelEvent.ROLLBACK, ModelEvent.RELEASE):
+            continue
+        version = event.version if event.kind == ModelEvent.ROLLBACK else 0
+        if event.held_by == _GUARD:
+            guard = version
+        else:
+            user, guard = version, guard if version else 0
+    return {user, guard} - {0}
 
 
 def _served(connection: KafkaConnection, topics: Topics, model: str, namespace: str) -> set[int]:
@@ -48,7 +53,7 @@ def _served(connection: KafkaConnection, topics: Topics, model: str, namespace: 
         return set()
     since = int((time.time() - _RECENT_SECONDS) * 1000)
     served: set[int] = set()
-    for value in _values(connection, topics.serving_status, f"time:{since}"):
+    for _, value in _records(connection, topics.serving_status, f"time:{since}"):
         try:
             status = json.loads(value)
             if (status["model_name"], status["bzid"]) == (model, namespace):
@@ -58,7 +63,8 @@ def _served(connection: KafkaConnection, topics: Topics, model: str, namespace: 
     return served
 
 
-def _values(connection: KafkaConnection, topic: str, start: str) -> Iterable[bytes]:
+def _records(connection: KafkaConnection, topic: str, start: str) -> Iterable[tuple[bytes | None, bytes]]:
+    """(key, value) of each."""
     for messages in read_messages(resolve_range(connection, topic, start)):
         for message in messages:
-            yield message.value() or b""
+            yield message.key(), message.value() or b""

@@ -92,7 +92,10 @@ def test_a_guard_leaves_a_users_rollback_in_force_and_a_user_releases_both_whate
     events: list[tuple[str, str, int]], version: int
 ) -> None:
     holds = [
-        [_event(kind, number, held_by=by, created_at_ms=str(clocks[by] + i)) for i, (kind, by, number) in enumerate(events)]
+        [
+            _event(kind, number, held_by=by, created_at_ms=str(clocks[by] + i))
+            for i, (kind, by, number) in enumerate(events)
+        ]
         for clocks in ({"user": 0, "guard": 0}, {"user": 3_600_000, "guard": 0}, {"user": 0, "guard": 3_600_000})
     ]
     assert [_version(_after(_event("EXPORT", 9), *each)) for each in holds] == [version] * 3

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
 from millrace.runtime.topics import Topics
-from millrace.training.publish.published import read_published
+from millrace.training.publish.published import known_event, read_published
 from millrace.training.publish.versions_in_use import versions_in_use
 
 pytestmark = pytest.mark.service
@@ -27,10 +27,16 @@ def event(kind: ModelEvent.Kind, version: int = 0, model: str = "m", **fields: o
     return json_format.MessageToJson(made, preserving_proto_field_name=True).encode()
 
 
+def key_of(value: bytes) -> bytes:
+    """The key of an event; what is no event has one of the model."""
+    event = known_event(value)
+    return f"{event.bzid}/{event.model_name}/x".encode() if event else b"default/m/x"
+
+
 def send(kafka: KafkaConnection, topic: str, values: list[bytes], at_ms: int = _NOW_MS) -> None:
     producer = make_producer(kafka)
     for value in values:
-        producer.produce(topic, value, key=b"k", partition=0, timestamp=at_ms)
+        producer.produce(topic, value, key=key_of(value), partition=0, timestamp=at_ms)
     flush_or_raise(producer)
 
 
@@ -51,6 +57,20 @@ def test_versions_that_agents_reported_lately_and_one_that_is_held_are_in_use(
     assert versions_in_use(kafka, topics, "m", "default") == {2, 3, 4, 5}
     send(kafka, topics.model_events, [event(ModelEvent.RELEASE)])
     assert versions_in_use(kafka, topics, "m", "default") == {3, 4, 5}
+
+
+def test_what_a_guard_does_leaves_the_version_that_a_user_holds_in_use(kafka: KafkaConnection, topics: Topics) -> None:
+    ensure_topic(kafka, topics.model_events)
+    for kind, by, number, in_use in (
+        (ModelEvent.ROLLBACK, "user", 5, {5}),
+        (ModelEvent.ROLLBACK, "guard", 7, {5, 7}),
+        (ModelEvent.RELEASE, "guard", 0, {5}),
+        (ModelEvent.ROLLBACK, "guard", 8, {5, 8}),
+        (ModelEvent.RELEASE, "user", 0, set()),
+        (ModelEvent.ROLLBACK, "guard", 9, {9}),
+    ):
+        send(kafka, topics.model_events, [event(kind, number, held_by=by)])
+        assert versions_in_use(kafka, topics, "m", "default") == in_use
 
 
 def test_nothing_is_known_of_what_is_in_use_while_the_broker_is_away() -> None:
