@@ -12,8 +12,8 @@ _LOG = logging.getLogger(__name__)
 DELTA_RETENTION_MS = 7 * 24 * 3600 * 1000
 """A week: a server that loads an export needs all deltas since, and an export that is held may serve for days."""
 
-# Brokers leave the newest segment as it is, for a week unless told otherwise. A trainer writes some 10,000 events per day
-# and reads all of them before it removes a version, so they would take seconds of each export after a few days.
+# Brokers leave the newest segment as it is, for a week unless told otherwise. A trainer writes some 10,000 events per
+# day and reads all of them before it removes a version: after a few days they would take seconds of each export.
 _COMPACTED = {"cleanup.policy": "compact", "segment.ms": str(3600 * 1000)}
 
 
