@@ -61,7 +61,7 @@ class RatingBlocks:
         rows = read_movielens(data, task)
         times = time.time_ns() // 1_000_000 + np.arange(rows.num_rows)  # one row per millisecond
         self.rows = replaced(rows, record_batch.EVENT_TIME_MS, pa.array(times, pa.int64()))
-        self._topic, self._rng = topic, np.random.default_rng(seed)
+        self._topic, self._task, self._rng = topic, task, np.random.default_rng(seed)
         ensure_topic(kafka, topic, _PARTITIONS)
         self._producer = make_producer(kafka)
         self._next_row, self.sent = 0, 0
@@ -85,7 +85,7 @@ class RatingBlocks:
             place = (offset, block.num_rows, int(times.min()), int(times.max()))
             sent.times.setdefault(partition, []).append(place)
 
-        self._pace(poisoned(self._take(count), kind, self._rng), is_found, note)
+        self._pace(poisoned(self._take(count), kind, self._rng, self._task), is_found, note)
         return sent
 
     def _take(self, count: int) -> pa.RecordBatch:
