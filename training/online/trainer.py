@@ -318,7 +318,8 @@ class OnlineTrainer:
     def _learned(self, ticket: Ticket, logits: np.ndarray) -> None:
         self._position.applied(ticket.partition, ticket.offset, ticket.row)
         self._steps += 1
-        self._event_time_ms = max(self._event_time_ms, ticket.event_time_ms)
+        # One producer's wrong clock must not make the model look fresh for as long as that clock is ahead.
+        self._event_time_ms = max(self._event_time_ms, min(ticket.event_time_ms, time.time_ns() // 1_000_000))
         self._progress.add(ticket, logits)
         _ROWS.inc(ticket.rows)
         _STEPS.inc()

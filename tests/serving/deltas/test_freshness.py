@@ -29,7 +29,7 @@ def clock() -> _Clock:
 @pytest.fixture
 def freshness(clock: _Clock) -> Iterator[VersionFreshness]:
     """Version 1; cut at 90 s, its newest event is of 80 s; now is 100 s."""
-    freshness = VersionFreshness("fresh", 1, event_time_ms=80_000, cut_at_ms=90_000, clock=clock)
+    freshness = VersionFreshness("fresh", 1, event_time_ms=80_000, cut_at_ms=90_000, clock=clock, monotonic=clock)
     freshness.show()
     yield freshness
     freshness.hide()
@@ -46,6 +46,29 @@ def test_ages_grow_between_deltas_and_are_computed_when_read(freshness: VersionF
 def test_a_heartbeat_makes_the_lag_small_and_not_the_age(freshness: VersionFreshness) -> None:
     freshness.took(ModelDelta(event_time_ms=80_000, created_at_ms=100_000))
     assert (freshness.model_age_ms(), freshness.delta_lag_ms()) == (20_000, 0)
+
+
+def test_an_event_of_a_wrong_clock_does_not_make_a_version_fresh_for_ever(
+    freshness: VersionFreshness, clock: _Clock
+) -> None:
+    year_2100 = 4_102_444_800_000
+    freshness.took(ModelDelta(event_time_ms=year_2100, created_at_ms=100_000))
+    clock.now = 3700.0
+    assert freshness.model_age_ms() == 3_600_000
+    freshness.took(ModelDelta(event_time_ms=3_690_000, created_at_ms=year_2100))  # the trainer's own clock
+    clock.now = 4000.0
+    assert (freshness.model_age_ms(), freshness.delta_lag_ms()) == (310_000, 300_000)
+    assert VersionFreshness("fresh", 2, year_2100, 4_000_000, clock=clock, monotonic=clock).model_age_ms() == 0
+
+
+def test_a_clock_that_goes_back_hides_no_age() -> None:
+    unix, monotonic = _Clock(), _Clock()
+    unix.now = 10_000.0
+    freshness = VersionFreshness("fresh", 1, 9_990_000, 10_000_000, clock=unix, monotonic=monotonic)
+    unix.now, monotonic.now = unix.now - 3600 + 120, monotonic.now + 120
+    assert (freshness.model_age_ms(), freshness.delta_lag_ms()) == (120_000, 120_000)
+    freshness.took(ModelDelta(event_time_ms=10_115_000, created_at_ms=10_120_000))
+    assert (freshness.model_age_ms(), freshness.delta_lag_ms()) == (0, 0)
 
 
 def test_what_is_unknown_is_no_number(clock: _Clock) -> None:
