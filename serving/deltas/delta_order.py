@@ -2,6 +2,8 @@
 
 from millrace.protos.model_delta_pb2 import ModelDelta
 
+_MOST = 1 << 62  # a higher epoch or sequence is no trainer's: what it really sends would count as old
+
 
 class DeltaError(ValueError):
     """A delta that is not applied.
@@ -33,9 +35,11 @@ class DeltaOrder:
         self._sequences: dict[int, int] = {}
 
     def check(self, delta: ModelDelta) -> None:
-        """Raises DeltaError for a delta of another model or of a trainer that has been replaced."""
+        """Raises DeltaError for a delta of another model, of a trainer that has been replaced, or of no trainer."""
         if delta.model_name != self._model_name:
             raise DeltaError("model", f"is of model '{delta.model_name}', not of '{self._model_name}'", resync=False)
+        if max(delta.epoch, delta.sequence) >= _MOST:
+            raise DeltaError("malformed", f"has epoch {delta.epoch} and sequence {delta.sequence}, must be below 2^62")
         if delta.lineage != self._lineage:
             # The model was born anew: nothing of its deltas fits here, and only its own export can follow them.
             raise DeltaError("lineage", f"is of lineage '{delta.lineage}', the export of '{self._lineage}'")

@@ -20,6 +20,8 @@ from millrace.runtime.errors import StoppedError, UserError
 
 _LOG = logging.getLogger(__name__)
 _LOCK, _OWNER = "lease.lock", "lease.json"
+_MOST_EPOCH = 1 << 62  # going on from a higher one would leave int64
+_MOST_MS = 1 << 53  # the year 287,000
 _POLL_SECONDS = 0.05  # how soon a spare takes over after its predecessor has ended
 
 
@@ -154,12 +156,15 @@ def read_owner(model_dir: Path) -> Owner:
     path = model_dir / _OWNER
     try:
         fields = json.loads(path.read_text("utf-8"))
-        return Owner(
+        owner = Owner(
             str(fields["lineage"]), int(fields["epoch"]), str(fields["host"]), int(fields["pid"]),
             int(fields["since_ms"]),
         )  # fmt: skip
+        if not (0 <= owner.epoch < _MOST_EPOCH and 0 <= owner.since_ms < _MOST_MS):
+            raise ValueError(f"epoch {owner.epoch} since {owner.since_ms}")
+        return owner
     except FileNotFoundError:
         return Owner()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         problem = f"not a lease ({type(error).__name__}: {error})"
         raise UserError("--model-dir", path, problem, "remove this file; checkpoints know the lineage too") from error

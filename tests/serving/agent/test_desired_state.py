@@ -150,6 +150,7 @@ def test_another_lineage_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -
         (_event("EXPORT", 5, schema_version=3), "schema_version is 3"),
         (_event("EXPORT", 5, model_name=""), "model_name or kind is missing"),
         (_event("EXPORT", -1), "must be positive"),
+        (_event("EXPORT", 5, epoch=str(1 << 62)), "must be below 2\\^62"),
         (_event("ROLLBACK", 0), "must be positive"),
         (_event("EXPORT", 5, sub_graphs={"standalone": {"path": "models/5"}}), "not an absolute path"),
         (_event("EXPORT", 5, sub_graphs={"standalone": {"path": "/models/6"}}), "ends in the version 5"),

@@ -57,6 +57,8 @@ def test_each_shard_has_its_own_sequence(model: MemoryModel) -> None:
         ({"model_name": "other"}, "model", "of model 'other', not of 'm'", False),
         ({"lineage": "other"}, "lineage", "of lineage 'other', the export of 'born'", True),
         ({"lineage": "", "epoch": 0, "schema_version": 1}, "lineage", "of lineage ''", True),
+        ({"epoch": 1 << 62}, "malformed", "must be below", True),
+        ({"sequence": (1 << 63) - 1}, "malformed", "must be below", True),
         ({"epoch": 2}, "epoch", "of epoch 2, whose trainer was replaced by that of epoch 3", False),
     ],
 )
@@ -64,7 +66,7 @@ def test_a_giant_sequence_of_another_model_lineage_or_old_epoch_silences_nothing
     model: MemoryModel, fields: dict[str, Any], reason: str, problem: str, resync: bool
 ) -> None:
     with pytest.raises(DeltaError, match=problem) as caught:
-        model.take(make_delta(1 << 60, {1: 9.0}, **fields))
+        model.take(make_delta(**{"sequence": 1 << 60, "rows": {1: 9.0}} | fields))
     assert caught.value.reason == reason
     assert model.applier.resync_required is resync
     assert model.take(make_delta(11, {1: 1.0}))

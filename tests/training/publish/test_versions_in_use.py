@@ -6,6 +6,7 @@ import time
 import pytest
 from google.protobuf import json_format
 
+from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
 from millrace.runtime.topics import Topics
@@ -93,6 +94,9 @@ def test_what_readers_know_of_a_model_is_its_newest_announcement_whoever_else_wr
             b"no event",
         ],
     )
+    # No trainer could take an epoch above these.
+    send(kafka, topics.model_events, [event(ModelEvent.EXPORT, 8, lineage="d", epoch=(1 << 63) - 1, created_at_ms=9)])
+    send(kafka, topics.deltas("m"), [ModelDelta(model_name="m", sequence=9, epoch=1 << 62).SerializeToString()])
     found = read_published(kafka, topics, "m", "default")
     assert (found.known, found.saved, found.lineage, found.epoch, found.newest_epoch, found.version) == (
         True, True, "b", 4, 4, 7,

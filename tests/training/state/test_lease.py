@@ -87,6 +87,8 @@ def test_a_lock_that_was_removed_is_lost(tmp_path: Path) -> None:
 
 def test_a_folder_that_nobody_owned_has_an_empty_owner_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
     assert read_owner(tmp_path) == Owner()
-    (tmp_path / "lease.json").write_text("{")
-    with pytest.raises(UserError, match="not a lease"):
-        Lease(tmp_path)
+    whole = '{"lineage": "a", "epoch": %s, "host": "h", "pid": 1, "since_ms": %s}'
+    for damaged in ("{", "[" * 100_000, whole % (1 << 63, 0), whole % ("1e999", 0), whole % (1, "1e300")):
+        (tmp_path / "lease.json").write_text(damaged)
+        with pytest.raises(UserError, match="not a lease"):
+            Lease(tmp_path)
