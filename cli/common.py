@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
 
 _ADDRESS = re.compile(r"[^\s:,]+:\d{1,5}")
+_MOST_DIGITS = 18
 _NOTEBOOK_PACKAGES = ("matplotlib", "sklearn")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 
@@ -66,15 +67,20 @@ def add_command(
 
 def at_least_one(text: str) -> int:
     """argparse type: a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
+    return _whole_number(text, 1)
 
 
 def at_least_zero(text: str) -> int:
     """argparse type: a whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    """Of 18 digits at most, so that it fits an int64 of a message."""
+    if not text.isdecimal() or int(text[:20]) < least:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number of at least {least}")
+    if len(text) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' has {len(text)} digits; give at most {_MOST_DIGITS}")
     return int(text)
 
 
@@ -295,7 +301,7 @@ def announce_ready(arguments: argparse.Namespace, **fields: str | int) -> None:
 def moment(text: str) -> int:
     """Unix milliseconds of an ISO 8601 time (UTC unless it says otherwise) or of a number."""
     if text.isdecimal():
-        return int(text)
+        return at_least_zero(text)
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError as error:

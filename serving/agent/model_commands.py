@@ -97,13 +97,20 @@ def _on_disk(base: Path) -> dict[int, Path] | None:
         return None
 
 
-def rollback_event(known: KnownModel, version: int, as_of_ms: int | None, reason: str, now_ms: int) -> ModelEvent:
+def rollback_event(
+    known: KnownModel, version: int, as_of_ms: int | None, reason: str, now_ms: int, newest_delta_ms: int = 0
+) -> ModelEvent:
     """The event that holds a model at `version` with deltas up to `as_of_ms`.
 
-    Without `as_of_ms`, that is the cut of the version after it, or now when there is none.
+    Without `as_of_ms`, that is the cut of the version after it, or the newest delta when there is none.
+
+    Args:
+      now_ms: by this host's clock.
+      newest_delta_ms: when the newest delta was made, by its trainer's clock; 0: it is not known.
 
     Raises:
-      UserError: the version is unknown or gone, or was cut after `as_of_ms`, or the model is retired.
+      UserError: the version is unknown or gone, or was cut after `as_of_ms`, which must not be to come, or the model is
+        retired.
     """
     newest, folder = known.announced.newest, known.folder(version)
     assert newest is not None  # `read_model` refuses a model without versions
@@ -116,7 +123,10 @@ def rollback_event(known: KnownModel, version: int, as_of_ms: int | None, reason
     cut = known.cut_ms(version)
     if as_of_ms is None:
         after = [known.cut_ms(each) for each in known.versions if each > version]
-        as_of_ms = next((moment for moment in after if moment), now_ms)
+        as_of_ms = next((moment for moment in after if moment), newest_delta_ms or now_ms)
+    elif as_of_ms > max(now_ms, newest_delta_ms):
+        problem = "is to come: until then the model would take all deltas"
+        raise UserError("--as-of", as_of_ms, problem, f"give a time that is over; it is {now_ms} now")
     elif as_of_ms < cut:
         raise UserError("--as-of", as_of_ms, f"version {version} was cut later, at {cut}", "give a later time")
     announced = known.exports.get(version, newest)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,11 @@ def test_a_signal_sets_the_stop_event(number: signal.Signals) -> None:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+@pytest.mark.parametrize("parse", [common.at_least_one, common.at_least_zero, common.moment])
+def test_a_number_that_no_message_holds_is_refused(parse: Callable[[str], int]) -> None:
+    assert parse("9" * 18) == 10**18 - 1
+    for text in ("1" + "0" * 18, "9" * 5000):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"has {len(text)} digits; give at most 18"):
+            parse(text)

@@ -39,6 +39,14 @@ def test_a_rollback_takes_deltas_up_to_the_cut_of_the_version_after() -> None:
     assert (event.lineage, event.schema_version, folder_of(event)) == ("l", 2, Path("/m/1"))
     assert event_key(event) == "ns/m/hold"
     assert rollback_event(_known(1, 3, 4), 4, None, "", _NOW).as_of_ms == _NOW
+    # The trainer's clock stamps deltas: with one that is behind, those of the next minutes would be taken too.
+    assert rollback_event(_known(1, 3, 4), 4, None, "", _NOW, _NOW - 60_000).as_of_ms == _NOW - 60_000
+    assert rollback_event(_known(1, 3, 4), 4, _NOW + 60_000, "", _NOW, _NOW + 60_000).as_of_ms == _NOW + 60_000
+
+
+def test_a_time_to_come_holds_nothing_and_is_refused() -> None:
+    with pytest.raises(UserError, match=rf"--as-of={_NOW + 1}: is to come: .*; it is {_NOW} now"):
+        rollback_event(_known(1, 3), 1, _NOW + 1, "", _NOW)
 
 
 def test_the_cut_of_a_version_is_in_its_manifest(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Below which source offsets nothing more comes: what all shards said in all partitions of the train topic."""
 
+import pytest
+
+from millrace.training.stream import floor_tracker
 from millrace.training.stream.floor_tracker import FloorTracker
 from millrace.transforms.batch.floors import BlockFloors
 
@@ -36,3 +39,15 @@ def test_two_feeds_that_write_one_topic_in_turn_both_move_their_bases() -> None:
         first = tracker.add(0, said((shard, 7, 50), run="a"))
         second = tracker.add(0, said((shard, 9, 60), run="b"))
     assert (first, second) == ({7: 50}, {9: 60})
+
+
+def test_source_partitions_that_no_feed_has_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor_tracker, "_MOST_FLOORS", 10)
+    tracker = FloorTracker()
+    assert tracker.add(0, said((0, 7, 50), shards=1)) == {7: 50}
+    bases = set[int]()
+    for run in ("run", "other", "third", "fourth"):
+        for first in range(100, 200, 5):
+            bases |= tracker.add(0, said(*((0, first + i, 60) for i in range(5)), shards=1, run=run)).keys()
+    assert len(bases) < 10
+    assert tracker.add(0, said((0, 7, 70), shards=1)) == {7: 70}
