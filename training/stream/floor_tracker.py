@@ -58,6 +58,8 @@ class FloorTracker:
         for source, floor in known.items():
             if source in here or len(here) < _MOST_FLOORS:
                 here[source] = max(floor, here.get(source, 0))
+        if len(self._bases) < floors.train_partitions:
+            return {}
         others = [self._bases.get(partition, {}) for partition in range(floors.train_partitions)]
         return {
             source: min(each[source] for each in others) for source in known if all(source in each for each in others)

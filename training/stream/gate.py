@@ -17,6 +17,8 @@ from millrace.transforms.batch.train_check import DETAILS, bad_rows
 MAX_BYTES = 8_000_000
 """Largest message that is looked at: what our producers send at most, and eight times what a feed writes."""
 
+_MOST_DETAIL = 500  # characters: names of columns may be as long as the message, and go into logs
+
 # Places in the tables of Arrow's flatbuffers (format/Message.fbs): fields are counted from 4 on, in steps of 2.
 _HEADER_OF_MESSAGE, _COMPRESSION_OF_BATCH = 8, 10
 
@@ -65,7 +67,7 @@ class Checked:
 
 class _BadBlockError(ValueError):
     def __init__(self, reason: BadBlock, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(detail[:_MOST_DETAIL])
         self.reason = reason
 
 

@@ -14,6 +14,7 @@ FLOORS_KEY = b"millrace.floors"
 """Key of a train block's schema metadata."""
 
 _MAX_BYTES = 1 << 18  # little beside a block of 1 MB, and several times what a feed writes
+_MOST_SHARDS, _MOST_PARTITIONS = 1024, 65_536  # a reader looks at every one of them with each block
 MAX_FLOORS = 1024
 """Most floors that a feed writes into one block: 45 KB at 44 bytes each. Where there are more, blocks take turns."""
 
@@ -59,6 +60,10 @@ def floors_of(batch: pa.RecordBatch) -> BlockFloors | None:
     numbers = [shards, partitions, *(number for floor in found.floors for number in floor)]
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         raise FloorsError("floors hold something else than integers in [0, 2^63)")
-    if not 1 <= shards <= 1024 or partitions < 1 or any(shard >= shards for shard, _, _ in found.floors):
-        raise FloorsError(f"floors name a shard outside of 0..{shards - 1}, or {partitions} partitions")
+    if not (1 <= shards <= _MOST_SHARDS and 1 <= partitions <= _MOST_PARTITIONS):
+        raise FloorsError(
+            f"floors of {shards} shards in {partitions} partitions; {_MOST_SHARDS} in {_MOST_PARTITIONS} are read"
+        )
+    if any(shard >= shards for shard, _, _ in found.floors):
+        raise FloorsError(f"floors name a shard outside of 0..{shards - 1}")
     return found

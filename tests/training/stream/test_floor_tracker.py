@@ -51,3 +51,9 @@ def test_source_partitions_that_no_feed_has_do_not_fill_memory(monkeypatch: pyte
             bases |= tracker.add(0, said(*((0, first + i, 60) for i in range(5)), shards=1, run=run)).keys()
     assert len(bases) < 10
     assert tracker.add(0, said((0, 7, 70), shards=1)) == {7: 70}
+
+
+def test_a_run_that_claims_more_partitions_than_were_read_takes_no_memory_for_them() -> None:
+    tracker = FloorTracker()
+    assert tracker.add(0, said((0, 7, 50), shards=1, train_partitions=1 << 62)) == {}
+    assert tracker.add(0, said((0, 7, 50), shards=1)) == {7: 50}
