@@ -133,19 +133,19 @@ def at_rates(rates: list[tuple[float, float]]) -> np.ndarray:
 
 
 def ramp(labels: np.ndarray, window: float) -> Arrivals:
-    base = 300.0
-    return delayed(at_rates([(base, 80), (10 * base, 8), (base, 5), (0, 2 * window), (base, 30)]), labels, window)
+    base = 160.0  # so slow that calibration is judged too: it needs some 150 seconds that are complete
+    return delayed(at_rates([(base, 260), (10 * base, 8), (base, 5), (0, 2 * window), (base, 30)]), labels, window)
 
 
 def end(labels: np.ndarray) -> Arrivals:
-    return delayed(at_rates([(1_000.0, 40)]), labels, 60)
+    return delayed(at_rates([(200.0, 280)]), labels, 60)
 
 
 def restart(labels: np.ndarray) -> Arrivals:
-    """The trainer is killed after 30 s and back after 20: it reads what has gathered partition by partition."""
-    rows, event, wall = delayed(at_rates([(1_000.0, 60)]), labels, 5)
+    """The trainer is killed after 190 s and back after 20: it reads what has gathered partition by partition."""
+    rows, event, wall = delayed(at_rates([(250.0, 240)]), labels, 5)
     start = wall.min()
-    killed, back = start + 30_000, start + 50_000
+    killed, back = start + 190_000, start + 210_000
     partition = rows // 3 % PARTITIONS
     is_backlog = (wall >= killed) & (wall < back)
     order = np.lexsort((wall, np.where(is_backlog, partition, PARTITIONS), np.where(wall < killed, 0, 1)))
@@ -160,15 +160,15 @@ def restart(labels: np.ndarray) -> Arrivals:
 
 
 def catch_up(labels: np.ndarray) -> Arrivals:
-    """After 25 s of live traffic the feed goes on with a day, in which negatives come an hour later."""
-    live = delayed(at_rates([(1_000.0, 25)]), labels, 5)
-    begun, rows = len(live.rows), 35_000
+    """After live traffic the feed goes on with a day that it has missed, at 1,000 rows/s."""
+    live = delayed(at_rates([(160.0, 260)]), labels, 60)
+    begun, rows = len(live.rows), 18_000
     event = live.event_ms.max() + np.sort(np.random.default_rng(rows).integers(0, 86_400_000, rows))
-    day = delayed(event, labels[begun:], 3_600)
+    day = delayed(event, labels[begun:], 60)
     # Source partitions are read in turns of 500 records: what one has is ahead of the others.
     turn = np.arange(rows) // (500 * PARTITIONS)
     order = np.lexsort((np.arange(rows), day.rows // 3 % PARTITIONS, turn))
-    wall = live.wall_ms.max() + np.arange(rows) // 10  # 10,000 rows/s
+    wall = live.wall_ms.max() + np.arange(rows)
     return Arrivals(
         np.concatenate([live.rows, begun + day.rows[order]]), np.concatenate([live.event_ms, day.event_ms[order]]),
         np.concatenate([live.wall_ms, wall]),
