@@ -22,3 +22,7 @@ class UnreachableError(UserError):
 
 class StoppedError(Exception):
     """The process was told to stop while it waited for a server: its command ends with exit code 0."""
+
+
+FOREIGN_JSON_ERRORS = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What reading JSON of somebody else may raise: no JSON, other fields or kinds, 1e400 as an integer, 1,000 brackets."""

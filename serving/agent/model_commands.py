@@ -9,7 +9,7 @@ from typing import Any
 
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.deadline import Deadline
-from millrace.runtime.errors import UserError
+from millrace.runtime.errors import FOREIGN_JSON_ERRORS, UserError
 from millrace.runtime.kafka_client import KafkaConnection, UndeliveredError, flush_or_raise, make_producer
 from millrace.runtime.kafka_positions import resolve_start
 from millrace.runtime.topic_range import read_messages, resolve_range
@@ -225,7 +225,7 @@ class Replicas:
         try:
             status = json.loads(value)
             model, replica = (status["bzid"], status["model_name"]), str(status["replica_id"])
-        except (ValueError, KeyError, TypeError):
+        except FOREIGN_JSON_ERRORS:
             return
         if model != self._model:
             return

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
-from millrace.runtime.errors import UserError
+from millrace.runtime.errors import FOREIGN_JSON_ERRORS, UserError
 from millrace.runtime.zookeeper import ZooKeeperError
 from millrace.serving.agent.model_events import SUB_GRAPH
 
@@ -135,5 +135,5 @@ def _words(data: bytes) -> str:
     try:
         fields = json.loads(data)
         return f"process {fields['pid']} on {fields['host']}, beside server {fields['server']}"
-    except (ValueError, KeyError, TypeError):
+    except FOREIGN_JSON_ERRORS:
         return "unknown"

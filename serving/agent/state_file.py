@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.atomic_file import write_text
+from millrace.runtime.errors import FOREIGN_JSON_ERRORS
 from millrace.serving.agent.desired_state import Announced, Target
 from millrace.serving.agent.gate import ExportFacts
 from millrace.serving.agent.model_events import event_to_json
@@ -50,9 +51,7 @@ class StateFile:
             self._written = _memory(fields)
         except FileNotFoundError:
             return Memory()
-        except (
-            OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, json_format.ParseError,
-        ) as error:  # fmt: skip
+        except (OSError, json_format.ParseError, *FOREIGN_JSON_ERRORS) as error:
             _LOG.warning("%s is not used: %s", self._path, error)
             return Memory()
         return self._written

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END
 
-from millrace.runtime.errors import UnreachableError, UserError
+from millrace.runtime.errors import FOREIGN_JSON_ERRORS, UnreachableError, UserError
 from millrace.runtime.kafka_client import KafkaConnection, partitions_of
 from millrace.runtime.telemetry import LogLimit
 from millrace.runtime.topic_reader import TopicReader
@@ -47,7 +47,7 @@ class ResyncRequests:
             if not status["resync_required"] or status["is_held"]:
                 return
             version = int(status["target_version"])
-        except (ValueError, KeyError, TypeError):
+        except FOREIGN_JSON_ERRORS:
             return  # somebody else's
         with self._lock:
             self._version = max(self._version, version)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from millrace.protos.model_event_pb2 import ModelEvent
-from millrace.runtime.errors import UserError
+from millrace.runtime.errors import FOREIGN_JSON_ERRORS, UserError
 from millrace.runtime.kafka_client import KafkaConnection, partitions_of
 from millrace.runtime.topic_range import read_messages, resolve_range
 from millrace.runtime.topics import Topics, may_be_event_of
@@ -58,7 +58,7 @@ def _served(connection: KafkaConnection, topics: Topics, model: str, namespace: 
             status = json.loads(value)
             if (status["model_name"], status["bzid"]) == (model, namespace):
                 served |= {int(status["target_version"]), *map(int, status["available_versions"])}
-        except (ValueError, KeyError, TypeError):
+        except FOREIGN_JSON_ERRORS:
             continue  # somebody else's
     return served
 

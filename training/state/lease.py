@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from millrace.runtime.atomic_file import write_text
-from millrace.runtime.errors import StoppedError, UserError
+from millrace.runtime.errors import FOREIGN_JSON_ERRORS, StoppedError, UserError
 
 _LOG = logging.getLogger(__name__)
 _LOCK, _OWNER = "lease.lock", "lease.json"
@@ -165,6 +165,6 @@ def read_owner(model_dir: Path) -> Owner:
         return owner
     except FileNotFoundError:
         return Owner()
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except FOREIGN_JSON_ERRORS as error:
         problem = f"not a lease ({type(error).__name__}: {error})"
         raise UserError("--model-dir", path, problem, "remove this file; checkpoints know the lineage too") from error

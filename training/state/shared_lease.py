@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from millrace.runtime.errors import StoppedError, UserError
+from millrace.runtime.errors import FOREIGN_JSON_ERRORS, StoppedError, UserError
 from millrace.runtime.zookeeper import ZooKeeperError, ZooKeeperSession
 from millrace.training.state.lease import LeaseLostError
 
@@ -113,7 +113,7 @@ class SharedLease:
 def _fields(data: bytes) -> dict[str, object]:
     try:
         fields = json.loads(data)
-    except ValueError:
+    except FOREIGN_JSON_ERRORS:
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -8,8 +8,10 @@ import pytest
 
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.errors import UserError
+from millrace.runtime.kafka_client import KafkaConnection, ensure_topic, flush_or_raise, make_producer
+from millrace.runtime.topics import Topics
 from millrace.serving.agent.desired_state import Announced, Target
-from millrace.serving.agent.model_commands import KnownModel, follows, rollback_event
+from millrace.serving.agent.model_commands import KnownModel, Replicas, follows, rollback_event
 from millrace.serving.agent.model_events import event_key, folder_of, make_event
 
 _NOW = 9_000
@@ -113,3 +115,19 @@ def test_a_replica_follows_when_it_has_the_event_in_force(
 def test_what_a_version_is_known_by_comes_from_its_event_first() -> None:
     assert _known(4, on_disk={4: Path("/elsewhere/4")}).folder(4) == Path("/m/4")
     assert Announced(newest=_export(4)).export == Target(4, Path("/m/4"))
+
+
+@pytest.mark.service
+def test_a_status_of_somebody_else_ends_no_wait(kafka: KafkaConnection, topics: Topics) -> None:
+    ensure_topic(kafka, topics.serving_status)
+    replicas = Replicas(kafka, topics.serving_status, "ns", "m")
+    producer = make_producer(kafka)
+    own = {"bzid": "ns", "model_name": "m", "replica_id": "0", "state": "RETIRED", "model_event_id": "e"}
+    for value in (b"[" * 100_000, b"[]", b"\xff", json.dumps(own | {"bzid": "x"}).encode(), json.dumps(own).encode()):
+        producer.produce(topics.serving_status, value)
+    flush_or_raise(producer)
+    try:
+        assert replicas.wait(ModelEvent(kind=ModelEvent.RETIRE, event_id="e"), 60.0, lambda _: None)
+        assert list(replicas.statuses) == ["0"]
+    finally:
+        replicas.close()

@@ -70,6 +70,8 @@ def test_a_server_that_asks_again_with_each_new_version_gets_one_export_in_30_s(
         status(target_version=None),
         b"",
         b"[1]",
+        b"[" * 100_000,
+        status(target_version=1e400),
         b"\xff",
         b'{"model_name": "m"}',
     ],

@@ -51,7 +51,15 @@ def test_versions_that_agents_reported_lately_and_one_that_is_held_are_in_use(
     send(
         kafka,
         topics.serving_status,
-        [b"no JSON", status("m", 5, [4]), status("m", 4, [3, 4]), status("other", 8, [8]), status("m", 9, [9], "ns")],
+        [
+            b"no JSON",
+            b"[" * 100_000,
+            status("m", 5, [4]),
+            status("m", 5, [4]).replace(b"5", b"1e400"),
+            status("m", 4, [3, 4]),
+            status("other", 8, [8]),
+            status("m", 9, [9], "ns"),
+        ],
     )
     assert versions_in_use(kafka, topics, "m", "default") == {3, 4, 5}
     send(kafka, topics.model_events, [event(ModelEvent.ROLLBACK, 2), event(ModelEvent.ROLLBACK, 7, "other"), b"{"])
