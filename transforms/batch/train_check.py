@@ -17,20 +17,26 @@ class BadRow(StrEnum):
 
     NULL = "null"
     LABEL_COUNT = "label_count"
-    LABEL_INFINITE = "label_infinite"
+    LABEL_OUT_OF_RANGE = "label_out_of_range"
     WEIGHT_OUT_OF_RANGE = "weight_out_of_range"
     SAMPLE_RATE_OUT_OF_RANGE = "sample_rate_out_of_range"
     PROVENANCE_OUT_OF_RANGE = "provenance_out_of_range"
     BELOW_FLOOR = "below_floor"
 
 
+LARGEST_VALUE = 10_000.0
+"""Of a label or weight. Optimizers keep squares of gradients: a row that counts as a billion would freeze each entry
+that it touches, also those that it shares with all others."""
+
 _LAST_ROW = ROWS_PER_RECORD * MAX_COPIES - 1
 
 DETAILS = {
     BadRow.NULL: "a needed column, or a list in one, holds null",
     BadRow.LABEL_COUNT: f"column {record_batch.LABEL}: every row needs one label per head",
-    BadRow.LABEL_INFINITE: f"column {record_batch.LABEL}: plus infinity",
-    BadRow.WEIGHT_OUT_OF_RANGE: f"column {record_batch.WEIGHT}: a weight is finite and not below 0",
+    BadRow.LABEL_OUT_OF_RANGE: f"column {record_batch.LABEL}: a label is at most {LARGEST_VALUE:,.0f}",
+    BadRow.WEIGHT_OUT_OF_RANGE: (
+        f"column {record_batch.WEIGHT}: a weight is in 0..{LARGEST_VALUE:,.0f}; divide all weights by one number"
+    ),
     BadRow.SAMPLE_RATE_OUT_OF_RANGE: f"column {record_batch.SAMPLE_RATE}: a sampling probability is in (0, 1]",
     BadRow.PROVENANCE_OUT_OF_RANGE: f"a source row is in 0..{_LAST_ROW}, source partition and offset are not below 0",
     BadRow.BELOW_FLOOR: "the source offset is below that from which on the block's own floors allow rows",
@@ -74,8 +80,8 @@ def bad_rows(
     partition, offset, row = provenance_of(batch)
     checks = [
         (BadRow.LABEL_COUNT, lengths(labels) != heads if heads is not None else None),
-        (BadRow.LABEL_INFINITE, _infinite(labels)),
-        (BadRow.WEIGHT_OUT_OF_RANGE, ~((weights >= 0) & np.isfinite(weights))),
+        (BadRow.LABEL_OUT_OF_RANGE, _too_large(labels)),
+        (BadRow.WEIGHT_OUT_OF_RANGE, ~((weights >= 0) & (weights <= LARGEST_VALUE))),
         (BadRow.SAMPLE_RATE_OUT_OF_RANGE, ~((rates > 0) & (rates <= 1))),
         (BadRow.PROVENANCE_OUT_OF_RANGE, (partition < 0) | (offset < 0) | (row < 0) | (row > _LAST_ROW)),
         (BadRow.BELOW_FLOOR, _below_floor(partition, offset, floors)),
@@ -144,14 +150,14 @@ def _nulls_in(column: pa.Array) -> np.ndarray | None:
     return found if found.any() else None
 
 
-def _infinite(labels: pa.ListArray) -> np.ndarray | None:
-    """bool [rows] of a column without nulls: a label is plus infinity; None when none is."""
+def _too_large(labels: pa.ListArray) -> np.ndarray | None:
+    """bool [rows] of a column without nulls: a label is above LARGEST_VALUE; None when none is."""
     values, splits = values_and_splits(labels)
-    infinite = np.isposinf(values)
-    if not infinite.any():
+    too_large = values > LARGEST_VALUE
+    if not too_large.any():
         return None
     found = np.zeros(len(labels), bool)
-    found[row_of_value(splits)[infinite]] = True
+    found[row_of_value(splits)[too_large]] = True
     return found
 
 
