@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from millrace.cli import common
 from millrace.runtime.errors import UserError
 
+_MOST_MESSAGE_MB = 2047  # their size is an int32
+
 if TYPE_CHECKING:
     from millrace.serving.server.model_server import ServerConfig
 
@@ -114,6 +116,9 @@ def _run(arguments: argparse.Namespace) -> int:
         from millrace.serving.server.tensors import RequestLimits
 
     limit_tensorflow_threads(arguments.tensorflow_threads)
+    if arguments.max_message_mb > _MOST_MESSAGE_MB:
+        problem = f"gRPC takes messages of at most {_MOST_MESSAGE_MB} MB"
+        raise UserError("--max-message-mb", arguments.max_message_mb, problem, "give less, and send smaller batches")
     config = ServerConfig(
         host=arguments.host,
         port=arguments.port,

@@ -58,7 +58,7 @@ def while_away(ask: Callable[[], _Answer], what: str, stop: threading.Event | No
                 if not is_away(error):
                     raise
                 say(_words(error))
-    raise StoppedError(f"stopped while waiting for {what}")
+        raise StoppedError(f"stopped while waiting for {what}")
 
 
 def wait_for_kafka(

@@ -195,6 +195,9 @@ gauge(
 ).set_function(WAITS.seconds)
 
 
+_REQUEST_SECONDS = 10.0  # for a request to come and for its answer to be taken: each connection has a thread meanwhile
+
+
 class MetricsEndpoint:
     """Serves `/metrics` (Prometheus text) and `/healthz`.
 
@@ -213,6 +216,8 @@ class MetricsEndpoint:
         endpoint_health = health
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = _REQUEST_SECONDS
+
             def do_GET(self) -> None:  # noqa: N802 (the name is http.server's)
                 if self.path == "/metrics":
                     self._reply(200, prometheus_client.generate_latest(), CONTENT_TYPE_LATEST)

@@ -201,7 +201,9 @@ def _bind(server: grpc.Server, flag: str, host: str, port: int) -> str:
     try:
         return f"{host}:{server.add_insecure_port(f'{host}:{port}')}"
     except RuntimeError as error:
-        raise UserError(flag, port, f"{host}:{port} cannot be bound", "choose another port, or 0") from error
+        raise UserError(
+            flag, port, f"{host}:{port} cannot be bound", "choose another port, or 0; or an address of this machine"
+        ) from error
 
 
 def limit_tensorflow_threads(count: int) -> None:

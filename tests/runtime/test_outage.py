@@ -64,7 +64,8 @@ def test_a_wait_ends_when_what_comes_back_finds_a_wrong_setting() -> None:
         outage.while_away(ask, "Kafka at h:1")
 
 
-def test_a_process_that_waits_says_so_and_can_be_stopped() -> None:
+def test_a_process_that_waits_says_so_and_can_be_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     stop, ended = threading.Event(), []
 
     def wait() -> None:
@@ -85,7 +86,7 @@ def test_a_process_that_waits_says_so_and_can_be_stopped() -> None:
         stop.set()
         thread.join()
         endpoint.close()
-    assert ended
+    assert ended and "is back" not in caplog.text
 
 
 def test_waits_for_one_server_are_told_once_with_the_longest_time() -> None:

@@ -145,3 +145,15 @@ def test_the_endpoint_listens_on_the_interface_that_it_is_told(host: str, addres
 def test_an_interface_of_another_machine_is_a_user_error_that_names_the_flag() -> None:
     with pytest.raises(UserError, match="--metrics-host=192.0.2.1: cannot listen on it"):
         telemetry.MetricsEndpoint(host="192.0.2.1")
+
+
+def test_a_request_that_does_not_come_keeps_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_REQUEST_SECONDS", 0.2)
+    endpoint = telemetry.MetricsEndpoint()
+    host, _, port = endpoint.address.partition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=30.0) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+            assert connection.recv(1) == b""
+    finally:
+        endpoint.close()
