@@ -29,6 +29,7 @@ from millrace.training.step.train_step import TrainStep, new_stores
 from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Position
+from millrace.training.stream.seen_rows import SeenRows
 from millrace.training.stream.train_topic_reader import TrainTopicReader
 from millrace.transforms.batch import record_batch
 from tests.fakes.poison import BLOCK_FAULTS, ROW_FAULTS
@@ -210,6 +211,18 @@ def test_what_is_refused_goes_to_the_dead_letters_with_its_place_and_shows_in_th
     produce(kafka, topic, *[b"no Arrow"] * 3)
     wait_until(lambda: reading.health.reason() is not None, SECONDS, "the health says that all is refused")
     assert "the last 3 train blocks were all refused" in str(reading.health.reason())
+
+
+def test_rows_that_are_all_too_old_show_in_the_health(kafka: KafkaConnection, topics: Topics, read: Start) -> None:
+    topic, seen = topics.train(TASK.name), SeenRows()
+    ensure_topic(kafka, topic)
+    seen.raise_bases({0: 100})  # what a feed said that was wrong about itself
+    reading = read(Position(seen=seen))
+    produce(kafka, topic, *(block(first) for first in (0, 10, 20)))
+    wait_until(lambda: reading.health.reason() is not None, SECONDS, "the health says that all is refused")
+    assert "too_old" in str(reading.health.reason())
+    produce(kafka, topic, block(95))
+    wait_until(lambda: reading.health.reason() is None, SECONDS, "a block with newer rows is taken")
 
 
 def learn(

@@ -9,7 +9,7 @@ from millrace.training.stream.batch_queue import BlockRows, Place, Ticket
 from millrace.training.stream.floor_tracker import FloorTracker
 from millrace.training.stream.layout import TrainLayout
 from millrace.training.stream.position import Passed
-from millrace.training.stream.seen_rows import SeenRows
+from millrace.training.stream.seen_rows import Admission, SeenRows
 from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.floors import BlockFloors
 from millrace.transforms.batch.provenance import provenance_of
@@ -46,7 +46,7 @@ class Batcher:
         topic_id: str = "",
         dead_letters: int = 0,
         passed_over: bool = False,
-    ) -> None:
+    ) -> Admission:
         """Takes the new rows of one block. The batch with the last of them passes the block.
 
         Args:
@@ -55,6 +55,8 @@ class Batcher:
           floors: of the block; rows that they exclude are refused in later blocks.
           dead_letters: number of the last dead letter that was sent for this block or one before it.
           passed_over: none of the rows is to be learned, nor when a feed sends them again in another block.
+
+        Returns: which of the rows are new.
 
         Raises:
           ProvenanceError: a row's provenance is out of range.
@@ -79,6 +81,7 @@ class Batcher:
         )
         self._pieces.append((rows, passed))
         self.rows += rows.num_rows
+        return admission
 
     def skip(self, partition: int, next_offset: int, topic_id: str = "", dead_letters: int = 0) -> None:
         """Passes over a block that cannot be used: only its offset is carried on."""

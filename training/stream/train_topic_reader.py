@@ -154,14 +154,18 @@ class TrainTopicReader:
             return
         for refused in checked.refused:
             self._refuse(refused, message)
-        if checked.refused and (checked.rows is None or not checked.rows.num_rows):
-            self._health.refused(checked.refused[-1].reason)
-        else:
-            self._health.taken()
         if checked.rows is None:
             self._batcher.skip(*place, message.topic_id, self._dead_letters.last)
+            too_old = 0
         else:
-            self._batcher.add(checked.rows, *place, checked.floors, message.topic_id, self._dead_letters.last)
+            too_old = self._batcher.add(
+                checked.rows, *place, checked.floors, message.topic_id, self._dead_letters.last
+            ).too_old
+        left = checked.rows.num_rows - too_old if checked.rows is not None else 0
+        if left or not (checked.refused or too_old):
+            self._health.taken()
+        else:  # floors that are too high, of a feed that was wrong about itself, refuse all that comes
+            self._health.refused("too_old" if too_old else checked.refused[-1].reason)
 
     def _pass_over(self, message: TrainMessage, checked: Checked, reason: str) -> None:
         place = (message.partition, message.offset + 1)
