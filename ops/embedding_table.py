@@ -423,6 +423,7 @@ class EmbeddingStore(CheckpointedStore):
         gradients: Sequence[Any],
         global_step: Any = 0,
         timestamp: Any = NOW,
+        apply: Any = True,
     ) -> None:
         """Updates the tables from gradients of `pooled_lookup`'s outputs, in one op.
 
@@ -436,7 +437,8 @@ class EmbeddingStore(CheckpointedStore):
           gradients: of the shape of `pooled_lookup`'s outputs; None (a feature that the loss does not use) leaves the
             feature out.
           global_step: what learning rates that are functions are called with.
-          timestamp: Unix seconds stamped on the entries; below 0 means now.
+          timestamp: Unix seconds stamped on the entries that have no newer stamp; below 0 means now.
+          apply: bool scalar; False does nothing, whatever the gradients are.
 
         Raises:
           InvalidArgumentError: a sum is NaN or infinite in a table where that is an error (names table and id); nothing
@@ -453,6 +455,7 @@ class EmbeddingStore(CheckpointedStore):
             learning_rates=self._learning_rates([features[f].table for f in used], global_step),
             global_step=_int64(global_step),
             timestamp=_int64(timestamp),
+            apply=tf.convert_to_tensor(apply, tf.bool),
             **self._ragged([features[f] for f in used], [values[f] for f in used], [row_splits[f] for f in used]),
         )
 

@@ -162,7 +162,7 @@ def _raw_update(store: EmbeddingStore, op: str, learning_rates: list[float]) -> 
             splits = tf.constant([0, 1], tf.int64)
             raw.millrace_apply_pooled_gradients(
                 values=[ids], row_splits=[splits], gradients=[[[1.0, 1.0]]], features=["genre"], tables=["movies"],
-                dims=[2], combiners=["sum"], max_lengths=[0], **shared,
+                dims=[2], combiners=["sum"], max_lengths=[0], apply=True, **shared,
             )  # fmt: skip
 
 
@@ -214,6 +214,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_no_table_changes(bad: float)
     problem = "table 'movies': the gradient of id 77 is NaN or infinite; nothing was applied"
     with pytest.raises(_INVALID, match=problem):
         store.apply_pooled_gradients(features, [[5], [77]], [[0, 1]] * 2, [[[1.0]], [[bad]]])
+    store.apply_pooled_gradients(features, [[5], [77]], [[0, 1]] * 2, [[[1.0]], [[bad]]], apply=False)
     with pytest.raises(_INVALID, match=problem):
         store.fused_apply_gradients(["users", "movies"], [5, 77], [1, 1], [1.0, bad])
     with pytest.raises(_INVALID, match=problem):

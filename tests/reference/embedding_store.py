@@ -143,7 +143,7 @@ class TableModel:
                 self.entries[fid] = self._new_entry(fid)
             clipped = np.where(np.isnan(update.gradient), np.float32(0), np.clip(update.gradient, -limit, limit))
             self._step(fid, clipped, update.read_values, step)
-            self.entries[fid].timestamp = timestamp
+            self.entries[fid].timestamp = max(self.entries[fid].timestamp, timestamp)
             self.touched.add(fid)
 
     def _step(self, fid: int, gradient: np.ndarray, read_values: np.ndarray | None, step: int) -> None:

@@ -163,7 +163,7 @@ class OnlineTrainer:
             model_dir, task.name, task.schema_fingerprint(),
             options.keep_checkpoints, options.keep_checkpoint_every_seconds,
         )  # fmt: skip
-        self._step.step.get_concrete_function()  # traced now, so that neither a spare nor the first rows wait for it
+        self._step.traced.get_concrete_function()  # traced now, so that neither a spare nor the first rows wait for it
         self._lease = Lease(model_dir, options.wait_for_lease, stop.is_set)
         self._closing.callback(self._lease.close)
         may_send = self._shared_lease(task, topics, options, stop)

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
 from millrace.ops.embedding_table import NOW, EmbeddingStore
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
+from millrace.training.step.dense_adam import DenseAdam
 from millrace.training.stream.batch_queue import BatchQueue
 from millrace.training.stream.layout import TrainLayout, TrainTensors
 from millrace.training.task import Task
@@ -52,8 +52,7 @@ class TrainStep:
     Attributes:
       dense, optimizer: the dense part of the model, and the Keras optimizer of its variables.
       global_step: int64 variable, batches of which at least one row was learned since the model was born.
-      step: takes a batch from the queue and learns it; returns `Learned`. Its argument, Unix seconds as an int64
-        scalar, is stamped on the entries that are updated; below 0 it is the wall clock.
+      traced: the graph of `step`, a tf.function.
       predict: logits float32 [rows, heads] of `TrainTensors`; nothing is learned, and no entry is created.
     """
 
@@ -68,7 +67,7 @@ class TrainStep:
     ) -> None:
         self.task, self.store, self.audit_store = task, store, audit_store
         self.dense = DenseModel(task)
-        self.optimizer = keras.optimizers.Adam(task.dense_learning_rate)
+        self.optimizer = DenseAdam(task.dense_learning_rate)
         if self.dense.trainable:
             self.optimizer.build(self.dense.trainable)
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
@@ -78,14 +77,27 @@ class TrainStep:
         self._columns = [columns[feature.name] for feature in task.features]
         self._micro_batch, self._epochs = micro_batch, epochs
         self._state = [v for v in self.dense.variables if all(v is not t.value for t in self.dense.trainable)]
-        self.step = tf.function(self._step, input_signature=[tf.TensorSpec([], tf.int64)])
+        # A variable: an argument of a traced function costs time per call, which shows in a small step.
+        self._timestamp, self._stamp = tf.Variable(NOW, dtype=tf.int64, trainable=False, name="timestamp"), NOW
+        self.traced = tf.function(self._step, input_signature=[])
         self.predict = tf.function(self._predict, input_signature=[batches.layout.specs])
+
+    def step(self, timestamp: int = NOW) -> Learned:
+        """Takes a batch from the queue and learns it.
+
+        Args:
+          timestamp: Unix seconds stamped on the entries that are updated; below 0 means now.
+        """
+        if timestamp != self._stamp:
+            self._timestamp.assign(tf.constant(timestamp, tf.int64), read_value=False)
+            self._stamp = timestamp
+        return self.traced()
 
     def _predict(self, batch: TrainTensors) -> tf.Tensor:
         return self.dense.logits(self._embeddings(self._lookup(batch, missing="zeros")))
 
-    def _step(self, timestamp: tf.Tensor = NOW) -> Learned:
-        batch = self._batches.dequeue()
+    def _step(self) -> Learned:
+        batch, timestamp = self._batches.dequeue(), self._timestamp.read_value()
         if self._micro_batch or self._epochs > 1:
             logits = self.dense.logits(self._embeddings(self._lookup(batch, missing="first_vector")))
             with tf.control_dependencies([logits]):
@@ -137,19 +149,15 @@ class TrainStep:
         pooled_squares = _half_squares(pooled_gradients)
         finite = tf.math.is_finite(loss + _half_squares(gradients) + pooled_squares)
 
-        def apply() -> None:
-            if variables:
-                self.optimizer.apply(gradients, variables)
-            values, splits = self._inputs(batch)
-            self.store.apply_pooled_gradients(
-                self._features, values, splits, pooled_gradients, self.global_step, timestamp
-            )
-
-        def leave() -> None:
-            for variable, value in zip(self._state, before, strict=True):
-                variable.assign(value)
-
-        tf.cond(finite, apply, leave)
+        # Ops that take the decision as an input: a tf.cond around them costs more.
+        if variables:
+            self.optimizer.apply_if(finite, gradients, variables)
+        for variable, value in zip(self._state, before, strict=True):
+            variable.assign(tf.where(finite, variable, value))
+        values, splits = self._inputs(batch)
+        self.store.apply_pooled_gradients(
+            self._features, values, splits, pooled_gradients, self.global_step, timestamp, finite
+        )
         rows = tf.cast(tf.shape(batch.labels)[0], tf.float32)
         return logits, finite, tf.sqrt(2.0 * tf.math.divide_no_nan(pooled_squares, rows))
 
@@ -167,7 +175,7 @@ class TrainStep:
         return {feature.name: tensor for feature, tensor in zip(self.task.features, pooled, strict=True)}
 
     def _audit(self, batch: TrainTensors, learned: tf.Tensor) -> None:
-        fids = tf.boolean_mask(batch.values[AUDIT], learned)
+        fids = tf.gather(batch.values[AUDIT], tf.where(learned)[:, 0])
         minus_one = tf.fill([tf.shape(fids)[0], 1], -1.0)
         self.audit_store.apply_gradients(AUDIT_TABLE.name, fids, minus_one)  # type: ignore[union-attr]
 

@@ -137,6 +137,9 @@ class ApplyPooledGradientsKernel : public PooledKernel {
     OpInputList gradients;
     OP_REQUIRES_OK(context, context->input_list("gradients", &gradients));
     const int rates_index = static_cast<int>(1 + 3 * features.size());
+    bool apply = true;
+    OP_REQUIRES_OK(context, ScalarFromInput(context, rates_index + 3, "apply", &apply));
+    if (!apply) return;
     const Tensor& rates = context->input(rates_index);
     UpdateOptions options;
     OP_REQUIRES_OK(context, ScalarFromInput(context, rates_index + 1, "global_step", &options.global_step));

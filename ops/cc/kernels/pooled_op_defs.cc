@@ -58,7 +58,7 @@ absl::Status PooledLookupShape(InferenceContext* context) {
 }
 
 absl::Status ApplyPooledGradientsShape(InferenceContext* context) {
-  const int features = (context->num_inputs() - 4) / 3;
+  const int features = (context->num_inputs() - 5) / 3;
   PooledAttributes attributes;
   TF_RETURN_IF_ERROR(attributes.Get(context, features));
   for (int f = 0; f < features; ++f) {
@@ -68,7 +68,7 @@ absl::Status ApplyPooledGradientsShape(InferenceContext* context) {
   }
   ShapeHandle unused;
   TF_RETURN_IF_ERROR(context->WithRank(context->input(1 + 3 * features), 1, &unused));
-  return ScalarsFrom(context, 2 + 3 * features, 4 + 3 * features);
+  return ScalarsFrom(context, 2 + 3 * features, 5 + 3 * features);
 }
 
 REGISTER_OP("Millrace>PooledLookup")
@@ -108,6 +108,7 @@ REGISTER_OP("Millrace>ApplyPooledGradients")
     .Input("learning_rates: float")
     .Input("global_step: int64")
     .Input("timestamp: int64")
+    .Input("apply: bool")
     .Attr("N: int >= 1")
     .Attr("features: list(string)")
     .Attr("tables: list(string)")
@@ -126,7 +127,8 @@ nothing is applied to any table.
 gradients: Of the shape of PooledLookup's output f.
 learning_rates: One per segment of feature 0's table, then of feature 1's, ...; the first feature of a table counts.
 global_step: Scalar.
-timestamp: Scalar, Unix seconds stamped on the entries; below 0 means now.
+timestamp: Scalar, Unix seconds stamped on the entries that have no newer stamp; below 0 means now.
+apply: Scalar; false does nothing, whatever the gradients are.
 )doc");
 
 }  // namespace

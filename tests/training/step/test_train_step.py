@@ -144,7 +144,7 @@ def test_slices_of_a_batch_are_predicted_with_what_was_known_before_the_batch() 
 def test_the_step_is_traced_once_for_all_batch_sizes(harness: Harness) -> None:
     for records in (1, 3, 10):
         harness.learn(batch(0, records))
-    assert harness.step.step.experimental_get_tracing_count() == 1
+    assert harness.step.traced.experimental_get_tracing_count() == 1
 
 
 def test_learning_finds_what_the_world_hides(harness: Harness) -> None:

@@ -39,7 +39,7 @@ struct LookupOptions {
 
 struct UpdateOptions {
   const float* learning_rates = nullptr;  // one per segment
-  uint32_t timestamp = 0;                 // Unix seconds, stamped on the entries
+  uint32_t timestamp = 0;                 // Unix seconds, stamped on the entries that have no newer stamp
   int64_t global_step = 0;
 };
 

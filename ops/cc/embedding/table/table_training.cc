@@ -52,7 +52,8 @@ void EmbeddingTable::ApplyToShard(const MergedGradients& merged, int s, uint64_t
       slot = shard.Create(fid_at(i), hash);
       layout_.Init(fid_at(i), arena_.At(slot->handle));
     }
-    if (slot->timestamp != options.timestamp) slot->timestamp = options.timestamp;  // a line less to write back
+    // Older events than the last ones leave the stamp: it says until when an id was in use.
+    if (slot->timestamp < options.timestamp) slot->timestamp = options.timestamp;
     shard.Touch(slot);
     entries.push_back(arena_.At(slot->handle));
     places.push_back(begin + i);

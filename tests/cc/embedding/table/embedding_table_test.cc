@@ -140,11 +140,12 @@ TEST(EmbeddingTable, AssignLeavesTheOptimizerStateOfAnEntryAsItIs) {
   ExpectNear(LookUp(*table, {1, 2}), {10 - 4 / 5.0, 9});  // norm 9 + 16, and 16 alone
 }
 
-TEST(EmbeddingTable, ATimestampIsThatOfTheLastWriteEvenIfOlder) {
+TEST(EmbeddingTable, ATimestampIsTheNewestOfTheUpdates) {
   const auto table = MakeTable(Config(1));
   ASSERT_TRUE(Update(*table, {1}, {1}, {{1}, 200, 0}).ok());
-  ASSERT_TRUE(Update(*table, {1}, {1}, {{1}, 100, 0}).ok());
-  EXPECT_EQ(TimestampOf(*table, 1), 100u);
+  ASSERT_TRUE(Update(*table, {1, 2}, {1, 1}, {{1}, 100, 0}).ok());
+  EXPECT_EQ(TimestampOf(*table, 1), 200u);
+  EXPECT_EQ(TimestampOf(*table, 2), 100u);
   EXPECT_EQ(table->newest_timestamp(), 200u);
   ASSERT_TRUE(AssignAdd(*table, {1}, {1}, UINT32_MAX).ok());
   EXPECT_EQ(TimestampOf(*table, 1), UINT32_MAX);
