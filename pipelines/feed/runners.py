@@ -29,8 +29,6 @@ _FLINK = {
     "parallelism": "1",
     "max_bundle_time_mills": "100",  # a bundle adds this much to the latency of a row at most
     "checkpointing_interval": "1000",  # ms; a restart reads again what came in this time
-    "number_of_execution_retries": "20",  # brokers that restart, and workers that are killed, must not end a feed
-    "execution_retry_delay": "500",  # ms
     "state_backend": "filesystem",
 }
 _DATAFLOW = {"runner": "DataflowRunner", "experiments": "use_runner_v2"}

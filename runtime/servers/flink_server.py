@@ -12,13 +12,19 @@ _START_SECONDS = 120.0  # a JVM with all of Flink, on a busy machine
 _OPENED_PACKAGES = ("java.util", "java.lang", "java.time", "java.nio")
 
 
-# What the embedded Flink itself listens on; the servers of Beam in it are those of patches/flink.
+# What the embedded Flink itself listens on; the servers of Beam in it are those of patches/flink. And how often a job
+# may fail: a bundle that waits for a broker fails once per minute, so that an outage of any length never ends the job,
+# while a bundle that cannot succeed fails every second or so, and ends it within a minute.
 _FLINK_CONFIGURATION = """\
 jobmanager.bind-host: 127.0.0.1
 rest.bind-address: 127.0.0.1
 rest.address: 127.0.0.1
 taskmanager.bind-host: 127.0.0.1
 taskmanager.host: 127.0.0.1
+restart-strategy.type: failure-rate
+restart-strategy.failure-rate.max-failures-per-interval: 20
+restart-strategy.failure-rate.failure-rate-interval: 10 min
+restart-strategy.failure-rate.delay: 500 ms
 """
 
 

@@ -19,20 +19,7 @@ def test_a_pipeline_runs_through_the_death_of_a_worker(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     with FlinkJobServer(tmp_path / "flink") as flink, WorkerPool(tmp_path / "workers") as workers:
-        options = PipelineOptions(
-            [
-                "--runner=PortableRunner",
-                f"--job_endpoint={flink.job_endpoint}",
-                "--environment_type=EXTERNAL",
-                f"--environment_config={workers.address}",
-                "--number_of_execution_retries=5",
-                "--execution_retry_delay=200",
-                "--parallelism=1",
-                "--streaming",
-                "--checkpointing_interval=500",
-                "--shutdown_sources_after_idle_ms=1000",
-            ]
-        )
+        options = _options(flink, workers)
         pipeline = beam.Pipeline(options=options)
         folder, release = str(marks), str(tmp_path / "release")
         _ = pipeline | beam.Create([1, 2, 3]) | beam.Map(_mark, folder, release)
@@ -55,3 +42,36 @@ def _mark(number: int, folder: str, release: str) -> int:
     wait(Path(release).exists, 60.0, "release")
     (Path(folder) / f"done-{number}").touch()
     return number
+
+
+def test_a_job_that_cannot_succeed_ends_after_twenty_restarts(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with FlinkJobServer(tmp_path / "flink") as flink, WorkerPool(tmp_path / "workers") as workers:
+        pipeline = beam.Pipeline(options=_options(flink, workers))
+        _ = pipeline | beam.Create([1]) | beam.Map(_fail, str(marks))
+        with pytest.raises(RuntimeError, match="no number will do"):
+            pipeline.run().wait_until_finish()
+    assert len(list(marks.iterdir())) == 21
+
+
+def _options(flink: FlinkJobServer, workers: WorkerPool) -> PipelineOptions:
+    return PipelineOptions(
+        [
+            "--runner=PortableRunner",
+            f"--job_endpoint={flink.job_endpoint}",
+            "--environment_type=EXTERNAL",
+            f"--environment_config={workers.address}",
+            "--parallelism=1",
+            "--streaming",
+            "--checkpointing_interval=500",
+            "--shutdown_sources_after_idle_ms=1000",
+        ]
+    )
+
+
+def _fail(number: int, folder: str) -> None:
+    import uuid
+
+    (Path(folder) / uuid.uuid4().hex).touch()
+    raise ValueError("no number will do")
