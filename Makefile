@@ -93,7 +93,7 @@ fuzz: setup  ## give damaged snapshots, deltas, records, streams and train block
 	@cmake --build build/asan-ubsan --target snapshot_fuzz records_fuzz
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/snapshot_fuzz --runs $(RUNS)
 	@ASAN_OPTIONS=malloc_context_size=1 build/asan-ubsan/records_fuzz --runs $$(( $(RUNS) / 8 ))
-	@$(bin)/python tests/fuzz/fuzz_deltas.py --runs $(RUNS)
+	@$(bin)/python -m tests.fuzz.fuzz_deltas --runs $(RUNS)
 	@$(bin)/python -m tests.fuzz.fuzz_predict --runs $$(( $(RUNS) / 8 ))
 	@$(bin)/python -m tests.fuzz.fuzz_framing --runs $(RUNS)
 	@$(bin)/python -m tests.fuzz.fuzz_records --runs $(RUNS)

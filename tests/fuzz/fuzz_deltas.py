@@ -5,10 +5,8 @@
 A run depends on the sum of seed and its number alone.
 """
 
-import argparse
 import logging
 import random
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.serving.deltas.delta_applier import DeltaApplier
 from millrace.serving.deltas.delta_order import DeltaError, DeltaOrder
+from tests.fuzz import runs
 
 _DIMS = {"item": 2, "user": 3}
 _NAMES = ["item", "user", "bias", "", "unknown", "float32", "float64", "<f4", "object"]
@@ -203,28 +202,11 @@ def _run(seed: int) -> bool:
     return applied is not None
 
 
-def fuzz(runs: int, seed: int) -> int:
+def fuzz(count: int, seed: int) -> int:
     """Returns how many of the changed deltas were applied; the rest was refused or seen before."""
-    taken = 0
-    for number in range(seed, seed + runs):
-        try:
-            taken += _run(number)
-        except Exception as error:
-            raise AssertionError(f"{type(error).__name__}: {error}; repeat with --runs 1 --seed {number}") from error
-    return taken
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)  # a line for every gap
-    start = time.monotonic()
-    taken = fuzz(arguments.runs, arguments.seed)
-    rate = arguments.runs / (time.monotonic() - start)
-    print(f"refused {arguments.runs - taken}, accepted {taken}, {rate:,.0f} runs a second")
+    return runs.count(_run, count, seed)
 
 
 if __name__ == "__main__":
-    main()
+    logging.disable(logging.WARNING)  # a line for every gap
+    runs.main(__doc__.splitlines()[0], fuzz, "accepted")

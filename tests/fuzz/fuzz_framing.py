@@ -5,10 +5,8 @@
 A run depends on the sum of seed and its number alone.
 """
 
-import argparse
 import io
 import random
-import time
 from collections.abc import Callable, Iterator
 
 import fastavro
@@ -27,6 +25,7 @@ from millrace.transforms.frames.framing import (
     join_frames,
 )
 from millrace.transforms.frames.stream import FrameStream
+from tests.fuzz import runs
 from tests.reference.file_batches import events_block
 
 _MAX_RECORD = 200
@@ -218,28 +217,10 @@ _TARGETS: list[Callable[[random.Random], bool]] = [
 ]
 
 
-def fuzz(runs: int, seed: int) -> int:
+def fuzz(count: int, seed: int) -> int:
     """Returns how many of the damaged streams had dead letters."""
-    refused = 0
-    for number in range(seed, seed + runs):
-        draw = random.Random(number)
-        try:
-            refused += _TARGETS[number % len(_TARGETS)](draw)
-        except Exception as error:
-            raise AssertionError(f"{type(error).__name__}: {error}; repeat with --runs 1 --seed {number}") from error
-    return refused
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    start = time.monotonic()
-    refused = fuzz(arguments.runs, arguments.seed)
-    rate = arguments.runs / (time.monotonic() - start)
-    print(f"{arguments.runs} runs, {refused} with dead letters, {rate:,.0f} runs a second")
+    return runs.count(lambda number: _TARGETS[number % len(_TARGETS)](random.Random(number)), count, seed)
 
 
 if __name__ == "__main__":
-    main()
+    runs.main(__doc__.splitlines()[0], fuzz, "had dead letters", others="went through")

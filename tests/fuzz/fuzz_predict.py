@@ -5,7 +5,6 @@
 A run depends on the sum of seed and its number alone.
 """
 
-import argparse
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from millrace.serving.server.errors import NotFoundError, ServingError
 from millrace.serving.server.prediction_service import PredictionService
 from millrace.serving.server.servable import ServableId
 from millrace.serving.server.tensors import InputSpec, RequestLimits
+from tests.fuzz import runs
 
 _SPECS = {
     "user_id": InputSpec(tf.int64, (None,)),
@@ -203,27 +203,10 @@ class _Handle:
         pass
 
 
-def fuzz(runs: int, seed: int) -> int:
+def fuzz(count: int, seed: int) -> int:
     """Returns how many of the changed requests were answered; the rest was refused."""
-    answered = 0
-    for number in range(seed, seed + runs):
-        try:
-            answered += _run(number)
-        except Exception as error:
-            raise AssertionError(f"{type(error).__name__}: {error}; repeat with --runs 1 --seed {number}") from error
-    return answered
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    start = time.monotonic()
-    answered = fuzz(arguments.runs, arguments.seed)
-    rate = arguments.runs / (time.monotonic() - start)
-    print(f"refused {arguments.runs - answered}, answered {answered}, {rate:,.0f} runs a second")
+    return runs.count(_run, count, seed)
 
 
 if __name__ == "__main__":
-    main()
+    runs.main(__doc__.splitlines()[0], fuzz, "answered")

@@ -8,7 +8,6 @@ its number alone. Some blocks hold one record of some 100 KB, whose time per byt
 quadratic time is too slow for long records only.
 """
 
-import argparse
 import random
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from millrace.transforms.batch.dead_letter import Refusals
 from millrace.transforms.batch.provenance import with_provenance
 from millrace.transforms.codecs.json_parser import parse_objects, parse_unusual
 from millrace.transforms.codecs.record_codec import decode_records
+from tests.fuzz import runs
 from tests.reference.record_comparison import assert_as_reference, block_of
 
 _BLOCK = 32
@@ -49,10 +49,10 @@ _JSON = [
 ]
 
 
-def fuzz(runs: int, seed: int) -> int:
+def fuzz(count: int, seed: int) -> int:
     """Returns how many of the changed records were accepted."""
     accepted = 0
-    for number in range(-(-runs // _BLOCK)):
+    for number in range(-(-count // _BLOCK)):
         draw = random.Random(f"{seed}/{number}")
         case = draw.choice(list(_CASES))
         try:
@@ -218,16 +218,5 @@ _CASES: dict[str, Callable[[random.Random], int]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    start = time.monotonic()
-    accepted = fuzz(arguments.runs, arguments.seed)
-    rate = arguments.runs / (time.monotonic() - start)
-    print(f"refused {arguments.runs - accepted}, accepted {accepted}, {rate:,.0f} runs a second")
-
-
 if __name__ == "__main__":
-    main()
+    runs.main(__doc__.splitlines()[0], fuzz, "accepted")

@@ -5,7 +5,6 @@
 Time and memory are bounded by the length of a block. A run depends on the sum of seed and its number alone.
 """
 
-import argparse
 import random
 import resource
 import time
@@ -23,6 +22,7 @@ from millrace.transforms.batch import record_batch
 from millrace.transforms.batch.floors import FLOORS_KEY, BlockFloors
 from tests.fakes.poison import BLOCK_FAULTS, ROW_FAULTS, replaced
 from tests.fakes.train_blocks import make_batch
+from tests.fuzz import runs
 
 _TASK = FeedRanking()
 _LAYOUT = TrainLayout.of(_TASK, audit=True)
@@ -171,30 +171,14 @@ def _run(seed: int) -> bool:
     return checked.rows is not None and checked.rows.num_rows > 0
 
 
-def fuzz(runs: int, seed: int) -> int:
+def fuzz(count: int, seed: int) -> int:
     """Returns of how many changed blocks at least one row passed."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    passed = 0
-    for number in range(seed, seed + runs):
-        try:
-            passed += _run(number)
-        except Exception as error:
-            raise AssertionError(f"{type(error).__name__}: {error}; repeat with --runs 1 --seed {number}") from error
+    passed = runs.count(_run, count, seed)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert grown < _PROCESS_BYTES, f"the process took {grown >> 20} MiB more"
     return passed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    start = time.monotonic()
-    passed = fuzz(arguments.runs, arguments.seed)
-    rate = arguments.runs / (time.monotonic() - start)
-    print(f"refused {arguments.runs - passed}, passed at least in part {passed}, {rate:,.0f} runs a second")
-
-
 if __name__ == "__main__":
-    main()
+    runs.main(__doc__.splitlines()[0], fuzz, "passed at least in part")
