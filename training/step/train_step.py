@@ -5,6 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from millrace.ops.embedding_table import NOW, EmbeddingStore
+from millrace.ops.judge_update import judge_update
 from millrace.ops.table_config import Sgd, TableConfig, Zeros
 from millrace.training.step.dense_adam import DenseAdam
 from millrace.training.stream.batch_queue import BatchQueue
@@ -145,9 +146,7 @@ class TrainStep:
         gradients, pooled_gradients = tape.gradient(
             loss, ([v.value for v in variables], pooled), unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        # Half of the sum of squares: one op per tensor, NaN or infinite as soon as one number is.
-        pooled_squares = _half_squares(pooled_gradients)
-        finite = tf.math.is_finite(loss + _half_squares(gradients) + pooled_squares)
+        finite, gradient_rms = judge_update(loss, gradients, pooled_gradients)
 
         # Ops that take the decision as an input: a tf.cond around them costs more.
         if variables:
@@ -158,8 +157,7 @@ class TrainStep:
         self.store.apply_pooled_gradients(
             self._features, values, splits, pooled_gradients, self.global_step, timestamp, finite
         )
-        rows = tf.cast(tf.shape(batch.labels)[0], tf.float32)
-        return logits, finite, tf.sqrt(2.0 * tf.math.divide_no_nan(pooled_squares, rows))
+        return logits, finite, gradient_rms
 
     def _inputs(self, batch: TrainTensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """(fids, row splits) of each feature."""
@@ -178,10 +176,6 @@ class TrainStep:
         fids = tf.gather(batch.values[AUDIT], tf.where(learned)[:, 0])
         minus_one = tf.fill([tf.shape(fids)[0], 1], -1.0)
         self.audit_store.apply_gradients(AUDIT_TABLE.name, fids, minus_one)  # type: ignore[union-attr]
-
-
-def _half_squares(tensors: list[tf.Tensor]) -> tf.Tensor:
-    return tf.add_n([tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]) if tensors else tf.constant(0.0)
 
 
 def limit_threads(intra: int = 1, inter: int = 2) -> None:
