@@ -1,7 +1,10 @@
 // Kernels of a train step that use no store; definitions and documentation are in step_op_defs.cc.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 
+#include "ops/cc/embedding/base/cpu_clones.h"
 #include "ops/cc/kernels/table_resource.h"
 
 namespace millrace {
@@ -13,22 +16,26 @@ using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
-// NaN or infinite as soon as one number is. Sums by lane: the compiler may not reorder a sum of floats by itself.
+constexpr int64_t kLanes = 16;  // two vectors of AVX2: the compiler may not reorder a sum of floats by itself
+
+MILLRACE_PLAIN_CLONES void AddSquares(const float* values, int64_t count, float* lanes) {
+  float sums[kLanes];
+  std::copy(lanes, lanes + kLanes, sums);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += values[i + lane] * values[i + lane];
+  }
+  for (; i < count; ++i) sums[i % kLanes] += values[i] * values[i];
+  std::copy(sums, sums + kLanes, lanes);
+}
+
+// NaN or infinite as soon as one number is.
 float SumOfSquares(const OpInputList& tensors) {
-  constexpr int64_t kLanes = 16;
   float lanes[kLanes] = {};
   for (int t = 0; t < tensors.size(); ++t) {
-    const float* const values = tensors[t].flat<float>().data();
-    const int64_t count = tensors[t].NumElements();
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane] * values[i + lane];
-    }
-    for (; i < count; ++i) lanes[i % kLanes] += values[i] * values[i];
+    AddSquares(tensors[t].flat<float>().data(), tensors[t].NumElements(), lanes);
   }
-  float sum = 0;
-  for (const float lane : lanes) sum += lane;
-  return sum;
+  return std::accumulate(lanes, lanes + kLanes, 0.0f);
 }
 
 class JudgeUpdateKernel : public OpKernel {
