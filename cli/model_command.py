@@ -18,7 +18,7 @@ _SECONDS = 120.0  # a server loads the version first, which takes minutes for so
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of a command that changes what is served of a model."""
     parser.add_argument("--model", required=True, metavar="NAME")
-    parser.add_argument("--reason", required=True, metavar="TEXT", help="why, for those who look later")
+    parser.add_argument("--reason", required=True, type=_words, metavar="TEXT", help="why, for those who look later")
     common.add_namespace_flag(parser)
     parser.add_argument(
         "--timeout",
@@ -30,6 +30,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="return once the event is sent")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     common.add_kafka_flags(parser)
+
+
+def _words(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: say why, for those who look later")
+    return text
 
 
 def read_known(arguments: argparse.Namespace) -> "tuple[KafkaConnection, KnownModel]":

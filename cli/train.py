@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -326,7 +327,11 @@ def _train_offline(arguments: argparse.Namespace, task: "Task") -> int:
 
 
 def _good_since(text: str) -> str:
-    return "latest" if text == "now" else f"time:{moment(text)}"
+    if text == "now":
+        return "latest"
+    if (time_ms := moment(text)) > time.time() * 1000:
+        raise argparse.ArgumentTypeError(f"{text} is to come: no row of the train topic is from then")
+    return f"time:{time_ms}"
 
 
 def _hours(text: str) -> tuple[datetime.time, datetime.time]:

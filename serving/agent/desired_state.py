@@ -52,11 +52,15 @@ class Announced:
 
     @property
     def rollback(self) -> ModelEvent | None:
-        """The ROLLBACK in force: a user's until a user's RELEASE, else a guard's until either releases it."""
+        """The ROLLBACK in force: a user's until a user's RELEASE, else a guard's until either releases it.
+
+        A guard's ends with its model: it says nothing about another lineage that has taken over.
+        """
         user, guard = self.hold, self.guard_hold
         if user and user.kind == ModelEvent.ROLLBACK:
             return user
-        return guard if guard and guard.kind == ModelEvent.ROLLBACK else None
+        is_of_model = guard is not None and (self.newest is None or guard.lineage in ("", self.newest.lineage))
+        return guard if guard and is_of_model and guard.kind == ModelEvent.ROLLBACK else None
 
     @property
     def held(self) -> Target | None:

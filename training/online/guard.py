@@ -49,7 +49,12 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Standard:
-    """Of the past, float64 [heads] each: score per information, spread of a block's deviation, least information."""
+    """Of the past, float64 [heads] each: score per information, spread of a block's deviation, least information.
+
+    Labels may follow predictions more than these say: a model that is young, or of products of embeddings that begin
+    near 0, predicts too little from what it has learned right, and the slope falls to 1 as it learns. No past demands
+    more than 1, where score per information is 0.
+    """
 
     slope: np.ndarray
     spread: np.ndarray
@@ -59,7 +64,7 @@ class _Standard:
     def of(cls, past: list[_Block], least_blocks: int) -> "_Standard":
         """Of blocks that have both labels; a head with fewer of them than `least_blocks` is not judged (spread inf)."""
         score, information = (np.stack([getattr(block, name) for block in past]) for name in ("score", "information"))
-        slope = score.sum(0) / np.maximum(information.sum(0), 1e-12)
+        slope = np.minimum(score.sum(0) / np.maximum(information.sum(0), 1e-12), 0.0)
         says = information > 0
         least = np.maximum(_LEAST_INFORMATION * information.sum(0) / np.maximum(says.sum(0), 1), 1e-12)
         z = cls(slope, np.ones(len(slope)), least).deviation(score, information)

@@ -27,7 +27,10 @@ from millrace.training.task import Task
 _LOG = logging.getLogger(__name__)
 _HELD = gauge("guard_alarm", "1 while the guard keeps the model from being published")
 _RETRY_SECONDS = 2.0  # between attempts to announce a hold that no broker acknowledged
-_REMEDY = "look at the newest rows of the train topic, then start `millrace train` with --resume-from-good"
+_REMEDY = (
+    "look at the newest rows of the train topic, mend what sends them, stop this trainer and start it with "
+    "--resume-from-good"
+)
 
 
 class Holds(Protocol):
@@ -138,6 +141,7 @@ class GuardedModel:
             if self.state is not None and self.may_publish and not self.state.released:
                 self._to_announce = "release"
                 self._set(replace(self.state, released=True))
+                _LOG.info("the guard is content again: version %d is published, and servers follow it", version)
 
     def saved(self, position: Position) -> None:
         """Notes a durable checkpoint at `position`; forgets an alarm that is settled and behind."""
@@ -248,5 +252,9 @@ def begin_guarded(
         state = state.go_on(*good_since())
         for folder in checkpoints.set_aside(state.suspect_ms):
             _LOG.info("%s is set aside: it was written after the model began to go wrong", folder)
+        _LOG.warning(
+            "training goes on after the alarm '%s': of the train topic, the offsets from %s up to %s are passed over",
+            state.reason, state.suspect_offsets, state.offsets,
+        )  # fmt: skip
         write_guard_state(model_dir, state)
     return state

@@ -77,6 +77,7 @@ class TrainTopic:
         self._connection, self._topic, self._clock = connection, topic, clock
         self._group = f"millrace-trainer-{topic}"
         self._offsets, self._topic_ids = dict(offsets), dict(topic_ids)
+        self._brokers = f"Kafka at {connection.bootstrap_servers}"
         self._describer = TopicDescriber(connection)
         self._log_limit = LogLimit(clock=clock)
         self._watch_seconds = watch_seconds
@@ -84,7 +85,7 @@ class TrainTopic:
         self._unsure: list[TopicRecords] = []  # read, and it is not known yet whether by the topic as it was opened
         self._opened = KafkaTopic("", "", ())
         self._waits = ExitStack()  # holds an entry of what this process waits for, while the topic cannot be read
-        self._waiting = False
+        self._waiting = ""
         self._look_at = self._open_at = clock()
 
     def read(self, max_records: int, seconds: float) -> list[TrainMessage]:
@@ -140,7 +141,7 @@ class TrainTopic:
     def close(self) -> None:
         """Closes the consumer."""
         self._waits.close()
-        self._waiting = False
+        self._waiting = ""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -169,19 +170,20 @@ class TrainTopic:
         try:
             found = self._describer.describe([self._topic], _REQUEST_SECONDS).get(self._topic)
         except KafkaException as error:
-            self._wait_for("a broker that answers", error.args[0].str())
+            self._wait_for(self._brokers, error.args[0].str())
             return None
         if found is None or not found.partitions:
-            self._wait_for("the topic to exist", "give --create-topics to the command that lacks it")
+            self._wait_for(f"topic {self._topic}", "it is missing; give --create-topics to the command that lacks it")
             return None
         self._waits.close()
-        self._waiting = False
+        self._waiting = ""
         return found
 
     def _wait_for(self, what: str, why: str) -> None:
-        if not self._waiting:
-            self._waits.enter_context(WAITS.entry(f"topic {self._topic}"))
-            self._waiting = True
+        if self._waiting != what:
+            self._waits.close()
+            self._waits.enter_context(WAITS.entry(what))
+            self._waiting = what
         if self._log_limit.count(what):
             _LOG.warning("%s: waiting for %s (%s)", self._topic, what, why)
 
@@ -197,7 +199,7 @@ class TrainTopic:
                 for partition in found.partitions
             }
         except KafkaException as error:
-            self._wait_for("a broker that answers", error.args[0].str())
+            self._wait_for(self._brokers, error.args[0].str())
             return False
         finally:
             consumer.close()

@@ -70,6 +70,16 @@ def test_the_target_after(case: str) -> None:
     assert _version(_after(*(_event(kind, number) for kind, number in events))) == version
 
 
+def test_the_hold_of_a_guard_ends_with_its_model_and_that_of_a_user_does_not() -> None:
+    old, new = {"lineage": "a", "epoch": "1"}, {"lineage": "b", "epoch": "2"}
+    hold = _event("ROLLBACK", 4, held_by="guard", **old)
+    assert _version(_after(_event("EXPORT", 5, **old), hold)) == 4
+    assert _version(_after(_event("EXPORT", 5, **old), hold, _event("EXPORT", 6, **new))) == 6
+    assert _version(_after(_event("EXPORT", 6, **new), hold)) == 6, "after compaction"
+    user = _event("ROLLBACK", 4, **old)
+    assert _version(_after(_event("EXPORT", 5, **old), user, _event("EXPORT", 6, **new))) == 4
+
+
 def test_a_held_version_takes_deltas_up_to_the_time_of_the_rollback() -> None:
     state = _after(_event("ROLLBACK", 5, as_of_ms="1234"))
     assert state.announced.held == Target(5, Path("/models/m/5"), True, 1234)
@@ -208,7 +218,8 @@ def _by_the_last_of_each_key(log: Sequence[tuple[str, bytes]]) -> tuple[bool, in
     if hold is not None and hold.kind == hold.ROLLBACK:
         return False, hold.version
     is_later = guard is not None and (hold is None or place["default/m/hold"] < place["default/m/hold/guard"])
-    if guard is not None and guard.kind == guard.ROLLBACK and is_later:
+    is_of_model = guard is not None and (version is None or guard.lineage == version.lineage)
+    if guard is not None and guard.kind == guard.ROLLBACK and is_later and is_of_model:
         return False, guard.version
     return False, version.version if version is not None else None
 
