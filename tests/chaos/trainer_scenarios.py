@@ -212,7 +212,8 @@ def _send_poison(world: TrainerWorld) -> tuple[list[np.ndarray], int]:
     def block() -> pa.RecordBatch:
         nonlocal first
         first += _POISON_RECORDS
-        return make_batch(MODEL_TASK, first, _POISON_RECORDS, partition=_POISON_PARTITION)
+        # With ids that the feed's world has not: its users like other items, which would be poison to the guard.
+        return make_batch(MODEL_TASK, first, _POISON_RECORDS, partition=_POISON_PARTITION, first_id=1_000_000)
 
     for reason, change in BLOCK_FAULTS.values():
         if reason != "too_large":  # the broker refuses those

@@ -14,16 +14,24 @@ ROWS_PER_RECORD = 4
 
 
 def make_batch(
-    task: Task, first_record: int, records: int, seed: int = 0, partition: int = 0, audit: bool = True, users: int = 50
+    task: Task,
+    first_record: int,
+    records: int,
+    seed: int = 0,
+    partition: int = 0,
+    audit: bool = True,
+    users: int = 50,
+    first_id: int = 0,
 ) -> pa.RecordBatch:
     """Four rows for each of the source records [first_record, first_record + records) of one source partition.
 
-    Users have a liking for items of their own parity, so that there is something to learn.
+    Users have a liking for items of their own parity, so that there is something to learn. Users and items are numbered
+    from `first_id` on.
     """
     rng = np.random.default_rng([seed, first_record, partition])
     rows = records * ROWS_PER_RECORD
-    user = np.repeat(rng.integers(0, users, records), ROWS_PER_RECORD)
-    item = rng.integers(0, users, rows)
+    user = np.repeat(first_id + rng.integers(0, users, records), ROWS_PER_RECORD)
+    item = first_id + rng.integers(0, users, rows)
     clicked = rng.random(rows) < np.where((user + item) % 2 == 0, 0.8, 0.2)
     offsets = np.repeat(np.arange(first_record, first_record + records), ROWS_PER_RECORD)
     raw = {
