@@ -288,12 +288,14 @@ class Agent:
             "model_event_id": self._announced.last.event_id if self._announced.last else "",
         }
         now = self._clock()
-        if report == self._last_report and now < self._next_report:
+        # The words for STALE hold its age: that it grows is nothing new.
+        facts = report | {"error": ""} if plan.phase is Phase.STALE else report
+        if facts == self._last_report and now < self._next_report:
             return
-        if report != self._last_report:
+        if facts != self._last_report:
             level = logging.WARNING if report["error"] else logging.INFO
             _LOG.log(level, "%s %s available=%s %s", config.model, plan.phase.value, available, report["error"])
-        self._last_report, self._next_report = report, now + config.report_seconds
+        self._last_report, self._next_report = facts, now + config.report_seconds
         self._registry.report(available, plan.phase.value, str(report["error"]))
         ages = {name: getattr(state, name) for name in _AGES}
         self._send_status(json.dumps(report | ages | {"time_ms": time.time_ns() // 1_000_000}).encode())

@@ -326,6 +326,10 @@ def test_an_age_alone_is_no_news(world: _World) -> None:
         world.server.move(1, State.AVAILABLE, model_age_ms=age)
         world.tick(1.1)
     assert len(world.sent) == sent
+    for age in range(60, 65):
+        world.server.move(1, State.AVAILABLE, f"its newest event is {age} s old", is_stale=True)
+        world.tick(1.1)
+    assert len(world.sent) == sent + 1, "that it is stale is told once"
 
 
 def test_without_kafka_the_server_is_told_what_the_agent_remembers(world: _World) -> None:
