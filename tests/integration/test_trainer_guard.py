@@ -48,12 +48,13 @@ class Running:
             resume_from_good="latest" if resume else None,
         )
         self._stop, self.error, self.condition = threading.Event(), None, Condition()
+        self.ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(kafka, topics, options))
         self._thread.start()
 
     def _run(self, kafka: KafkaConnection, topics: Topics, options: OnlineOptions) -> None:
         try:
-            train_online(TASK, kafka, topics, options, self._stop, guard=self.condition)
+            train_online(TASK, kafka, topics, options, self._stop, self.ready.set, guard=self.condition)
         except BaseException as error:
             self.error = error
 
@@ -125,6 +126,7 @@ def test_poisoned_rows_stop_publishing_and_training_goes_on_without_them(
     assert watermarks(kafka, topics.deltas(TASK.name)) == deltas and len(events(kafka, topics)) == versions
 
     trainer = start(resume=True)
+    assert trainer.ready.wait(SECONDS), "what is in the topic by now is passed over"
     produce_blocks(kafka, train_topic, blocks(75, 40))
     wait_until(
         lambda: trainer.error is not None or holds(kafka, topics)[-1].kind == ModelEvent.RELEASE,

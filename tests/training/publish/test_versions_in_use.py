@@ -15,8 +15,6 @@ from millrace.training.publish.versions_in_use import versions_in_use
 
 pytestmark = pytest.mark.service
 
-_NOW_MS = time.time_ns() // 1_000_000
-
 
 def status(model: str, target: int, available: list[int], namespace: str = "default") -> bytes:
     fields = {"model_name": model, "bzid": namespace, "target_version": target, "available_versions": available}
@@ -34,7 +32,8 @@ def key_of(value: bytes) -> bytes:
     return f"{event.bzid}/{event.model_name}/x".encode() if event else b"default/m/x"
 
 
-def send(kafka: KafkaConnection, topic: str, values: list[bytes], at_ms: int = _NOW_MS) -> None:
+def send(kafka: KafkaConnection, topic: str, values: list[bytes], age_ms: int = 0) -> None:
+    at_ms = time.time_ns() // 1_000_000 - age_ms
     producer = make_producer(kafka)
     for value in values:
         producer.produce(topic, value, key=key_of(value), partition=0, timestamp=at_ms)
@@ -47,7 +46,7 @@ def test_versions_that_agents_reported_lately_and_one_that_is_held_are_in_use(
     ensure_topic(kafka, topics.model_events, config={"cleanup.policy": "compact"})
     assert versions_in_use(kafka, topics, "m", "default") == set()  # no agent has ever reported
     ensure_topic(kafka, topics.serving_status)
-    send(kafka, topics.serving_status, [status("m", 1, [1])], _NOW_MS - 600_000)
+    send(kafka, topics.serving_status, [status("m", 1, [1])], 600_000)
     send(
         kafka,
         topics.serving_status,
