@@ -303,8 +303,8 @@ def moment(text: str) -> int:
     if text.isdecimal():
         return at_least_zero(text)
     try:
-        moment = datetime.datetime.fromisoformat(text)
+        found = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{text}' is no time, for example 2026-01-31T12:00:00Z") from error
-    zone = moment.tzinfo or datetime.UTC
-    return round(moment.replace(tzinfo=zone).timestamp() * 1000)
+    zone = found.tzinfo or datetime.UTC
+    return round(found.replace(tzinfo=zone).timestamp() * 1000)

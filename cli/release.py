@@ -5,6 +5,7 @@ import sys
 
 from millrace.cli import common, model_command
 from millrace.runtime.errors import UserError
+from millrace.runtime.topics import GUARD
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,12 +21,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _run(arguments: argparse.Namespace) -> int:
     from millrace.protos.model_event_pb2 import ModelEvent
-    from millrace.serving.agent.model_events import GUARD, make_event
+    from millrace.serving.agent.model_events import make_event
 
     connection, known = model_command.read_known(arguments)
-    if known.announced.rollback is None:
-        raise UserError("--model", arguments.model, "no rollback of it is in force", "there is nothing to release")
     hold = known.announced.rollback
+    if hold is None:
+        raise UserError("--model", arguments.model, "no rollback of it is in force", "there is nothing to release")
     if hold.held_by == GUARD:
         print(
             f"millrace release: warning: the guard of the trainer holds {arguments.model}: {hold.reason}. Versions "

@@ -1,6 +1,12 @@
-"""Names of all Kafka topics, which no other module spells, and the keys of `model.events`."""
+"""Names of all Kafka topics, which no other module spells, and what writers and readers of them agree on."""
 
 from dataclasses import dataclass
+
+GUARD = "guard"
+"""`held_by` of a ROLLBACK or RELEASE that a trainer's guard sends."""
+
+NUMBER_LIMIT = 1 << 62
+"""Epochs and sequences are below it: no trainer could go on from a higher one, and what it sends would count as old."""
 
 
 @dataclass(frozen=True)

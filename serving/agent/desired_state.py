@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from millrace.protos.model_event_pb2 import ModelEvent
-from millrace.serving.agent.model_events import GUARD, HOLDS, folder_of, parse_event
+from millrace.runtime.topics import GUARD
+from millrace.serving.agent.model_events import HOLDS, folder_of, parse_event
 
 _LOG = logging.getLogger(__name__)
 

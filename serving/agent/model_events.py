@@ -8,12 +8,11 @@ from typing import Any
 from google.protobuf import json_format
 
 from millrace.protos.model_event_pb2 import ModelEvent
+from millrace.runtime.topics import GUARD, NUMBER_LIMIT
 
 SUB_GRAPH = "standalone"
 _SCHEMA_VERSIONS = (1, 2)
-GUARD = "guard"  # `held_by` of a ROLLBACK or RELEASE that a trainer sends
 HOLDS = (ModelEvent.ROLLBACK, ModelEvent.RELEASE)
-_MOST_EPOCH = 1 << 62  # a higher one is no trainer's: no later trainer could go above it
 _WITH_FOLDER = (ModelEvent.EXPORT, ModelEvent.ROLLBACK)
 
 
@@ -32,7 +31,7 @@ def parse_event(value: bytes) -> ModelEvent:
         raise EventError(f"schema_version is {event.schema_version}, this program reads {_SCHEMA_VERSIONS}")
     if not event.model_name or event.kind == ModelEvent.KIND_UNSPECIFIED:
         raise EventError("model_name or kind is missing")
-    if event.epoch >= _MOST_EPOCH:
+    if event.epoch >= NUMBER_LIMIT:
         raise EventError(f"epoch is {event.epoch}, must be below 2^62")
     event.bzid = event.bzid or "default"
     if event.kind in _WITH_FOLDER:

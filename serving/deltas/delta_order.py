@@ -1,8 +1,7 @@
 """Which deltas are for a loaded version, and which of them come next: by lineage, epoch and sequence."""
 
 from millrace.protos.model_delta_pb2 import ModelDelta
-
-_MOST = 1 << 62  # a higher epoch or sequence is no trainer's: what it really sends would count as old
+from millrace.runtime.topics import NUMBER_LIMIT
 
 
 class DeltaError(ValueError):
@@ -38,7 +37,7 @@ class DeltaOrder:
         """Raises DeltaError for a delta of another model, of a trainer that has been replaced, or of no trainer."""
         if delta.model_name != self._model_name:
             raise DeltaError("model", f"is of model '{delta.model_name}', not of '{self._model_name}'", resync=False)
-        if max(delta.epoch, delta.sequence) >= _MOST:
+        if max(delta.epoch, delta.sequence) >= NUMBER_LIMIT:
             raise DeltaError("malformed", f"has epoch {delta.epoch} and sequence {delta.sequence}, must be below 2^62")
         if delta.lineage != self._lineage:
             # The model was born anew: nothing of its deltas fits here, and only its own export can follow them.

@@ -147,8 +147,9 @@ class GuardedModel:
         """Notes a durable checkpoint at `position`; forgets an alarm that is settled and behind."""
         with self._lock:
             state = self.state
-            is_settled = state is not None and state.released and not self._to_announce
-            if state is not None and is_settled and state.is_behind(position.offsets, position.topic_ids):
+            if state is None or not state.released or self._to_announce:
+                return
+            if state.is_behind(position.offsets, position.topic_ids):
                 remove_guard_state(self._model_dir)
                 self.state = None
                 self._show()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -225,17 +226,11 @@ class OnlineTrainer:
     def _begin_guarded(
         self, connection: KafkaConnection, topic: str, options: OnlineOptions, stop: threading.Event
     ) -> GuardState | None:
-        good_since = options.resume_from_good
-        if good_since is None:
+        if options.resume_from_good is None:
             return begin_guarded(options.model_dir, self._checkpoints, None)
-
-        def find() -> tuple[dict[int, int], str]:
-            return place_in_topic(connection, topic, good_since)
-
-        def wait_for_it() -> tuple[dict[int, int], str]:
-            return while_away(find, f"Kafka at {connection.bootstrap_servers}", stop)
-
-        return begin_guarded(options.model_dir, self._checkpoints, wait_for_it)
+        find = partial(place_in_topic, connection, topic, options.resume_from_good)
+        good_since = partial(while_away, find, f"Kafka at {connection.bootstrap_servers}", stop)
+        return begin_guarded(options.model_dir, self._checkpoints, good_since)
 
     def _new_export_saver(self, options: OnlineOptions) -> Saver[ExportCut]:
         schedule = SaveSchedule(every_seconds=options.export_seconds, allowed=self._may_export)

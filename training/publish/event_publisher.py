@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.telemetry import counter
-from millrace.runtime.topics import Topics
+from millrace.runtime.topics import GUARD, Topics
 from millrace.training.publish.delta_publisher import PUBLISH_FAILURES
 from millrace.training.publish.exporter import Export
 from millrace.training.publish.outbox import Outbox
@@ -98,13 +98,13 @@ class EventPublisher:
             sub_graphs={"standalone": ModelEvent.SubGraph(path=str(path))},
             as_of_ms=as_of_ms,
             reason=reason,
-            held_by="guard",
+            held_by=GUARD,
         )
 
     def release(self, reason: str) -> None:
         """Has a hold ended: servers follow the newest version again."""
         key = f"{self._namespace}/{self._writer.model}/{_GUARD_HOLD}"
-        self._put(key, kind=ModelEvent.RELEASE, reason=reason, held_by="guard")
+        self._put(key, kind=ModelEvent.RELEASE, reason=reason, held_by=GUARD)
 
     @property
     def export_waits(self) -> bool:

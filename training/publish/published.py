@@ -10,9 +10,7 @@ from millrace.protos.model_delta_pb2 import ModelDelta
 from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.kafka_client import KafkaConnection
 from millrace.runtime.topic_range import newest_record, read_messages, resolve_range
-from millrace.runtime.topics import Topics, may_be_event_of
-
-_MOST = 1 << 62  # of sequences and epochs: one above is no trainer's, and going on from it would leave int64
+from millrace.runtime.topics import NUMBER_LIMIT, Topics, may_be_event_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def read_published(connection: KafkaConnection, topics: Topics, model: str, name
         event for event in _events(connection, topics.model_events, namespace, model)
         if (event.model_name, event.bzid or "default") == (model, namespace)
         and event.kind in (ModelEvent.EXPORT, ModelEvent.CHECKPOINT)
-        and event.epoch < _MOST
+        and event.epoch < NUMBER_LIMIT
     ]  # fmt: skip
     delta, _ = newest_delta(connection, topics.deltas(model), model)
     newest = max(sent, key=lambda event: (event.epoch, event.created_at_ms), default=None)
@@ -80,7 +78,11 @@ def newest_delta(connection: KafkaConnection, topic: str, model: str) -> tuple[M
             delta = ModelDelta.FromString(value)
         except DecodeError:
             return None
-        return delta if delta.model_name == model and 0 < delta.sequence < _MOST and delta.epoch < _MOST else None
+        return (
+            delta
+            if delta.model_name == model and 0 < delta.sequence < NUMBER_LIMIT and delta.epoch < NUMBER_LIMIT
+            else None
+        )
 
     return newest_record(connection, topic, 0, parse)
 

@@ -9,11 +9,10 @@ from millrace.protos.model_event_pb2 import ModelEvent
 from millrace.runtime.errors import FOREIGN_JSON_ERRORS, UserError
 from millrace.runtime.kafka_client import KafkaConnection, partitions_of
 from millrace.runtime.topic_range import read_messages, resolve_range
-from millrace.runtime.topics import Topics, may_be_event_of
+from millrace.runtime.topics import GUARD, Topics, may_be_event_of
 from millrace.training.publish.published import known_event
 
 _LOG = logging.getLogger(__name__)
-_GUARD = "guard"  # `held_by` of what a trainer's guard sends
 _RECENT_SECONDS = 120.0  # agents report every few seconds; one that was silent for so long serves nothing any more
 
 
@@ -39,7 +38,7 @@ def _held(connection: KafkaConnection, topics: Topics, model: str, namespace: st
         if event.kind not in (ModelEvent.ROLLBACK, ModelEvent.RELEASE):
             continue
         version = event.version if event.kind == ModelEvent.ROLLBACK else 0
-        if event.held_by == _GUARD:
+        if event.held_by == GUARD:
             guard = version
         else:
             user, guard = version, guard if version else 0

@@ -29,10 +29,6 @@ def import_checkpoint(task: Task, files: Mapping[str, Sequence[Path]], model_dir
         another table, or its entries have slots of other features.
     """
     _check_has_none(model_dir)
-    return _import(task, files, model_dir)
-
-
-def _import(task: Task, files: Mapping[str, Sequence[Path]], model_dir: Path) -> dict[str, int]:
     tables = [table.name for table in task.tables()]
     for name in files:
         if name not in tables:

@@ -17,10 +17,10 @@ from typing import IO
 
 from millrace.runtime.atomic_file import write_text
 from millrace.runtime.errors import FOREIGN_JSON_ERRORS, StoppedError, UserError
+from millrace.runtime.topics import NUMBER_LIMIT
 
 _LOG = logging.getLogger(__name__)
 _LOCK, _OWNER = "lease.lock", "lease.json"
-_MOST_EPOCH = 1 << 62  # going on from a higher one would leave int64
 _MOST_MS = 1 << 53  # the year 287,000
 _POLL_SECONDS = 0.05  # how soon a spare takes over after its predecessor has ended
 
@@ -160,7 +160,7 @@ def read_owner(model_dir: Path) -> Owner:
             str(fields["lineage"]), int(fields["epoch"]), str(fields["host"]), int(fields["pid"]),
             int(fields["since_ms"]),
         )  # fmt: skip
-        if not (0 <= owner.epoch < _MOST_EPOCH and 0 <= owner.since_ms < _MOST_MS):
+        if not (0 <= owner.epoch < NUMBER_LIMIT and 0 <= owner.since_ms < _MOST_MS):
             raise ValueError(f"epoch {owner.epoch} since {owner.since_ms}")
         return owner
     except FileNotFoundError:

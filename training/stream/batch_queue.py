@@ -36,7 +36,7 @@ class BlockRows(NamedTuple):
     topic_id: str = ""
 
     @property
-    def place(self) -> "Place":
+    def place(self) -> Place:
         return self.partition, self.offset, self.topic_id
 
 

@@ -93,6 +93,15 @@ class Trainer:
             self.now_ms += 100
 
 
+def alarmed(model_dir: Path) -> tuple[Trainer, dict[str, Any]]:
+    """A trainer that poison has stopped, and what its judge knew before that."""
+    trainer = Trainer(model_dir)
+    trainer.learn(60)
+    past = trainer.guarded.past()
+    trainer.learn(20, flipped=True)
+    return trainer, past
+
+
 def test_after_an_alarm_nothing_is_learned_or_published_and_servers_are_held_before_it_began(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path)
     trainer.learn(60)
@@ -124,10 +133,7 @@ def test_a_hold_that_no_broker_took_is_announced_again(tmp_path: Path, monkeypat
 
 
 def test_a_restart_after_an_alarm_stands_and_holds_until_it_is_told_to_resume(tmp_path: Path) -> None:
-    first = Trainer(tmp_path)
-    first.learn(60)
-    past = first.guarded.past()
-    first.learn(20, flipped=True)
+    first, past = alarmed(tmp_path)
     state = read_guard_state(tmp_path)
     assert state is not None
     second = Trainer(tmp_path)
@@ -156,10 +162,7 @@ def passed_over(trainer: Trainer, topic_id: str = TOPIC) -> list[int]:
 
 
 def test_rows_that_came_after_the_alarm_are_passed_over_up_to_where_they_are_good_again(tmp_path: Path) -> None:
-    first = Trainer(tmp_path)
-    first.learn(60)
-    past = first.guarded.past()
-    first.learn(20, flipped=True)
+    first, past = alarmed(tmp_path)
     state = read_guard_state(tmp_path)
     assert state is not None and state.offsets[0] < 120
     again = Trainer(tmp_path, {0: 120}, past=past)
@@ -171,10 +174,7 @@ def test_rows_that_came_after_the_alarm_are_passed_over_up_to_where_they_are_goo
 
 
 def test_offsets_of_a_topic_that_was_made_anew_are_not_passed_over(tmp_path: Path) -> None:
-    first = Trainer(tmp_path)
-    first.learn(60)
-    past = first.guarded.past()
-    first.learn(20, flipped=True)
+    first, past = alarmed(tmp_path)
     again = Trainer(tmp_path, {}, past=past)
     assert passed_over(again) and passed_over(again, "another") == []
     again.learn(8)
@@ -195,10 +195,7 @@ def test_what_is_suspicious_of_a_topic_that_was_made_anew_begins_at_its_beginnin
 
 
 def test_a_second_alarm_does_not_bring_back_the_deltas_that_the_first_one_found_wrong(tmp_path: Path) -> None:
-    first = Trainer(tmp_path)
-    first.learn(60)
-    past = first.guarded.past()
-    first.learn(20, flipped=True)
+    first, past = alarmed(tmp_path)
     again = Trainer(tmp_path, {}, past=past, now_ms=first.now_ms + 1_000)
     again.learn(4)
     again.learn(20, flipped=True)
@@ -207,10 +204,7 @@ def test_a_second_alarm_does_not_bring_back_the_deltas_that_the_first_one_found_
 
 
 def test_poison_that_goes_on_after_a_resume_is_found_by_what_was_known_before(tmp_path: Path) -> None:
-    first = Trainer(tmp_path)
-    first.learn(60)
-    past = first.guarded.past()
-    first.learn(20, flipped=True)
+    first, past = alarmed(tmp_path)
     again = Trainer(tmp_path, {}, past=past)
     again.learn(20, flipped=True)
     assert not again.guarded.may_learn and not again.guarded.may_publish
